@@ -4,19 +4,19 @@ export ROLEGATE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rolegate
 export CARGO_TARGET_DIR ?= $(ROLEGATE_CACHE)/target
 # Debian keeps nft and iptables where ordinary users' PATH doesn't look.
 export PATH := $(PATH):/usr/sbin:/sbin
-# The binary that tests of the whole program run.
+# The binary under test.
 export ROLEGATE_BINARY ?= $(CARGO_TARGET_DIR)/debug/rolegate
 
-# What tests need that isn't part of the product.
+# Requirements of tests that are not part of the product.
 TEST_FEATURES := --features rolegate-rego/conformance
 
-# Cargo unites the features of what it builds in one go. All development builds ask for the whole
-# workspace with its test features, so that demo, tests and e2e share one build of each dependency.
-# Naming the examples is what turns the test features on without building tests.
-# No build may change which versions are used: that is what the lock files are kept for.
+# Cargo unifies the features of the packages that it builds together. All development builds select the
+# whole workspace with its test features, so that demo, tests and e2e share one build of each dependency.
+# `--examples` enables the test features without building tests.
+# Builds are --locked, so that no build changes the versions of dependencies.
 BINARIES := build --locked --workspace $(TEST_FEATURES) --bins --examples
 
-# What `make mutants` compares with: a branch or a commit.
+# The branch or commit that `make mutants` compares with.
 BASE ?=
 
 # Seconds for each fuzz target.
@@ -62,7 +62,7 @@ e2e: ## Run one integration test by its exact name: make e2e T=sdk_in_pod_gets_i
 	cargo $(BINARIES)
 	@hack/e2e '$(T)'
 
-lint: ## Check format, lints, licences, banned dependencies, shell scripts and the house rules
+lint: ## Check format, lints, spelling, licences, banned dependencies, shell scripts and the house rules
 	@hack/setup build lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace $(TEST_FEATURES) --all-targets -- -D warnings
@@ -88,6 +88,6 @@ fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 	@hack/setup build fuzz
 	@hack/fuzz $(FUZZ_SECONDS)
 
-mutants: ## Break what a change touches, piece by piece, and see that tests notice: make mutants BASE=origin/main
+mutants: ## Mutate the changed code and report mutants that no test catches: make mutants BASE=origin/main
 	@hack/setup build mutants
 	@hack/mutants $(BASE)

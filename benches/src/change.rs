@@ -62,7 +62,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let denied = median(rounds.iter().map(|(denied, _)| *denied));
     let allowed = median(rounds.iter().map(|(_, allowed)| *allowed));
     Ok(vec![Row {
-        what: "a grant is taken away, 50,000 pods known: until the agent refuses",
+        what: "a grant is revoked, 50,000 pods known: time until the agent refuses",
         target: "≤ 200 ms, and no answer by the old rules after it",
         measured: format!(
             "{denied:.1} ms (slowest of {ROUNDS}: {slowest:.1}; given again: {allowed:.1})"

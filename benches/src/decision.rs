@@ -9,7 +9,7 @@ use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::decision::{Decision, RuleSet};
 use rolegate_core::labels::Labels;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
 use rolegate_core::rule_set_builder::{Facts, RuleSetBuilder, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
@@ -56,11 +56,7 @@ pub(crate) fn run(_: &Bench) -> anyhow::Result<Vec<Row>> {
 fn rules(shape: impl Fn(usize) -> Shape) -> anyhow::Result<RuleSet> {
     let config = RuleConfig {
         base: Some(BaseArn::parse(BASE_ROLE_ARN)?),
-        modes: Modes {
-            namespace: Mode::Off,
-            grants: Mode::Enforce,
-            rego: Mode::Off,
-        },
+        modes: Modes::OFF.with(LayerId::Grants, Mode::Enforce),
         ..RuleConfig::default()
     };
     let mut book = RuleSetBuilder::new(config, SessionScope::Workload, 3600);

@@ -208,13 +208,13 @@ mod tests {
         let answer = Fixed {
             status: 404,
             headers: vec![("x-who".into(), "bare".into())],
-            body: "nobody".into(),
+            body: "not found".into(),
         };
         let server = runtime.block_on(baseline::listen(answer)).unwrap();
         let mut clients = client::open(server, 0..2, 3, |_| "/".into()).unwrap();
         assert!(burst(&mut clients, || Ok(())).unwrap().slowest() > Duration::ZERO);
         let last = clients[2].answered(404).unwrap();
-        assert_eq!(last.body, b"nobody");
+        assert_eq!(last.body, b"not found");
         assert!(last.headers.contains(&("x-who", b"bare")));
         let mut load = Closed {
             in_flight: 2,
@@ -227,6 +227,6 @@ mod tests {
         assert!(!run.samples.is_empty() && run.wall >= load.duration);
         load.status = 200;
         let error = closed(&mut clients, load).unwrap_err().to_string();
-        assert!(error.contains("404 instead of 200: nobody"), "{error}");
+        assert!(error.contains("404 instead of 200: not found"), "{error}");
     }
 }

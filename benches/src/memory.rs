@@ -36,7 +36,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     load::closed(&mut stage.clients(0, HERE)?, load)?;
     Ok(vec![memory_row(
         "memory, cluster of 50,000 pods, 110 on this node, under load",
-        "≤ 20 MiB at its most",
+        "peak ≤ 20 MiB",
         proc::memory(stage.agent.pid())?,
     )])
 }

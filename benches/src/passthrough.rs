@@ -29,12 +29,12 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
         measure(
             &stage,
             CACHED_PATH,
-            "pass-through of a kept path, 16 in flight: CPU for each request",
+            "pass-through of a cached path, 16 in flight: CPU per request",
         )?,
         measure(
             &stage,
             STREAMED,
-            "pass-through asked each time, 16 in flight: CPU for each request",
+            "pass-through of an uncached path, 16 in flight: CPU per request",
         )?,
     ])
 }
@@ -66,7 +66,7 @@ fn measure(stage: &Stage, path: &str, what: &'static str) -> anyhow::Result<Row>
     Ok(Row {
         what,
         target: "≤ 60 µs",
-        measured: format!("{cpu:.1} µs ({per_second:.0} requests a second)"),
+        measured: format!("{cpu:.1} µs ({per_second:.0} requests per second)"),
         met: cpu <= 60.0,
         values: [("cpu_us", cpu), ("per_second", per_second)].into(),
     })

@@ -38,7 +38,7 @@ impl Results {
                 [row.what, row.target, row.measured.as_str(), verdict]
             })
             .collect();
-        let heads = ["what", "to reach", "measured", ""];
+        let heads = ["measurement", "target", "result", ""];
         let widths: [usize; 4] = std::array::from_fn(|column| {
             let cells = table.iter().chain([&heads]);
             let widths = cells.filter_map(|row| row.get(column).map(|cell| cell.chars().count()));

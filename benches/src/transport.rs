@@ -76,7 +76,7 @@ impl Transport {
         }
     }
 
-    /// Reads available data like [`Read::read`]; [`ErrorKind::WouldBlock`] if there is none. Data
+    /// Reads available data like [`Read::read`]; [`ErrorKind::WouldBlock`] without any. Data
     /// that does not fit into `room` stays buffered.
     pub(crate) fn receive(&mut self, room: &mut [u8]) -> std::io::Result<usize> {
         let (connection, socket) = match self {

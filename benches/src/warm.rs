@@ -45,11 +45,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
         rate(&busy),
         cpu(&busy),
         latency(&alone),
-        memory_row(
-            "memory, 100 pods under load",
-            "≤ 20 MiB at its most",
-            memory,
-        ),
+        memory_row("memory, 100 pods under load", "peak ≤ 20 MiB", memory),
     ])
 }
 
@@ -127,7 +123,7 @@ fn medians(rounds: &[(Run, Run)], value: impl Fn(&Run) -> f64) -> (f64, f64, f64
 fn rate(rounds: &[(Run, Run)]) -> Row {
     let (agent, bare, ratio) = medians(rounds, Run::per_second);
     Row {
-        what: "warm credentials, 100 pods, 64 in flight: requests a second",
+        what: "warm credentials, 100 pods, 64 in flight: requests per second",
         target: "≥ 0.85 of bare hyper",
         measured: format!("{ratio:.2} ({agent:.0}; bare {bare:.0})"),
         met: ratio >= 0.85,
@@ -143,7 +139,7 @@ fn rate(rounds: &[(Run, Run)]) -> Row {
 fn cpu(rounds: &[(Run, Run)]) -> Row {
     let (agent, bare, ratio) = medians(rounds, Run::cpu_per_request);
     Row {
-        what: "the same: CPU for each request",
+        what: "as above: CPU per request",
         target: "≤ 1.2 of bare hyper",
         measured: format!("{ratio:.2} ({agent:.1} µs; bare {bare:.1} µs)"),
         met: ratio <= 1.2,
@@ -177,7 +173,7 @@ pub(crate) fn memory_row(what: &'static str, target: &'static str, memory: proc:
     Row {
         what,
         target,
-        measured: format!("{now:.1} MiB, at its most {peak:.1}"),
+        measured: format!("{now:.1} MiB, peak {peak:.1}"),
         met: peak <= 20.0,
         values: [("now_mib", now), ("peak_mib", peak)].into(),
     }

@@ -7,13 +7,13 @@ use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
-use rolegate_admission::outcome::refusal;
-use rolegate_admission::{ValidationRules, Review, validate};
+use rolegate_review::outcome::refusal;
+use rolegate_review::{ValidationRules, Review, validate};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig, Subjects, presets};
 use rolegate_core::grant::{Grant, Subject};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
 use rolegate_core::rule_set_builder::{Facts, RuleSetBuilder, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
@@ -26,11 +26,7 @@ use serde_json::Value;
 static BOOK: LazyLock<RuleSetBuilder> = LazyLock::new(|| {
     let config = RuleConfig {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
-        modes: Modes {
-            namespace: Mode::Enforce,
-            grants: Mode::Enforce,
-            rego: Mode::Enforce,
-        },
+        modes: Modes::from_fn(|_| Mode::Enforce),
         rule_writers: Some(Subjects::default()),
         templates: presets::names()
             .filter_map(presets::preset)
@@ -129,7 +125,7 @@ fuzz_target!(|body: &[u8]| {
             return;
         }
     };
-    let (rules, keys) = (BOOK.rule_set().without("rego"), AnnotationKeys::default());
+    let (rules, keys) = (BOOK.rule_set().without(LayerId::Rego), AnnotationKeys::default());
     // Without policies, no less is allowed.
     let mut allowed = [true; 2];
     for (place, policies) in [None, Some(&**POLICIES as _)].into_iter().enumerate() {

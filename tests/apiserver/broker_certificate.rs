@@ -45,7 +45,7 @@ async fn rule_11_the_brokers_certificate_is_made_with_their_service_and_renewed_
         anyhow::Ok((value("tls.crt")?, value("ca.crt")?, told))
     };
     let (first, ..) = eventually(Duration::from_secs(180), look).await.unwrap();
-    // Whatever is served is always of an authority that agents were told of before.
+    // Each served certificate is issued by an authority that was published to agents before.
     let mut seen = BTreeSet::from([first]);
     let mut most = 0;
     let renewed = async {

@@ -39,7 +39,7 @@ use super::controller::{DEADLINE, Site};
 
 const NAMESPACE: &str = "broker-served";
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// How long a certificate lasts; the next is made at two thirds.
+/// The lifetime of a certificate. It is renewed at two thirds.
 const LIFE: Duration = Duration::from_secs(18);
 const SERVING: &str = r#"rolegate_broker_streams{use="serving"}"#;
 const ENDED: &str = r#"rolegate_broker_refused_total{reason="ended"}"#;
@@ -154,11 +154,11 @@ async fn agent(
         metadata: MetadataOptions {
             imds_v2: ImdsV2::Optional,
             allow: AllowList::new(&[])?,
-            wait: Duration::from_secs(5),
             max_staleness: Duration::from_secs(3600),
             limits: LimitOptions::default(),
             header_time: Duration::from_secs(10),
         },
+        wait: Duration::from_secs(5),
         redirect: None,
         clock: Clock::system(),
     };
@@ -304,7 +304,10 @@ async fn agents_are_served_across_the_ends_of_the_certificates_that_the_controll
             failed = load => failed,
             ended = ends => ended,
         }?;
-        ensure!(answered.load(Ordering::Relaxed) > 10, "nobody asked");
+        ensure!(
+            answered.load(Ordering::Relaxed) > 10,
+            "no client made a request"
+        );
         anyhow::Ok(())
     };
     tokio::select! {

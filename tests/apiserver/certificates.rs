@@ -94,7 +94,7 @@ impl Webhook {
             .unwrap();
     }
 
-    /// What of the Secret's values is at `key`.
+    /// Returns the Secret's value at `key`.
     async fn value(&self, key: &str) -> anyhow::Result<String> {
         let secret = self.site.secrets().get(SECRET).await?;
         let mut data = secret.data.context("an empty Secret")?;
@@ -185,7 +185,7 @@ async fn the_api_server_calls_a_webhook_with_the_certificate_that_the_controller
         BTreeSet::from([webhook.value("ca.crt").await.unwrap()])
     );
 
-    // Somebody takes it away, or makes it nonsense: it is put back.
+    // A user removes it, or replaces it with an invalid value: the controller restores it.
     let [taken, wrong] = [Value::Null, json!("bm9uc2Vuc2U=")].map(|bundle| {
         json!({"webhooks": [{"name": "a.rolegate.dev", "clientConfig": {"caBundle": bundle}}]})
     });

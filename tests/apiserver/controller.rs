@@ -44,7 +44,7 @@ impl Site {
         Connection::new(&self.client).await.unwrap().client()
     }
 
-    /// What the certificate is made by: names of this namespace, and quick.
+    /// Returns an issuer of certificates with names of this namespace and short intervals.
     pub(crate) fn self_signed(&self) -> SelfSigned {
         SelfSigned {
             trust: Trust::Webhook(self.namespace.into()),
@@ -96,7 +96,7 @@ impl Site {
         let leases = Api::<Lease>::namespaced(self.cluster.admin()?, self.namespace);
         let spec = leases.get("rolegate-controller").await?.spec;
         spec.and_then(|spec| spec.holder_identity)
-            .context("nobody holds it")
+            .context("no replica holds it")
     }
 
     async fn until_led_by(&self, identity: &str) {
@@ -169,7 +169,7 @@ async fn one_controller_leads_and_the_other_takes_over_when_it_stops_or_dies() {
     for controller in [&first, &second] {
         let ready = controller.readiness().ready();
         let ready = tokio::time::timeout(DEADLINE, ready).await;
-        ready.expect("both are ready, whoever leads");
+        ready.expect("both are ready, the leader and the other");
     }
     let metrics = |controller: &Controller| {
         let port = controller.addresses().admin;

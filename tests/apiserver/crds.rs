@@ -9,7 +9,7 @@ use kube::Client;
 use rolegate_api::Status;
 use rolegate_core::config::ResourceKind;
 use rolegate_core::grant::Grant;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::rule_set_builder::ClusterConfig;
 use rolegate_core::workload::Change;
 use rolegate_kube::client::{ClientOptions, Connection};
@@ -27,7 +27,7 @@ use tokio::sync::{OnceCell, mpsc};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// What the watches send.
+/// An event of the watches.
 #[derive(Debug)]
 enum Message {
     Grants(Change<Grant>),
@@ -350,8 +350,14 @@ async fn threat_10_a_configuration_that_is_deleted_or_its_kind_is_missing() {
         _ => None,
     };
     cluster.apply_manifest(&written).await.unwrap();
-    assert_eq!(until(&mut auto, is).await.modes.grants, Mode::Enforce);
-    assert_eq!(until(&mut required, is).await.modes.grants, Mode::Enforce);
+    assert_eq!(
+        until(&mut auto, is).await.modes[LayerId::Grants],
+        Mode::Enforce
+    );
+    assert_eq!(
+        until(&mut required, is).await.modes[LayerId::Grants],
+        Mode::Enforce
+    );
     let status = Status {
         ready: true,
         reason: "Valid",

@@ -1,4 +1,4 @@
-//! What is shipped in `deploy/`: the API server accepts it, and it grants what the agent needs and
+//! The manifests of `deploy/`: the API server accepts them, and they grant what the agent needs and
 //! nothing else.
 
 use std::collections::BTreeSet;
@@ -146,7 +146,7 @@ async fn agent_may_nothing_beyond_that() {
     may_exactly(cluster, ACCOUNT, "default", &expected).await;
 }
 
-/// Fails unless one of our service accounts may do this in a namespace beyond what everybody may.
+/// Fails unless one of our service accounts may do this in a namespace beyond what all users may do.
 pub(crate) async fn may_exactly(
     cluster: &Cluster,
     account: &str,

@@ -1,5 +1,5 @@
-//! What is shipped in `deploy/` for clusters with brokers: the broker has what it needs and nothing
-//! else, and the agents have nothing.
+//! The manifests of `deploy/` for clusters with brokers: the broker has the rights that it needs and no
+//! others, and the agents have none.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMapVolumeSource, PodSpec, Service};

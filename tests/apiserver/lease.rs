@@ -51,7 +51,7 @@ impl Way {
     }
 }
 
-/// Who works, counted; more than one at a time is the fault that a Lease is there to prevent.
+/// The number of replicas at work. More than one at a time is the fault that a Lease prevents.
 #[derive(Clone, Default)]
 struct Works(Arc<AtomicI64>);
 

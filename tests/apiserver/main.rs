@@ -1,5 +1,9 @@
 //! Tests against a real Kubernetes API server.
 #![cfg(test)]
+#![allow(
+    clippy::too_many_lines,
+    reason = "a test is one scenario, from its start to its end"
+)]
 
 mod broker_certificate;
 mod broker_served;

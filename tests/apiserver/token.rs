@@ -1,4 +1,4 @@
-//! What the API server, and a token itself, say of whose it is.
+//! The owner of a token, by the API server's review and by the token itself.
 
 use jiff::{SignedDuration, Timestamp};
 use rolegate_kube::token_review::review;

@@ -13,7 +13,7 @@ use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::decision::ReservedRole;
 use rolegate_core::grant::{Grant, Subject};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::{Namespace, NamespaceRules, rule_text};
 use rolegate_core::pattern::PatternFormat;
 use rolegate_core::selector::Selector;
@@ -97,7 +97,7 @@ async fn make_namespaces(server: &Server, world: &World) {
     }
 }
 
-/// Whether a policy is asked about a subresource at all.
+/// Returns true if a policy matches the subresource.
 fn is_matched(export: &Export, subresource: &str) -> bool {
     let ending = format!("/{subresource}");
     let policies = export.documents.iter();
@@ -116,7 +116,7 @@ fn is_matched(export: &Export, subresource: &str) -> bool {
     })
 }
 
-/// What is wrong with an answer.
+/// Returns the fault of an answer.
 fn fault(case: &Case, answer: &Answer) -> Option<String> {
     let message = answer.message();
     // What comes after admission in a trial run.
@@ -182,7 +182,7 @@ async fn policies_and_the_webhook_say_the_same_about_every_case() {
     assert_eq!(impossible, known);
 }
 
-/// A dry-run creation of a pod with a role, by somebody.
+/// A dry-run creation of a pod with a role, by an ordinary user.
 async fn try_pod(server: &Server, namespace: &str, role: &str) -> Answer {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -199,11 +199,7 @@ async fn try_pod(server: &Server, namespace: &str, role: &str) -> Answer {
 fn exported_grants(grants: &[Grant]) -> Export {
     let config = RuleConfig {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
-        modes: Modes {
-            namespace: Mode::Off,
-            grants: Mode::Enforce,
-            rego: Mode::Off,
-        },
+        modes: Modes::OFF.with(LayerId::Grants, Mode::Enforce),
         reserved_roles: vec![ReservedRole {
             account: None,
             name: "TEAM-a-0500-b-reader".into(),

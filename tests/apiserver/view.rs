@@ -1,4 +1,4 @@
-//! `rolegate policy explain` by somebody who has `view` in one namespace and what
+//! `rolegate policy explain` by a user who has `view` in one namespace and what
 //! `deploy/rolegate-view.yaml` gives, on a real API server with RBAC.
 
 use std::process::Output;

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use http::StatusCode;
-use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_api::RolegateConfig;
 use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE};
 use rolegate_core::config::RuleConfig;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
+use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_testkit::admission::{Certificate, HOME, REGISTRATION};
 use rolegate_testkit::cases::{Case, Verdict, World, load_all};
 use rolegate_testkit::request::{Answer, PatchKind, Requests};
@@ -44,20 +44,17 @@ const IMPOSSIBLE: &[(&str, &str)] = &[
         "a connection is let through",
         "nothing is registered for it, and there is no kubelet",
     ),
-    (
-        "a role that is no text is a fault and not nothing",
-        MALFORMED,
-    ),
+    ("a role that is not a string is a fault", MALFORMED),
     (
         "a scale is let through",
         "its kind has no objects; scales of Deployments are tried elsewhere",
     ),
-    ("a service account's annotations that are no map", MALFORMED),
     (
-        "annotations that are no map are a fault and not nothing",
+        "a service account's annotations that are not a map",
         MALFORMED,
     ),
-    ("labels that are no map are a fault", MALFORMED),
+    ("annotations that are not a map are a fault", MALFORMED),
+    ("labels that are not a map are a fault", MALFORMED),
     ("threat 21, IPv4 within IPv6", LINK_LOCAL),
     ("threat 21, a Service at the metadata address", LINK_LOCAL),
     (
@@ -74,8 +71,8 @@ const IMPOSSIBLE: &[(&str, &str)] = &[
 /// Cases that the gate would refuse, and that the conditions of its registration keep from it, for
 /// such a template names no role: a custom resource that its own controller can make no pod of.
 const UNASKED: &[&str] = &[
-    "a template that is no object is a fault",
-    "annotations of a template that are no map are a fault",
+    "a template that is not an object is a fault",
+    "annotations of a template that are not a map are a fault",
 ];
 
 /// An API server, the gate in front of it, and who makes objects as they are before a change.
@@ -177,7 +174,7 @@ impl Stage {
             keys: &AnnotationKeys::default(),
             has_default_role: config.default_role.is_some()
                 || world.documents.iter().any(has_default),
-            has_rego: config.modes.rego != Mode::Off,
+            has_rego: config.modes[LayerId::Rego] != Mode::Off,
             endpoint: Endpoint::Url(&gate.url()),
             ca_bundle: ca.as_bytes(),
             own_namespace: HOME,
@@ -223,7 +220,7 @@ impl Stage {
         user.name = user.name.replace("system:node:", "kubelet-");
         let user = self.cluster.requests()?.as_user(&user);
         let object = case.object.clone().map(valid);
-        let beside = |path: &str| match &*case.subresource {
+        let neighbour = |path: &str| match &*case.subresource {
             "" => format!("{path}?dryRun=All"),
             subresource => format!("{path}/{subresource}?dryRun=All"),
         };
@@ -234,7 +231,7 @@ impl Stage {
                 let name = object["metadata"]["name"].as_str().unwrap_or_default();
                 path = format!("{path}/{name}");
             }
-            return Ok(heard(user.post(&beside(&path), &object).await?));
+            return Ok(heard(user.post(&neighbour(&path), &object).await?));
         }
         let Some(old) = case.old_object.clone().map(valid) else {
             return Ok(None);
@@ -246,7 +243,7 @@ impl Stage {
             return Ok(None);
         };
         let answer = if case.operation == "DELETE" {
-            user.delete(&beside(&path)).await?
+            user.delete(&neighbour(&path)).await?
         } else {
             let mut patch = difference(&old, &object.context("an update to nothing")?);
             // What the API server has added to a pod must stay.
@@ -260,9 +257,10 @@ impl Stage {
             if case.subresource == "finalize" {
                 let mut whole = before;
                 apply(&mut whole, &patch);
-                user.put(&beside(&path), &whole).await?
+                user.put(&neighbour(&path), &whole).await?
             } else {
-                user.patch(&beside(&path), PatchKind::Merge, &patch).await?
+                user.patch(&neighbour(&path), PatchKind::Merge, &patch)
+                    .await?
             }
         };
         self.clear(case, &path, existed).await?;
@@ -321,7 +319,7 @@ fn heard(answer: Answer) -> Option<Answer> {
     (answer.is_refused_by_webhook() || !is_none).then_some(answer)
 }
 
-/// What the API server's own validation asks for beyond what a case is about.
+/// Adds the fields that the API server's own validation requires to the object of a case.
 fn valid(mut object: Value) -> Value {
     let mirror = "kubernetes.io/config.mirror";
     if object["kind"] == "Pod" && object["metadata"]["annotations"][mirror].is_string() {
@@ -391,7 +389,7 @@ fn apply(target: &mut Value, patch: &Value) {
     }
 }
 
-/// What is wrong with an answer.
+/// Returns the faults of an answer.
 fn faults(case: &Case, answer: &Answer) -> Vec<String> {
     let message = answer.message();
     // What comes after admission in a trial run.
@@ -424,7 +422,7 @@ fn faults(case: &Case, answer: &Answer) -> Vec<String> {
         }
     }
     if case.expect.warns.is_empty() && ours {
-        faults.push(format!("nobody wants to be warned: {warnings}"));
+        faults.push(format!("unexpected warnings: {warnings}"));
     }
     faults
 }

@@ -1,4 +1,4 @@
-//! What `rolegate policy explain` says is what agents answer, for every pod of the table of cases: with
+//! `rolegate policy explain` and agents agree, for every pod of the table of cases: with
 //! flags, with a RolegateConfig, and behind a broker. The API server is real, agents and brokers are the
 //! real binary on loopback, where pods are addresses of their own.
 
@@ -26,7 +26,7 @@ const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// Commands that run at once.
 const AT_ONCE: usize = 3;
 
-/// Who says what the rules are.
+/// The source of the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Setup {
     /// The agents' flags.
@@ -44,7 +44,7 @@ struct Stage {
     imds: Imds,
     sts: Sts,
     dir: tempfile::TempDir,
-    /// Whether our kinds are installed.
+    /// True if our kinds are installed.
     has_kinds: bool,
     /// Namespaces that were made.
     namespaces: BTreeSet<String>,
@@ -208,7 +208,7 @@ impl Stage {
             "spec": {"selector": {"matchLabels": labels}, "template": {
                 "metadata": {"labels": labels},
                 "spec": {"containers": [{"name": "main", "image": "rolegate:1",
-                    // What the process is told of its surroundings has no part in decisions.
+                    // The process's environment has no part in decisions.
                     "args": arguments,
                     "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]}]}}},
         });
@@ -356,7 +356,7 @@ async fn ready(process: &mut Rolegate, admin: u16) -> anyhow::Result<()> {
         .await
 }
 
-/// What the agent answers a pod, in the words of explanations.
+/// Returns the agent's answer to a pod, in the words of explanations.
 async fn answered(address: Ipv4Addr, port: u16) -> anyhow::Result<&'static str> {
     eventually(DEADLINE, async || {
         let ask = move || connect(address, port)?.request("GET", CREDENTIALS, &[]);
@@ -402,7 +402,7 @@ fn flags_of(world: &World) -> anyhow::Result<Vec<String>> {
     Ok(flags)
 }
 
-/// Whether an agent serves the pod of a case at all: a mirror pod and one of the node's network have no
+/// Returns true if an agent serves the pod of a case: mirror pods and pods on the host network have no
 /// address of their own.
 fn is_served(case: &Case) -> bool {
     let pod = case.subject();

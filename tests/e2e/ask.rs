@@ -5,15 +5,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::Context;
-use rolegate_core::redirect::{METADATA_V4, METADATA_V6};
+use rolegate_redirect::rules::{METADATA_V4, METADATA_V6};
 use rolegate_testkit::lab::Namespace;
 
-/// How long connecting may take: what is dropped never answers.
+/// Timeout for a connection: dropped packets are never answered.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long an answer may take on a busy machine.
+/// Timeout for an answer, on a busy machine.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// Where SDKs look for credentials.
+/// The path where SDKs request credentials.
 pub(crate) const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
 
 /// The IPv4 metadata address, where pods ask.

@@ -1,4 +1,4 @@
-//! What is taken away is gone with the next answer, whatever was cached.
+//! A revoked right is gone with the next answer, whatever was cached.
 
 use std::net::IpAddr;
 
@@ -120,7 +120,7 @@ async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() 
 }
 
 const RULES: &str = "/apis/rolegate.dev/v1alpha1";
-/// What lets the agent of the shipped manifest read policies, as it says.
+/// The rights to read policies that the shipped manifest describes.
 const POLICIES: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
@@ -205,7 +205,7 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
     };
     layers(json!({ "grants": "audit" })).await?;
     served(&site, &pod, "reader").await?;
-    // What a pod was told is not told again for a while, so this is about another one.
+    // An Event is not repeated for a while, so this is about another pod.
     let other = site.pod("10.1.0.6")?;
     cluster
         .run_pod(&site.object("a", "other", &other).role("reader"))

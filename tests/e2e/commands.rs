@@ -53,7 +53,7 @@ data:
     }
 "#;
 
-/// Somebody who may read what the commands read.
+/// A user with the rights that the commands need.
 const READER: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -85,7 +85,7 @@ roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: replica
 subjects: [{ kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:serviceaccounts:rolegate-system" }]
 "#;
 
-/// A cluster with its gate, with what runs there, and somebody's kubeconfig.
+/// A cluster with its webhook, its workloads, and a user's kubeconfig.
 struct Site {
     stage: Stage,
     kubeconfig: PathBuf,
@@ -153,7 +153,7 @@ impl Site {
         self.stage.cluster.requests()
     }
 
-    /// What is explained about a pod, as JSON.
+    /// Returns the explanation of a pod, as JSON.
     async fn explained(&self, pod: &str, namespace: &str, code: i32) -> anyhow::Result<Value> {
         let pod = format!("pod/{pod}");
         let explain = ["explain", &pod, "-n", namespace, "-o", "json"];
@@ -205,14 +205,14 @@ async fn explain_tells_of_pods_of_a_cluster_and_of_thoughts() -> anyhow::Result<
 
     let text = site.run(&["explain", "pod/api", "-n", "shop"]).await?;
     assert!(text.ended(0).out.contains("shop-reader"));
-    let nobody = site.run(&["explain", "pod/nobody", "-n", "shop"]).await?;
-    let nobody = nobody.ended(1);
+    let stranger = site.run(&["explain", "pod/stranger", "-n", "shop"]).await?;
+    let stranger = stranger.ended(1);
     assert!(
-        nobody
+        stranger
             .err
-            .contains("cannot find pod nobody in namespace shop"),
+            .contains("cannot find pod stranger in namespace shop"),
         "{}",
-        nobody.err
+        stranger.err
     );
     let absent = site.run(&["explain", "deployment/x"]).await?.ended(1);
     let told = "cannot find deployment x in namespace default";
@@ -329,7 +329,7 @@ async fn simulate_tells_whom_a_change_cuts_off_before_it_does() -> anyhow::Resul
     let same = simulate(grant("other", "nobodys", "web"), 0).await?;
     assert_eq!(same["pods"], same["unchanged"], "{same:#}");
 
-    // Without the configuration everything is refused, and that is told too.
+    // Without the configuration everything is refused, which is reported too.
     let ran = site
         .run(&["simulate", "--rules", &path, "--replace", "-o", "json"])
         .await?;
@@ -388,7 +388,7 @@ async fn suggest_covers_what_runs_and_nothing_else() -> anyhow::Result<()> {
     for grant in items {
         taken("a suggested grant", site.admin()?.post(path, grant).await?)?;
     }
-    // By the rules as they are, whoever has a role is covered.
+    // By the current rules, each pod with a role is covered.
     let now = site.run(&["suggest"]).await?.ended(0);
     assert_eq!(now.objects()?.len(), 0, "{}", now.out);
     Ok(())
@@ -503,15 +503,15 @@ async fn convert_reads_the_annotations_of_a_cluster() -> anyhow::Result<()> {
 async fn what_may_not_be_read_and_who_is_away_is_told() -> anyhow::Result<()> {
     let site = Site::shared().await?;
     let cluster = &site.stage.cluster;
-    cluster.create_service_account("people", "nobody").await?;
-    let token = cluster.service_account_token("people", "nobody").await?;
-    let nobody = cluster.kubeconfig_for_token("nobody", &token)?;
+    cluster.create_service_account("people", "stranger").await?;
+    let token = cluster.service_account_token("people", "stranger").await?;
+    let stranger = cluster.kubeconfig_for_token("stranger", &token)?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("pod.yaml");
     std::fs::write(&file, pod("app", Some("x")).to_string())?;
     let file = file.display().to_string();
     let away = folder.path().join("away");
-    let text = std::fs::read_to_string(&nobody)?;
+    let text = std::fs::read_to_string(&stranger)?;
     std::fs::write(&away, text.replace(&cluster.url(), "https://127.0.0.1:1"))?;
     for arguments in [
         &["explain", "pod/api", "-n", "shop"][..],
@@ -523,7 +523,7 @@ async fn what_may_not_be_read_and_who_is_away_is_told() -> anyhow::Result<()> {
         &["export", "--format=vap"],
         &["export", "--format=webhook"],
     ] {
-        let ran = run_as(&nobody, arguments).await?.ended(1);
+        let ran = run_as(&stranger, arguments).await?.ended(1);
         assert!(ran.err.contains("not permitted to read"), "{}", ran.err);
         assert_eq!(ran.out, "", "{arguments:?}");
         let ran = run_as(&away, arguments).await?.ended(1);

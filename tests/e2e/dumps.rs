@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rolegate_testkit::Rolegate;
 
 /// An ordinary user, whose own processes may be read and dumped.
-const NOBODY: u32 = 65_534;
+const UNPRIVILEGED: u32 = 65_534;
 const LONG: Duration = Duration::from_secs(60);
 
 struct Running(Child);
@@ -81,7 +81,11 @@ fn rule_06_no_process_that_holds_secrets_can_be_dumped() -> anyhow::Result<()> {
 
     let other = Running::start("sleep", &["600"]);
     eventually("sleep runs", || other.program().as_deref() == Some("sleep"));
-    assert_eq!(other.owner(), Some(NOBODY), "the look tells both apart");
+    assert_eq!(
+        other.owner(),
+        Some(UNPRIVILEGED),
+        "the look tells both apart"
+    );
 
     // No API server is there, and each command goes on asking for one.
     let api = "--api-server=http://127.0.0.1:9";

@@ -1,4 +1,4 @@
-//! What the pages of `docs/` have a reader apply changes nothing for pods that work.
+//! The manifests in the pages of `docs/` change nothing for pods that work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -51,7 +51,7 @@ fn applied() -> anyhow::Result<BTreeSet<String>> {
     Ok(files)
 }
 
-/// What STS was asked for: roles, names, tags and whatever else makes a session.
+/// Returns the requests to STS: roles, names, tags and the rest of a session.
 fn sessions(site: &Site, since: usize) -> BTreeSet<BTreeMap<String, String>> {
     let assumed = site.sts.assumed().into_iter().skip(since);
     assumed.map(|session| session.asked).collect()

@@ -1,8 +1,12 @@
-//! `rolegate agent` from end to end, with nothing of ours where somebody else's part can be had: a
+//! `rolegate agent` from end to end, with independent parts instead of stand-ins: a
 //! real API server, network namespaces as node and pods, real redirect rules, moto as STS, and
 //! boto3 and the AWS CLI as they are published. Needs root.
 
 #![cfg(test)]
+#![allow(
+    clippy::too_many_lines,
+    reason = "a test is one scenario, from its start to its end"
+)]
 
 mod admission;
 mod agrees;

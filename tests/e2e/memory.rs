@@ -25,7 +25,7 @@ enum Process {
     Broker,
 }
 
-/// PodEntry memory, bytes: after a list that came after a gap, and at its most.
+/// PodEntry memory, bytes: after a list that came after a gap, and the maximum.
 #[derive(Debug, Clone, Copy)]
 struct Memory {
     now: u64,
@@ -120,8 +120,8 @@ fn command(
     Ok((command, admin))
 }
 
-/// The memory of a process beside these pods, after its watch expired.
-async fn beside(process: Process, pods: Vec<Pod>, streaming: bool) -> anyhow::Result<Memory> {
+/// Returns the memory of a process with these pods, after its watch expired.
+async fn measure(process: Process, pods: Vec<Pod>, streaming: bool) -> anyhow::Result<Memory> {
     let options = KubeApiOptions {
         streaming_lists: streaming,
         ..KubeApiOptions::default()
@@ -175,18 +175,18 @@ async fn beside(process: Process, pods: Vec<Pod>, streaming: bool) -> anyhow::Re
 /// Compares a process's memory with and without large pods, and checks the difference.
 async fn costs(process: Process, pods: impl Fn() -> Vec<Pod>, most: u64) -> anyhow::Result<()> {
     for streaming in [true, false] {
-        let without = beside(process, Vec::new(), streaming).await?;
-        let with = beside(process, pods(), streaming).await?;
+        let without = measure(process, Vec::new(), streaming).await?;
+        let with = measure(process, pods(), streaming).await?;
         let more = with.now.saturating_sub(without.now);
         let peak = with.peak.saturating_sub(without.peak);
         println!(
-            "{process:?}, streamed lists {streaming}: {} MiB more, {} MiB at its most; {} MiB without",
+            "{process:?}, streamed lists {streaming}: {} MiB more, {} MiB peak; {} MiB without",
             more / MIB,
             peak / MIB,
             without.now / MIB
         );
         ensure!(more <= most, "{} MiB more", more / MIB);
-        ensure!(peak <= 2 * most, "{} MiB more at its most", peak / MIB);
+        ensure!(peak <= 2 * most, "{} MiB more at the peak", peak / MIB);
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::site::DEADLINE;
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// What Prometheus sends where it is told to read the text format alone.
+/// Prometheus's `Accept` header for the text format alone.
 const TEXT: &str = "text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/reader";
 

@@ -1,5 +1,5 @@
 //! `rolegate policy` where what is in force can't be known, and the RolegateConfig that says what flags
-//! say. The API server is real, and nobody but the command reads it.
+//! say. The API server is real, and only the command reads it.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::site::DEADLINE;
 const HOME: &str = "rolegate-system";
 const BASE: &str = "--base-role-arn=arn:aws:iam::123456789012:role/";
 
-/// Somebody who may read rules and pods, and no workloads.
+/// A user who may read rules and pods, but no workloads.
 const READER: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -131,7 +131,7 @@ async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Re
     let says = "flags of DaemonSet rolegate-system/rolegate-agent, generation 1";
     assert!(checked.out.contains(says), "{}", checked.out);
 
-    // Somebody who may not read workloads.
+    // A user who may not read workloads.
     let token = stage
         .cluster
         .service_account_token("shop", "default")
@@ -227,7 +227,7 @@ async fn the_adopted_config_decides_as_the_flags_do() -> anyhow::Result<()> {
         .await?
         .ended(64);
     assert!(idle.err.contains("--layer has no effect"), "{}", idle.err);
-    // The context is told where nothing is found.
+    // The error names the context if nothing is found.
     let lost = stage.run(&["explain", "pod/reader"]).await?;
     lost.fails_for("cannot find pod reader in namespace default (context test)");
     Ok(())

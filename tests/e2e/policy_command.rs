@@ -1,4 +1,4 @@
-//! Runs `rolegate policy` as somebody with a kubeconfig does.
+//! Runs `rolegate policy` as a user with a kubeconfig does.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use anyhow::Context;
 use rolegate_testkit::Rolegate;
 use serde_json::Value;
 
-/// What a command printed, and its exit code.
+/// The output of a command, and its exit code.
 pub(crate) struct Ran {
     pub(crate) code: i32,
     pub(crate) out: String,

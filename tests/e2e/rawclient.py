@@ -1,6 +1,6 @@
 """A neighbour on the wire that has CAP_NET_RAW and nothing else.
 
-It announces an address that isn't its own as it is told to, and asks a web server from that address over a TCP of
+It announces an address that isn't its own, given as an argument, and asks a web server from that address over a TCP of
 its own on a packet socket. It prints one JSON object: its capabilities and what came of each try.
 """
 

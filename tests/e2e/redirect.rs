@@ -1,4 +1,4 @@
-//! What becomes of the redirect when nobody answers behind it, and by hand.
+//! The redirect without an agent behind it, and by hand.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,7 +19,7 @@ use crate::site::{DEADLINE, Site, clean, rolegate, start_imds};
 /// The exit code of `redirect check` where nothing answers pods.
 const BLOCKED: i32 = 2;
 
-/// Whether it is the agent that answers: it knows no pod here.
+/// Returns true for an answer of the agent, which knows no pod here.
 fn is_agent(reply: &Reply) -> bool {
     reply.status == 404 && reply.body.contains("no pod of this node is known")
 }
@@ -58,7 +58,7 @@ async fn pain_04_redirect_remove_at_exit_opens_it() -> anyhow::Result<()> {
     assert!(is_agent(&ask::get(&pod, "/latest/user-data")?));
     assert!(
         agent.log().contains("--redirect-remove-at-exit"),
-        "a choice that is told of"
+        "a choice that is logged"
     );
     assert!(agent.stop().await?.success());
     for target in [METADATA, METADATA_6] {

@@ -22,7 +22,7 @@ except botocore.exceptions.NoCredentialsError:
     print(json.dumps({'arn': None}))
 ";
 
-/// One process that works on until its first credentials have ended and it has seen a third key.
+/// One process that works on until its first credentials have expired and it has seen a third key.
 /// Each piece of work finds its credentials anew, since botocore stretches the life of what a
 /// metadata service gives, by 12 minutes at least, when less than that is left of it.
 const WORK_ON: &str = "
@@ -82,7 +82,7 @@ pub(crate) fn run(
     Ok((output.status.success(), all))
 }
 
-/// Who boto3 in the pod is; `None`: it found no credentials.
+/// Returns the identity of boto3 in the pod, or `None` without credentials.
 pub(crate) fn boto3(sts: &Sts, pod: &Pod) -> anyhow::Result<Option<String>> {
     let (done, output) = run(sts, pod, "python", &["-c", WHO_AM_I])?;
     ensure!(done, "boto3: {output}");

@@ -178,7 +178,7 @@ fn neighbours_are_served(
             // A pod of many workers has its share, and each of them is served.
             let workers = (0..WORKERS).map(|_| served(WORKER, port));
             let workers = workers.collect::<anyhow::Result<Vec<_>>>();
-            workers.context("a worker beside greedy pods").map(drop)
+            workers.context("a worker next to greedy pods").map(drop)
         })();
         stop.store(true, Ordering::Relaxed);
         done
@@ -264,7 +264,7 @@ fn strangers_leave_room(agent: &Agent) -> anyhow::Result<Vec<Client>> {
     let held = (0..=u8::MAX).flat_map(|n| (0..3).map(move |_| n));
     let held = held.map(|n| agent.connect(stranger(n)));
     let held = held.collect::<anyhow::Result<Vec<_>>>()?;
-    served(NEIGHBOUR, agent.port()).context("a pod beside strangers")?;
+    served(NEIGHBOUR, agent.port()).context("a pod next to strangers")?;
     let open = eventually_closed(&held)?;
     println!("{open} of {} connections of strangers are open", held.len());
     ensure!(

@@ -29,7 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 /// One successful `AssumeRole`.
 #[derive(Debug, Clone)]
 pub(crate) struct Assumed {
-    /// What was asked for: `RoleArn`, `RoleSessionName`, `ExternalId`…
+    /// The parameters of the request: `RoleArn`, `RoleSessionName`, `ExternalId`…
     pub(crate) asked: BTreeMap<String, String>,
     /// The access key that was given.
     pub(crate) access_key: String,
@@ -131,7 +131,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 }
 
 impl State {
-    /// Whether a request is signed with the key of a session that has ended.
+    /// Returns true if a request is signed with the key of an expired session.
     fn is_over(&self, headers: &HeaderMap) -> bool {
         let signed = headers
             .get(AUTHORIZATION)

@@ -137,8 +137,8 @@ impl Site {
             .address(pod.v6)
     }
 
-    /// What an agent on this node needs in its environment. Everything that has to do with AWS it
-    /// finds out from the node, as it would there.
+    /// Returns the environment of an agent on this node. It detects everything about AWS from the
+    /// node, as on a real one.
     pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
         let folder = |name: &str| self.dir.path().join(name).display().to_string();
         vec![

@@ -16,7 +16,7 @@ async fn upgrade_without_a_gap() -> anyhow::Result<()> {
     cluster
         .run_pod(&site.object("a", "reader", &pod).role("reader"))
         .await?;
-    // Whoever hands over must not take the rules away, though told to do so at its end.
+    // An agent that hands over must keep the rules, in spite of --redirect-remove-at-exit.
     let flags = ["--imds-v2=required", "--redirect-remove-at-exit"];
     let old = site.ready_agent(&["--redirect-remove-at-exit"]).await?;
     served(&site, &pod, "reader").await?;

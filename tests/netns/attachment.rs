@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rolegate_agent::attachment::{
     AttachmentOptions, Attachments, EVENT_BUFFER, Kind, PodId, Unrecorded, Verdict,
 };
-use rolegate_agent::redirect::Backend;
+use rolegate_redirect::Backend;
 use rolegate_testkit::lab::{Pod, PodLink, PodName, write_record};
 use serde_json::json;
 use tempfile::TempDir;

@@ -1,7 +1,7 @@
 //! The check from inside a pod tells the agent, nothing and the node's metadata apart.
 
-use rolegate_agent::redirect::Backend;
-use rolegate_agent::redirect::check::{Outcome, SelfCheck, probe};
+use rolegate_redirect::Backend;
+use rolegate_redirect::check::{Outcome, SelfCheck, probe};
 use rolegate_testkit::lab::{Pod, PodLink};
 
 use crate::scene::{Scene, on};

@@ -1,12 +1,11 @@
-//! What the kernel doesn't tell: its events about pods' addresses, when there are more of them than
-//! it keeps.
+//! Lost events of the kernel about pods' addresses, when there are more of them than it keeps.
 
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::Instant;
 
 use rolegate_agent::attachment::{EVENT_BUFFER, Kind, Verdict};
-use rolegate_agent::redirect::Backend;
+use rolegate_redirect::Backend;
 use rolegate_testkit::lab::{Pod, PodLink};
 
 use crate::attachment::{Place, addresses, eventually, open_with, pod_id, talk};
@@ -14,7 +13,7 @@ use crate::scene::Scene;
 
 /// Bytes in which the kernel keeps some ten events.
 const SMALL: usize = 4096;
-/// More events than a buffer of `net.core.rmem_max` keeps, which is 4 MiB at the most by default, and
+/// More events than a buffer of `net.core.rmem_max` keeps, which is at most 4 MiB by default, and
 /// fewer than ours does.
 const MANY: u32 = 15_000;
 

@@ -1,5 +1,5 @@
 //! Real rules and real packets: pods as network namespaces, a node that forwards, and behind it
-//! somebody who holds the metadata addresses. Needs root, `ip`, `nft` and `iptables`.
+//! a host that has the metadata addresses. Needs root, `ip`, `nft` and `iptables`.
 
 #![cfg(test)]
 

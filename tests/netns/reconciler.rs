@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use rolegate_agent::redirect::{Backend, Flavour, RedirectReconciler, State};
+use rolegate_redirect::{Backend, Flavour, RedirectReconciler, State};
 use rolegate_testkit::eventually;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,7 @@ fn routing_vandals() -> Vec<Vec<String>> {
     ]
 }
 
-/// What others do to rules, as commands on the node.
+/// Returns commands on the node by which others damage the rules.
 fn vandals(scene: &Scene) -> Vec<Vec<String>> {
     let mut all = filter_vandals(scene);
     all.extend(routing_vandals());

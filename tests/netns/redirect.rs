@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use rolegate_agent::redirect::{Backend, Choice, State};
+use rolegate_redirect::{Backend, Choice, State};
 use rolegate_testkit::lab::PodLink;
 use rolegate_testkit::repository;
 
@@ -492,7 +492,7 @@ fn an_earlier_nftables_run_does_not_win(backend: Backend) -> anyhow::Result<()> 
         tables.contains("inet rolegate"),
         backend == Backend::Nftables
     );
-    let removed = on(scene.lab.node(), rolegate_agent::redirect::remove_all)?;
+    let removed = on(scene.lab.node(), rolegate_redirect::remove_all)?;
     assert_eq!(removed.backends.len(), 1, "{removed:?}");
     assert!(removed.routing_rules);
     assert!(!scene.all_rules()?.to_lowercase().contains("rolegate"));

@@ -1,4 +1,4 @@
-//! What every test here has: a lab, a stand-in for the agent on the node, a stand-in for the
+//! The harness of every test here: a lab, a stand-in for the agent on the node, a stand-in for the
 //! metadata service behind it, and one backend for the rules.
 
 use std::future::Future;
@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rolegate_agent::redirect::{Backend, Redirect};
-use rolegate_core::redirect::{METADATA_V4, METADATA_V6, Spec};
+use rolegate_redirect::rules::{METADATA_V4, METADATA_V6, Spec};
+use rolegate_redirect::{Backend, Redirect};
 use rolegate_testkit::lab::{Lab, NODE_V4, NODE_V6, Namespace, Pod, PodLink};
 
 /// The stand-in agent's port.
 pub(crate) const PORT: u16 = 8181;
-/// How long a client waits for what doesn't come.
+/// Timeout of a client for an answer that doesn't come.
 const PATIENCE: Duration = Duration::from_millis(800);
-/// What the stand-in agent says.
+/// The answer of the stand-in agent.
 pub(crate) const AGENT: &str = r#"{"hostIP":"10.0.0.1"}"#;
-/// What the stand-in metadata service says.
+/// The answer of the stand-in metadata service.
 pub(crate) const IMDS: &str = "the node's own metadata";
 
 /// A web server that says one thing, whatever it is asked.
@@ -277,17 +277,17 @@ impl Scene {
 macro_rules! for_each_backend {
     ($($name:ident),* $(,)?) => {
         mod nftables {
-            use rolegate_agent::redirect::Backend;
+            use rolegate_redirect::Backend;
             $(#[test] fn $name() -> anyhow::Result<()> { super::$name(Backend::Nftables) })*
         }
         mod iptables_nft {
-            use rolegate_agent::redirect::{Backend, Flavour};
+            use rolegate_redirect::{Backend, Flavour};
             $(#[test] fn $name() -> anyhow::Result<()> {
                 super::$name(Backend::Iptables(Flavour::Nft))
             })*
         }
         mod iptables_legacy {
-            use rolegate_agent::redirect::{Backend, Flavour};
+            use rolegate_redirect::{Backend, Flavour};
             $(#[test] fn $name() -> anyhow::Result<()> {
                 super::$name(Backend::Iptables(Flavour::Legacy))
             })*

@@ -1,4 +1,4 @@
-//! What pods ask the metadata service, and what they must not hear.
+//! Requests of pods to the metadata service, and the answers that they must not get.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use rolegate_testkit::{TestCluster, eventually};
 
 /// For what happens elsewhere, on a machine that has other things to do too.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
-/// Where pods ask for credentials.
+/// The address where pods request credentials.
 pub(crate) const CREDENTIALS: &str =
     "http://169.254.169.254/latest/meta-data/iam/security-credentials/";
 
@@ -29,7 +29,7 @@ impl Asking<'_> {
             .with_context(|| format!("{program:?} in {}", self.pod))
     }
 
-    /// Whom STS knows the pod as, asked by boto3 as it is published.
+    /// Returns the pod's identity by STS, requested by boto3 as it is published.
     pub(crate) async fn identity(&self) -> anyhow::Result<String> {
         let script =
             "import boto3; print(boto3.client('sts').get_caller_identity()['Arn'], end='')";

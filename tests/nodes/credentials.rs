@@ -1,4 +1,4 @@
-//! Who gets credentials, with both ways to join pods to their node.
+//! The pods that get credentials, with both ways to connect pods to their node.
 
 use anyhow::ensure;
 use rolegate_devkit::NODE_SECRET_MARKER;

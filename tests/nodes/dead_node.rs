@@ -48,7 +48,7 @@ async fn running(cluster: &TestCluster, dead: &str) -> anyhow::Result<(String, S
             return Ok((name.to_owned(), node.to_owned()));
         }
     }
-    anyhow::bail!("no pod runs beside {dead:?}: {pods}")
+    anyhow::bail!("no pod but {dead:?} runs: {pods}")
 }
 
 fn deployment() -> serde_json::Value {

@@ -39,7 +39,7 @@ async fn docs_walk() -> anyhow::Result<()> {
         .collect();
     ensure!(
         !scenes.is_empty(),
-        "DOCS_WALK_ONLY is no page that begins on a fresh cluster"
+        "DOCS_WALK_ONLY is not a page that begins on a fresh cluster"
     );
     // Most of the time is spent on waiting for Kubernetes, so they don't hold up each other.
     let walks = scenes

@@ -1,4 +1,4 @@
-//! What a user of a cluster has at hand, as documents assume it.
+//! The tools and rights of a cluster's user that documents assume.
 
 use anyhow::ensure;
 use rolegate_testkit::TestCluster;
@@ -46,7 +46,7 @@ async fn pods_find_services_by_name() -> anyhow::Result<()> {
     let look_up = "import socket, sys; print(socket.gethostbyname(sys.argv[1]), end='')";
     let name = ["python3", "-c", look_up, "kubernetes.default.svc"];
     ensure!(asking.run(&name).await? == "10.96.0.1");
-    let unknown = ["python3", "-c", look_up, "nobody.default.svc"];
+    let unknown = ["python3", "-c", look_up, "unknown.default.svc"];
     let unknown = cluster.exec(namespace, pod, &unknown).await?;
     ensure!(unknown.stderr.contains("gaierror"), "{}", unknown.stderr);
     Ok(())

@@ -64,10 +64,10 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let other = mebibytes(proc::memory(alone.pid())?.now);
     let mut rows = vec![
         Row {
-            what: "warm credentials at an agent with a broker, 64 in flight: CPU for each request",
+            what: "warm credentials at an agent with a broker, 64 in flight: CPU per request",
             target: "that of the agent alone, ± 5 %",
             measured: format!(
-                "{cpu:.2} of it ({with:.1} µs; alone {without:.1}; requests a second {rate:.2})"
+                "{cpu:.2} of it ({with:.1} µs; alone {without:.1}; requests per second {rate:.2})"
             ),
             met: cpu <= 1.05,
             values: [
@@ -81,7 +81,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
         Row {
             what: "memory of an agent with a broker, 110 pods, under load",
             target: "≤ 14 MiB",
-            measured: format!("{now:.1} MiB, at its most {peak:.1} (the agent alone {other:.1})"),
+            measured: format!("{now:.1} MiB, peak {peak:.1} (the agent alone {other:.1})"),
             met: peak <= 14.0,
             values: [("now_mib", now), ("peak_mib", peak), ("alone_mib", other)].into(),
         },
@@ -129,7 +129,7 @@ fn failover(bench: &Bench) -> anyhow::Result<Row> {
     let middle = median(waits.iter().map(|wait| milliseconds(*wait)));
     let slowest = waits.iter().max().copied().unwrap_or_default();
     Ok(Row {
-        what: "a broker is killed: until a pod created then has credentials",
+        what: "a broker is killed: time until a pod created then has credentials",
         target: "≤ 1 s, no request of other pods fails",
         measured: format!(
             "{middle:.0} ms (slowest of {KILLS}: {:.0}; {requests} requests, none failed)",

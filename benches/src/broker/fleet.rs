@@ -107,7 +107,7 @@ impl Agent {
                 dialing = Some(self.dial(next).boxed());
                 next += 1;
             }
-            let beside = warm.as_mut().map(|link| link.incoming.message());
+            let standby = warm.as_mut().map(|link| link.incoming.message());
             tokio::select! {
                 message = serving.incoming.message() => match message {
                     Ok(Some(message)) => if let Some(to_agent::Body::Update(update)) = message.body {
@@ -126,7 +126,7 @@ impl Agent {
                         serving.begin();
                     }
                 },
-                Some(message) = OptionFuture::from(beside) => match message {
+                Some(message) = OptionFuture::from(standby) => match message {
                     Ok(Some(message)) => if let Some(to_agent::Body::Update(_)) = message.body {
                         observed.wrong(format!("{} received pods on its standby stream", self.node));
                     },
@@ -191,7 +191,7 @@ impl Agent {
 
 impl StreamLink {
     fn begin(&self) {
-        // It fails only if the stream has ended, which the reader notices.
+        // It fails only if the stream is closed, which the reader notices.
         let _ = self
             .orders
             .try_send(message(from_agent::Body::Activate(v1::Activate {})));

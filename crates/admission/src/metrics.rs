@@ -6,6 +6,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use rolegate_core::enforcement::EnforcementPoint;
+use rolegate_review::ViolationSource;
 use rolegate_rules::metrics::DecisionMetrics;
 use rolegate_runtime::histogram::AtomicHistogram;
 use rolegate_runtime::shares::Limit;
@@ -86,8 +87,8 @@ impl AdmissionMetrics {
         }
     }
 
-    pub(crate) fn denied(&self, layer: &'static str) {
-        self.decisions.denied(layer);
+    pub(crate) fn denied(&self, by: ViolationSource) {
+        self.decisions.denied(by.as_str());
     }
 
     pub(crate) fn connection_closed(&self, limit: Limit) {
@@ -99,13 +100,15 @@ impl AdmissionMetrics {
         self.closed.get_or_create(&[("limit", limit)]).inc();
     }
 
-    pub(crate) fn audited(&self, layer: &'static str) {
-        self.decisions.audited(layer);
+    pub(crate) fn audited(&self, by: ViolationSource) {
+        self.decisions.audited(by.as_str());
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rolegate_core::layer::LayerId;
+
     use super::*;
 
     #[test]
@@ -117,8 +120,8 @@ mod tests {
                 metrics.observe(ending, Duration::from_millis(2));
             }
         }
-        metrics.denied("grants");
-        metrics.audited("rego");
+        metrics.denied(LayerId::Grants.into());
+        metrics.audited(LayerId::Rego.into());
         for limit in [Limit::Each, Limit::Known, Limit::Total, Limit::UnknownPeers] {
             metrics.connection_closed(limit);
         }

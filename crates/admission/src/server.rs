@@ -16,6 +16,9 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
 use rolegate_core::annotation::AnnotationKeys;
+use rolegate_review::admission_review::{MAX_REVIEW_BYTES, Review};
+use rolegate_review::outcome::{Outcome, refusal};
+use rolegate_review::{ValidationRules, validate};
 use rolegate_rules::rules::RuleStore;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
@@ -28,9 +31,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
 use crate::metrics::{AdmissionMetrics, Ending};
-use crate::outcome::{Outcome, refusal};
-use crate::review::{MAX_REVIEW_BYTES, Review};
-use crate::{ValidationRules, validate};
 use peers::{Held, Peer, Peers};
 
 /// The path of the webhook.
@@ -204,16 +204,16 @@ impl Webhook {
 
     fn log_outcome(&self, outcome: &Outcome, review: &Review<'_>) {
         for violation in &outcome.violations {
-            self.metrics.denied(violation.layer);
+            self.metrics.denied(violation.denied_by);
         }
         for warning in &outcome.warnings {
-            self.metrics.audited(warning.layer);
+            self.metrics.audited(warning.denied_by);
             warn!(
                 kind = &*review.kind().kind,
                 namespace = review.namespace(),
                 name = review.name(),
                 user = &*review.user().name,
-                layer = warning.layer,
+                layer = warning.denied_by.as_str(),
                 rule = warning.rule,
                 reason = warning.reason,
                 "request would be denied"

@@ -13,25 +13,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rolegate_aws::imds::{Imds, ImdsError};
-use rolegate_aws::sessions::SessionMetrics;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{ListenError, listen};
+use rolegate_sessions::SessionMetrics;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::attachment::{AttachmentError, Attachments};
+use crate::credentials::CredentialSource;
 use crate::handover::{Ack, HandoverSocket, Inherited};
 use crate::metadata::{MetadataParts, MetadataServer, NodeHealth};
 use crate::metrics::AgentMetrics;
 use crate::pod_table::PodTable;
-use crate::redirect::{self, Backend};
 use crate::runtime_folder::RuntimeFolder;
 use crate::token::{KeyRing, NoRandomness, TokenKeys};
+use rolegate_redirect::Backend;
 
 pub use options::{AgentOptions, Mode, RedirectOptions, SourceOptions, StandaloneOptions};
 
@@ -204,14 +205,17 @@ impl Agent {
         };
 
         let parts = MetadataParts {
-            pod_table: pod_table.clone(),
-            decisions: decisions.clone(),
+            credentials: CredentialSource {
+                pod_table: pod_table.clone(),
+                decisions: decisions.clone(),
+                outcomes,
+                metrics: agent_metrics,
+                clock: clock.clone(),
+                wait: options.wait,
+            },
             verifier,
             tokens: tokens.clone(),
             imds,
-            clock: clock.clone(),
-            metrics: agent_metrics,
-            outcomes,
             health,
         };
         let metadata = MetadataServer::new(options.metadata, parts);
@@ -281,7 +285,7 @@ impl Agent {
         if let Some(backend) = self.removes_redirect
             && !next
         {
-            match redirect::remove(backend).await {
+            match rolegate_redirect::remove(backend).await {
                 Ok(()) => warn!("removed the redirect: pods reach the node's role"),
                 Err(error) => tracing::error!(%error, "cannot remove the redirect"),
             }

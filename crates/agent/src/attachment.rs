@@ -31,8 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
-use rolegate_core::redirect::InterfacePattern;
 use rolegate_core::workload::Workload;
+use rolegate_redirect::rules::InterfacePattern;
 use tokio::sync::Notify;
 
 use cni_results::{Assigned, Folder, Recorded, Records};
@@ -47,7 +47,7 @@ pub use kernel::{HostLink, Kernel};
 const WARN_INTERVAL: Duration = Duration::from_secs(1);
 /// Size of the kernel's event buffer, in bytes. Neither a burst of pods nor a pod that keeps
 /// sending from new MAC addresses should make the kernel drop events.
-pub const EVENT_BUFFER: usize = crate::netlink::RECEIVE_BUFFER;
+pub const EVENT_BUFFER: usize = rolegate_netlink::RECEIVE_BUFFER;
 /// Maximum number of reads that one check makes to read all events. Together they can read the
 /// whole buffer of the kernel. A pod that causes events faster than they are read must not delay a
 /// request any longer.
@@ -62,6 +62,15 @@ pub enum AttachmentError {
     /// The response is invalid.
     #[error("cannot parse the kernel's response about routes and neighbors: {0}")]
     Answer(String),
+}
+
+impl From<rolegate_netlink::Error> for AttachmentError {
+    fn from(error: rolegate_netlink::Error) -> Self {
+        match error {
+            rolegate_netlink::Error::Socket(error) => Self::Socket(error),
+            rolegate_netlink::Error::Response(why) => Self::Answer(why),
+        }
+    }
 }
 
 /// A link-layer address.

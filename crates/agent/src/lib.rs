@@ -1,5 +1,5 @@
-//! The node agent: the metadata server, the redirect of pods to it, and the pod table with the
-//! owners of addresses and their authorization.
+//! The node agent: the metadata server, and the pod table with the owners of addresses and their
+//! authorization.
 //!
 //! [`app`] connects the parts. A request goes `metadata server → pod table → session → bytes`;
 //! changes go `source → pod reconciler → pod table`. Nothing here decides: `rolegate-core` does.
@@ -8,6 +8,7 @@ pub mod address_verifier;
 pub mod app;
 pub mod attachment;
 pub mod broker;
+pub mod credentials;
 mod debug;
 pub mod decision_source;
 pub mod handover;
@@ -15,9 +16,7 @@ mod kube2iam;
 pub mod limits;
 pub mod metadata;
 pub mod metrics;
-mod netlink;
 pub mod pod_reconciler;
 pub mod pod_table;
-pub mod redirect;
 pub mod runtime_folder;
 pub mod token;

@@ -4,6 +4,7 @@
 //! request waits for the event that adds it, and never for a timer, up to a deadline below the
 //! SDKs' own.
 
+mod credentials;
 mod forward;
 mod handler;
 mod health;
@@ -14,19 +15,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::service::service_fn;
-use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_aws::imds::Imds;
 use rolegate_core::metadata::AllowList;
-use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::serve;
 use tokio::net::TcpListener;
 
 use crate::address_verifier::AddressVerifier;
-use crate::decision_source::DecisionSource;
+use crate::credentials::CredentialSource;
 use crate::limits::{LimitOptions, Limits, Peer};
-use crate::metrics::AgentMetrics;
-use crate::pod_table::{Owner, PodTable};
+use crate::pod_table::Owner;
 use crate::token::TokenKeys;
 
 pub use health::NodeHealth;
@@ -51,8 +49,6 @@ pub struct MetadataOptions {
     pub imds_v2: ImdsV2,
     /// The paths of the node's metadata service that pods may read.
     pub allow: AllowList,
-    /// Maximum time that a request waits for the watch or for STS.
-    pub wait: Duration,
     /// Maximum staleness of the pod table.
     pub max_staleness: Duration,
     /// Limits per pod and for all pods.
@@ -65,38 +61,26 @@ pub struct MetadataOptions {
 #[derive(Debug)]
 pub struct MetadataServer {
     options: MetadataOptions,
-    pod_table: Arc<PodTable>,
-    decisions: DecisionSource,
+    credentials: CredentialSource,
     verifier: AddressVerifier,
     tokens: Arc<TokenKeys>,
     imds: Imds,
     cache: forward::Cache,
     limits: Arc<Limits>,
-    clock: Clock,
-    metrics: AgentMetrics,
-    outcomes: OutcomeRecorder,
     health: NodeHealth,
 }
 
 /// The parts of the agent that a server uses.
 #[derive(Debug)]
 pub struct MetadataParts {
-    /// The owners of addresses.
-    pub pod_table: Arc<PodTable>,
-    /// The source of decisions.
-    pub decisions: DecisionSource,
+    /// The credentials of this node's pods.
+    pub credentials: CredentialSource,
     /// The check that addresses are attached to their pods.
     pub verifier: AddressVerifier,
     /// The keys that issue and check tokens.
     pub tokens: Arc<TokenKeys>,
     /// The node's metadata service.
     pub imds: Imds,
-    /// The clock.
-    pub clock: Clock,
-    /// The metrics of requests.
-    pub metrics: AgentMetrics,
-    /// The recorder of Events for pods' owners.
-    pub outcomes: OutcomeRecorder,
     /// The content of kube2iam's health page.
     pub health: NodeHealth,
 }
@@ -106,16 +90,12 @@ impl MetadataServer {
     pub fn new(options: MetadataOptions, parts: MetadataParts) -> Arc<Self> {
         Arc::new(Self {
             cache: forward::Cache::default(),
-            limits: Limits::new(options.limits, parts.metrics.clone()),
+            limits: Limits::new(options.limits, parts.credentials.metrics.clone()),
             options,
-            pod_table: parts.pod_table,
-            decisions: parts.decisions,
+            credentials: parts.credentials,
             verifier: parts.verifier,
             tokens: parts.tokens,
             imds: parts.imds,
-            clock: parts.clock,
-            metrics: parts.metrics,
-            outcomes: parts.outcomes,
             health: parts.health,
         })
     }
@@ -136,14 +116,17 @@ impl MetadataServer {
         };
         serve::serve_evictable(listener, limits, drain, move |peer, own| {
             let address = peer.ip().to_canonical();
-            let (peer, known) = match self.pod_table.owner(address) {
+            let (peer, known) = match self.credentials.pod_table.owner(address) {
                 Some(Owner::Pod(entry)) => (Peer::Pod(entry.workload.uid.clone()), true),
                 // Before pods are known, each address may belong to a pod.
-                Some(Owner::Disputed) | None => {
-                    (Peer::Address(address), !self.pod_table.is_settled())
-                }
+                Some(Owner::Disputed) | None => (
+                    Peer::Address(address),
+                    !self.credentials.pod_table.is_settled(),
+                ),
             };
-            let (connection, eviction) = self.limits.connect(peer, known, self.clock.now());
+            let (connection, eviction) =
+                self.limits
+                    .connect(peer, known, self.credentials.clock.now());
             let own = own.ip().to_canonical();
             let handler = handler::RequestHandler::new(self.clone(), connection, address, own);
             let service = service_fn(move |request| {

@@ -9,6 +9,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use rolegate_core::decision::DenialSource;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_rules::metrics::DecisionMetrics;
 use rolegate_runtime::histogram::AtomicHistogram;
@@ -208,14 +209,14 @@ impl AgentMetrics {
         }
     }
 
-    /// Counts a request that a layer denied.
-    pub(crate) fn denied(&self, layer: &'static str) {
-        self.0.decisions.denied(layer);
+    /// Counts a denied request.
+    pub(crate) fn denied(&self, by: DenialSource) {
+        self.0.decisions.denied(by.as_str());
     }
 
     /// Counts a request that a layer in audit mode would have denied.
-    pub(crate) fn audited(&self, layer: &'static str) {
-        self.0.decisions.audited(layer);
+    pub(crate) fn audited(&self, by: DenialSource) {
+        self.0.decisions.audited(by.as_str());
     }
 
     /// Counts a request for credentials that was allowed.
@@ -245,6 +246,8 @@ impl AgentMetrics {
 
 #[cfg(test)]
 mod tests {
+    use rolegate_core::layer::LayerId;
+
     use super::*;
 
     #[test]
@@ -258,8 +261,8 @@ mod tests {
         metrics.request(Handler::Other, Outcome::Upstream, took);
         metrics.limit_reached(AgentLimit::PodWaiters);
         metrics.set_pods(3, 1);
-        metrics.denied("grants");
-        metrics.audited("rego");
+        metrics.denied(LayerId::Grants.into());
+        metrics.audited(LayerId::Rego.into());
         metrics.allowed();
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -1,20 +1,20 @@
-//! The pod table: the owner of each address on this node, and its authorization.
+//! The pod table: the owner of each address on this node and the pod of each UID, with their
+//! authorization.
 //!
 //! One writer ([`crate::pod_reconciler`]) updates it, and many readers never wait for it. The table
-//! is sharded by address, so that a change on a large node copies a small part of it.
+//! is sharded, so that a change on a large node copies a small part of it.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::{ArcSwap, Guard};
 use rolegate_authorizer::pod::PodEntry;
 use tokio::sync::watch;
 
-pub(crate) mod writer;
+use sharded::ShardedMap;
 
-const SHARDS: usize = 64;
+mod sharded;
+pub(crate) mod writer;
 
 /// The owner of an address.
 #[derive(Debug, Clone)]
@@ -25,12 +25,11 @@ pub enum Owner {
     Disputed,
 }
 
-type Shard = HashMap<IpAddr, Owner>;
-
-/// The table of address owners. Share it with an [`Arc`].
+/// The table of address owners and pods. Share it with an [`Arc`].
 #[derive(Debug)]
 pub struct PodTable {
-    shards: Box<[ArcSwap<Shard>]>,
+    owners: ShardedMap<IpAddr, Owner>,
+    pods: ShardedMap<Arc<str>, Arc<PodEntry>>,
     version: watch::Sender<u64>,
     settled: AtomicBool,
 }
@@ -38,7 +37,8 @@ pub struct PodTable {
 impl Default for PodTable {
     fn default() -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| ArcSwap::default()).collect(),
+            owners: ShardedMap::default(),
+            pods: ShardedMap::default(),
             version: watch::Sender::new(0),
             settled: AtomicBool::new(false),
         }
@@ -48,8 +48,13 @@ impl Default for PodTable {
 impl PodTable {
     /// Returns the owner of `address`, if any.
     pub fn owner(&self, address: IpAddr) -> Option<Owner> {
-        self.shard(address)
-            .and_then(|shard| shard.get(&address).cloned())
+        self.owners.get(&address)
+    }
+
+    /// Returns the pod with a UID, for callers that prove their pod by a token and not by their
+    /// address.
+    pub fn pod(&self, uid: &str) -> Option<Arc<PodEntry>> {
+        self.pods.get(uid)
     }
 
     /// Returns whether all inputs of decisions are loaded: pods, namespaces and the agent's own
@@ -65,44 +70,22 @@ impl PodTable {
 
     /// Returns all owners, for views such as `/debug/store`.
     pub fn pods(&self) -> Vec<(IpAddr, Owner)> {
-        self.shards
-            .iter()
-            .flat_map(|shard| {
-                let shard = shard.load();
-                shard
-                    .iter()
-                    .map(|(address, owner)| (*address, owner.clone()))
-                    .collect::<Vec<_>>()
-            })
-            .collect()
+        self.owners.entries()
     }
 
     /// Replaces the owners of these addresses; `None` removes an owner.
     pub(crate) fn publish(&self, changes: Vec<(IpAddr, Option<Owner>)>) {
-        let mut by_shard: HashMap<usize, Vec<_>> = HashMap::new();
-        for (address, owner) in changes {
-            by_shard
-                .entry(Self::index(address))
-                .or_default()
-                .push((address, owner));
-        }
-        if by_shard.is_empty() {
+        if changes.is_empty() {
             return;
         }
-        for (index, changes) in by_shard {
-            let Some(slot) = self.shards.get(index) else {
-                continue;
-            };
-            let mut shard = Shard::clone(&slot.load());
-            for (address, owner) in changes {
-                match owner {
-                    Some(owner) => shard.insert(address, owner),
-                    None => shard.remove(&address),
-                };
-            }
-            slot.store(Arc::new(shard));
-        }
+        self.owners.update::<IpAddr>(changes);
         self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Replaces these pods; `None` removes a pod. The caller then publishes the owners of addresses,
+    /// which wakes waiting requests.
+    pub(crate) fn publish_pods(&self, changes: Vec<(Arc<str>, Option<Arc<PodEntry>>)>) {
+        self.pods.update::<str>(changes);
     }
 
     /// Wakes the requests that wait for a decision.
@@ -115,21 +98,6 @@ impl PodTable {
         if self.settled.swap(settled, Ordering::AcqRel) != settled {
             self.version.send_modify(|version| *version += 1);
         }
-    }
-
-    fn index(address: IpAddr) -> usize {
-        // The shard of an address affects no security property, so the hash may be predictable.
-        let bits = match address {
-            IpAddr::V4(address) => u128::from(address.to_bits()),
-            IpAddr::V6(address) => address.to_bits(),
-        };
-        let folded = bits ^ (bits >> 64);
-        let mixed = (folded ^ (folded >> 8) ^ (folded >> 16)) % (SHARDS as u128);
-        usize::try_from(mixed).unwrap_or_default()
-    }
-
-    fn shard(&self, address: IpAddr) -> Option<Guard<Arc<Shard>>> {
-        self.shards.get(Self::index(address)).map(ArcSwap::load)
     }
 }
 

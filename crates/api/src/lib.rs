@@ -1,5 +1,5 @@
-//! rolegate's custom resources as Rust types. The CRD schemas are derived from them, and manifests
-//! deserialize into them.
+//! rolegate's custom resources as Rust types, and the reader of manifests. The CRD schemas are
+//! derived from the types, and manifests deserialize into them.
 //!
 //! Deserialization is strict: an unknown field is an error, since a grant with a misspelled
 //! restriction would grant more than its author meant. The API server rejects most mistakes through
@@ -8,6 +8,8 @@
 
 mod attribution;
 mod condition;
+mod from_rules;
+pub mod manifest;
 mod role_grant;
 mod rolegate_config;
 mod rule_config;

@@ -2,6 +2,8 @@
 //! named `cluster`.
 
 use kube::CustomResource;
+use rolegate_core::config::Modes;
+use rolegate_core::layer::LayerId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +121,28 @@ pub struct Layers {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "LayerMode")]
     pub rego: Option<LayerMode>,
+}
+
+impl Layers {
+    /// Returns the mode of a layer, if it is set.
+    pub fn get(&self, layer: LayerId) -> Option<LayerMode> {
+        match layer {
+            LayerId::Namespace => self.namespace,
+            LayerId::Grants => self.grants,
+            LayerId::Rego => self.rego,
+        }
+    }
+}
+
+impl From<Modes> for Layers {
+    fn from(modes: Modes) -> Self {
+        let mode = |layer| Some(modes[layer].into());
+        Self {
+            namespace: mode(LayerId::Namespace),
+            grants: mode(LayerId::Grants),
+            rego: mode(LayerId::Rego),
+        }
+    }
 }
 
 /// The effect of a denial by a layer.

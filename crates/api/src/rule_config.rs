@@ -139,11 +139,7 @@ fn modes(layers: Option<&Layers>) -> Modes {
     let Some(layers) = layers else {
         return defaults;
     };
-    Modes {
-        namespace: layers.namespace.map_or(defaults.namespace, Into::into),
-        grants: layers.grants.map_or(defaults.grants, Into::into),
-        rego: layers.rego.map_or(defaults.rego, Into::into),
-    }
+    Modes::from_fn(|layer| layers.get(layer).map_or(defaults[layer], Into::into))
 }
 
 /// Validates the default role against a placeholder base ARN if the real one is not known yet. The

@@ -4,7 +4,7 @@ use rolegate_core::arn::BaseArn;
 use rolegate_core::attribution::{Attribution, AttributionRules, SourceIdentity, WorkloadTags};
 use rolegate_core::config::{Modes, RuleConfig};
 use rolegate_core::grant::{CompiledGrant, Grant, GrantError};
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::pattern::PatternFormat;
 use serde_json::{Value, json};
 
@@ -99,11 +99,9 @@ fn the_examples_can_be_used() {
     CompiledGrant::compile(&grant, Some(&base())).unwrap();
     let object: RolegateConfig = example("examples/rolegateconfig.yaml");
     let config = RuleConfig::try_from(&object).unwrap();
-    let modes = Modes {
-        namespace: Mode::Audit,
-        grants: Mode::Audit,
-        rego: Mode::Off,
-    };
+    let modes = Modes::OFF
+        .with(LayerId::Namespace, Mode::Audit)
+        .with(LayerId::Grants, Mode::Audit);
     let changes_nothing = RuleConfig {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/k8s/").ok(),
         modes,
@@ -127,7 +125,7 @@ fn the_example_of_all_fields_has_all_fields() {
     let missing: Vec<_> = all.keys().filter(|key| spec.get(key).is_none()).collect();
     assert!(missing.is_empty(), "{missing:?}");
     let config = RuleConfig::try_from(&object).unwrap();
-    assert_eq!(config.modes.namespace, Mode::Enforce);
+    assert_eq!(config.modes[LayerId::Namespace], Mode::Enforce);
     assert!(config.rule_writers.unwrap().contains("any", ["platform"]));
     let kinds: Vec<_> = config.templates.iter().map(|kind| &*kind.kind).collect();
     assert_eq!(kinds, ["Rollout", "Batch"]);
@@ -289,7 +287,11 @@ fn a_configuration_is_converted_completely() {
         .map(|own| (own.account.as_deref(), own.name.as_str()));
     let expected = [(None, "node"), (Some("210987654321"), "rolegate")];
     assert_eq!(own.collect::<Vec<_>>(), expected);
-    let modes = (all.modes.namespace, all.modes.grants, all.modes.rego);
+    let modes = (
+        all.modes[LayerId::Namespace],
+        all.modes[LayerId::Grants],
+        all.modes[LayerId::Rego],
+    );
     assert_eq!(modes, (Mode::Off, Mode::Enforce, Mode::Audit));
     assert_eq!(all.restriction_format, PatternFormat::Regexp);
     assert!(all.allow_unannotated && all.guard_scheduling && all.rego.wrap_pods);
@@ -359,6 +361,7 @@ fn texts_of_a_configuration_and_of_grants_are_normalized() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table of cases")]
 fn errors_in_a_configuration_name_the_field() {
     for (spec, field) in [
         (

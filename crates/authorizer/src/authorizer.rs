@@ -1,6 +1,6 @@
 //! Decides for pods, on the thread that first needs a decision after the rules changed.
 //!
-//! A rule change only creates a new generation. A pod's decision is made again when the pod next
+//! A rule change only creates a new generation. A pod gets a new decision when it next
 //! makes a request or when the pod reconciler reaches it, so a change takes effect at once, however
 //! many pods there are.
 
@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use arc_swap::Guard;
 use jiff::Timestamp;
-use rolegate_aws::sessions::{Lease, Sessions};
 use rolegate_core::decision::Decision;
 use rolegate_core::decision_cache::DecisionCache;
 use rolegate_core::engine::Cause;
@@ -17,6 +16,7 @@ use rolegate_core::session::SessionKey;
 use rolegate_core::workload::{Phase, Workload};
 use rolegate_rules::rules::RuleStore;
 use rolegate_runtime::clock::Clock;
+use rolegate_sessions::{Lease, Sessions};
 
 use crate::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
 
@@ -50,7 +50,7 @@ impl Authorizer {
         self.clock.now()
     }
 
-    /// Returns the decision for `entry`, which is made again if it is outdated.
+    /// Returns the decision for `entry`, which is renewed if it is outdated.
     pub fn authorization(&self, entry: &PodEntry, now: Timestamp) -> Guard<Arc<DecisionRecord>> {
         let decided = entry.decided.load();
         if decided.counts(self.rules.generation(), now) {

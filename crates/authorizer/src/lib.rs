@@ -8,5 +8,7 @@
 pub mod authorizer;
 pub mod ledger;
 pub mod pod;
+pub mod reconciler;
 pub mod recorder;
 mod throttle;
+pub mod work_queue;

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use jiff::Timestamp;
-use rolegate_aws::sessions::{Lease, Session};
 use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::Denial;
 use rolegate_core::workload::Workload;
+use rolegate_sessions::{Lease, Session};
 
 use crate::throttle::LogThrottle;
 
@@ -53,7 +53,7 @@ impl PodEntry {
     /// received last.
     pub fn is_first(&self, session: &Session) -> bool {
         let mut hasher = DefaultHasher::new();
-        session.access_key_id.hash(&mut hasher);
+        session.credentials.access_key_id.hash(&mut hasher);
         let hash = hasher.finish();
         // Read first, so that the cache line stays shared between threads.
         self.served.load(Ordering::Relaxed) != hash

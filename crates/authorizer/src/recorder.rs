@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rolegate_aws::sessions::Session;
 use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::Denial;
 use rolegate_core::session::Failure;
 use rolegate_kube::events::{EventReason, EventRecorder};
+use rolegate_sessions::Session;
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -107,7 +107,7 @@ impl OutcomeRecorder {
             pod = %pod.name,
             service_account = %pod.service_account,
             role = denial.role,
-            layer = denial.layer,
+            layer = denial.denied_by.as_str(),
             rule = denial.rule,
             reason = denial.reason,
             "{message}"
@@ -143,14 +143,14 @@ impl OutcomeRecorder {
             return;
         }
         if self.broker.is_some() {
-            let access_key_id = session.access_key_id.as_str().into();
+            let access_key_id = session.credentials.access_key_id.clone();
             self.notice(entry, RequestOutcome::Served { access_key_id });
         } else {
             let handed = Issued {
                 pod: &entry.workload,
                 allowed,
-                access_key_id: &session.access_key_id.as_str().into(),
-                life: session.life,
+                access_key_id: &session.credentials.access_key_id,
+                life: session.credentials.validity,
             };
             self.ledger.served(handed, now);
         }

@@ -16,8 +16,7 @@ use jiff::Timestamp;
 use rolegate_core::arn::RoleArn;
 use rolegate_core::session::{self, Failure, SessionKey, Validity};
 use rolegate_runtime::clock::Clock;
-
-use crate::sessions::AssumeRole;
+use rolegate_sessions::AssumeRole;
 
 /// The requested session duration, in seconds: the maximum for role chaining, and allowed by every
 /// role.
@@ -89,8 +88,8 @@ impl<C> AssumedRole<C> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the existing session and whether to refresh it, or an error if there is none and an
-    /// attempt has just failed.
+    /// Returns the existing session and whether to refresh it, or an error if no session exists and
+    /// an attempt has just failed.
     fn cached(&self) -> Result<Option<(Credentials, bool)>, ChainError> {
         let now = self.clock.now();
         let state = self.state();
@@ -137,7 +136,7 @@ impl<C: AssumeRole> AssumedRole<C> {
         match result {
             Ok(session) => {
                 let credentials = of_session(&session);
-                state.session = Some((credentials.clone(), session.life));
+                state.session = Some((credentials.clone(), session.validity));
                 state.failed = None;
                 Ok(credentials)
             }
@@ -153,10 +152,10 @@ impl<C: AssumeRole> AssumedRole<C> {
 
 fn of_session(session: &session::Credentials) -> Credentials {
     Credentials::new(
-        session.access_key_id.as_str(),
-        session.secret_access_key.as_str(),
-        Some(session.session_token.to_string()),
-        Some(SystemTime::from(session.life.until)),
+        &*session.access_key_id,
+        session.secret_access_key(),
+        Some(session.session_token().to_owned()),
+        Some(SystemTime::from(session.validity.until)),
         SESSION_NAME,
     )
 }

@@ -12,6 +12,7 @@ use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use rolegate_core::session::{
     Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits,
 };
+use rolegate_core::text::is_unsafe;
 
 use crate::chain::ChainError;
 
@@ -300,7 +301,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
 pub(crate) fn bounded(text: &str, limit: usize) -> String {
     let mut kept: String = text
         .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
+        .map(|c| if is_unsafe(c) { ' ' } else { c })
         .take(limit)
         .collect();
     if kept.len() < text.len() {
@@ -386,6 +387,7 @@ mod tests {
 
     /// STS's messages and their causes.
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table of cases")]
     fn each_refusal_has_its_cause() {
         use RefusalCause::*;
         let user = "User: arn:aws:sts::111122223333:assumed-role/node/i-0abc is not authorized to perform:";

@@ -17,6 +17,7 @@ use aws_sdk_sts::types::{PolicyDescriptorType, Tag};
 use jiff::Timestamp;
 use rolegate_core::session::{Credentials, Failure, SessionKey, SessionLimits, Validity};
 use rolegate_runtime::clock::Clock;
+use rolegate_sessions::AssumeRole;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
@@ -24,7 +25,6 @@ use zeroize::Zeroizing;
 use crate::chain::{AssumedRole, IntermediateRole};
 use crate::error;
 use crate::http_client::SplitClient;
-use crate::sessions::AssumeRole;
 
 /// Options for calling STS. If an option is `None`, the AWS SDK's defaults apply: the environment,
 /// the profile, and the node's metadata.
@@ -334,8 +334,8 @@ fn session(
     if credentials.access_key_id.is_empty() || secret_access_key.is_empty() {
         return Err(nothing());
     }
-    let life = Validity { from, until };
-    if !life.is_valid(now) {
+    let validity = Validity { from, until };
+    if !validity.is_valid(now) {
         return Err(error::temporary(
             "ClockSkew",
             &format!(
@@ -344,12 +344,12 @@ fn session(
             ),
         ));
     }
-    Ok(Credentials {
-        access_key_id: credentials.access_key_id,
-        secret_access_key,
-        session_token,
-        life,
-    })
+    Ok(Credentials::new(
+        credentials.access_key_id,
+        &secret_access_key,
+        &session_token,
+        validity,
+    ))
 }
 
 /// The endpoint rules with `UseGlobalEndpoint`, which know the Regions that it applies to.

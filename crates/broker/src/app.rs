@@ -8,10 +8,10 @@ use std::time::Duration;
 use hyper_util::service::TowerToHyperService;
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::ledger::Ledger;
+use rolegate_authorizer::reconciler::Sources;
 use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_aws::discovery::Discovery;
 use rolegate_aws::imds::{Imds, ImdsError};
-use rolegate_aws::sessions::{SessionMetrics, Sessions};
 use rolegate_aws::sts::{Sts, StsOptions};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
@@ -41,13 +41,14 @@ use rolegate_runtime::serve::{ListenError, listen};
 use rolegate_runtime::tls::{
     CertificateFile, CertificateStore, ClientAuthorities, Expires, ExpiryCollector, MutualTls,
 };
+use rolegate_sessions::{SessionMetrics, Sessions};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::agent_pods::Agents;
 use crate::identity::AgentAccount;
-use crate::index::{Index, IndexParts, Sources};
+use crate::index::{Index, IndexParts, IndexSources};
 use crate::kiam::{self, KiamConnection, KiamParts};
 use crate::metrics::{BrokerMetrics, Port};
 use crate::node_addresses::NodeAddresses;
@@ -290,10 +291,12 @@ impl Broker {
             node_addresses: node_addresses.clone(),
             metrics: broker_metrics.clone(),
         };
-        let index = Index::new(parts, &readiness).run(Sources {
-            updates,
-            reports,
-            facts: learned,
+        let index = Index::new(parts, &readiness).run(IndexSources {
+            cluster: Sources {
+                updates,
+                reports,
+                facts: learned,
+            },
             commands: ordered,
             sessions: changes,
         });

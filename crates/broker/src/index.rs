@@ -5,37 +5,31 @@
 //! batches the index reads its sources.
 
 mod address_claims;
-mod work_queue;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::pod::Authorization;
-use rolegate_core::arn::BaseArn;
-use rolegate_core::rule_set_builder::{Facts, Invalidated, RuleUpdate};
+use rolegate_authorizer::reconciler::{BATCH_SIZE, Inputs, MissingRules, Reconciler, Sources};
+use rolegate_authorizer::work_queue::Reason;
+use rolegate_core::rule_set_builder::Invalidated;
 use rolegate_core::session::SessionKey;
-use rolegate_core::workload::{Change, Update, Workload};
-use rolegate_rules::store::{Report, RuleStoreWriter};
-use rolegate_runtime::logging::list;
-use rolegate_runtime::readiness::{Block, Condition, Readiness};
-use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
+use rolegate_core::workload::Workload;
+use rolegate_rules::store::RuleStoreWriter;
+use rolegate_runtime::readiness::Readiness;
+use tokio::sync::mpsc;
+use tracing::warn;
 
 use crate::agent_pods::Agents;
 use crate::metrics::BrokerMetrics;
 use crate::node_addresses::NodeAddresses;
 use crate::subscription::{SessionChanges, Subscription};
 use address_claims::Claims;
-use work_queue::{Pending, Reason};
 
-/// Maximum number of pods decided in one batch.
-const BATCH_SIZE: usize = 128;
 /// Maximum number of pods decided after each command of a stream.
 const COMMAND_BATCH_SIZE: usize = 8;
-/// Time limit of a batch. The last pod may exceed it, since policies can be slow.
-const MAX_BATCH_TIME: Duration = Duration::from_millis(50);
 /// Interval at which time-dependent decisions are evaluated again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -67,13 +61,9 @@ pub struct IndexParts {
 
 /// The inputs of the index.
 #[derive(Debug)]
-pub struct Sources {
-    /// Changes of pods and namespaces.
-    pub updates: mpsc::Receiver<Update>,
-    /// Changes of rules.
-    pub reports: mpsc::Receiver<Report>,
-    /// The AWS environment, once detected.
-    pub facts: watch::Receiver<Option<Facts>>,
+pub struct IndexSources {
+    /// Changes of pods, namespaces, rules and the AWS environment.
+    pub cluster: Sources,
     /// Commands from streams.
     pub commands: mpsc::UnboundedReceiver<StreamCommand>,
     /// Keys of sessions that changed.
@@ -90,7 +80,7 @@ struct Node {
 /// The index of pods. It writes the subscriptions.
 #[derive(Debug)]
 pub struct Index {
-    writer: RuleStoreWriter,
+    inputs: Inputs,
     authorizer: Authorizer,
     agents: Agents,
     node_addresses: Option<NodeAddresses>,
@@ -105,22 +95,18 @@ pub struct Index {
     claims: Claims,
     /// The subscriptions that use each session.
     users: HashMap<Arc<SessionKey>, Vec<Weak<Subscription>>>,
-    pending: Pending,
     /// UIDs of pods whose decision expires: a policy reads the time, or did not finish.
     timely: HashSet<Arc<str>>,
-    workloads: Option<Block>,
     /// `true` if everything that a complete subscription needs was known at the last change.
     synced: bool,
-    rules: Condition,
 }
 
 impl Index {
     /// Creates an empty index.
     pub fn new(parts: IndexParts, readiness: &Readiness) -> Self {
-        let rules = readiness.condition("rules");
-        rules.fail("rules are not loaded");
         Self {
-            writer: parts.writer,
+            // Without rules the broker serves and denies every request, as intended.
+            inputs: Inputs::new(parts.writer, readiness, MissingRules::Note),
             authorizer: parts.authorizer,
             agents: parts.agents,
             node_addresses: parts.node_addresses,
@@ -131,95 +117,34 @@ impl Index {
             serving: 0,
             claims: Claims::default(),
             users: HashMap::new(),
-            pending: Pending::default(),
             timely: HashSet::new(),
-            workloads: Some(readiness.block("workloads are not loaded")),
             synced: false,
-            rules,
         }
     }
 
     /// Processes the sources until they end.
-    pub async fn run(mut self, mut sources: Sources) {
+    pub async fn run(mut self, mut sources: IndexSources) {
         let mut timely = tokio::time::interval(RECHECK_INTERVAL);
         loop {
             tokio::select! {
                 // Sources take precedence over commands, which a node can send at any rate, and
-                // over the work queue.
+                // over queued pods.
                 biased;
-                Ok(()) = sources.facts.changed() => {
-                    let learned = sources.facts.borrow_and_update().clone();
-                    if let Some(learned) = learned {
-                        self.learn(learned);
-                    }
-                }
-                Some(report) = sources.reports.recv() => self.report(report),
-                Some(key) = sources.sessions.recv() => self.session_changed(&key),
-                update = sources.updates.recv() => match update {
-                    Some(update) => self.update(update),
+                event = sources.cluster.next() => match event {
+                    Some(event) => self.event(event),
                     None => return,
                 },
-                _ = timely.tick() => self.time_went_by(),
+                Some(key) = sources.sessions.recv() => self.session_changed(&key),
+                _ = timely.tick() => self.recheck_timely(),
                 Some(command) = sources.commands.recv() => {
                     self.command(command);
                     // A node that keeps reopening streams must not delay a revocation.
-                    self.catch_up(COMMAND_BATCH_SIZE);
+                    self.reconcile_batch(COMMAND_BATCH_SIZE);
                 }
-                () = tokio::task::yield_now(), if !self.pending.is_empty() => {
-                    self.catch_up(BATCH_SIZE);
+                () = tokio::task::yield_now(), if !self.inputs.is_idle() => {
+                    self.reconcile_batch(BATCH_SIZE);
                 }
             }
-        }
-    }
-
-    /// Applies a report about the rules.
-    pub fn report(&mut self, report: Report) {
-        // Policy data changes with every namespace, which is no reason to call STS again.
-        let retry = matches!(report, Report::RuleStore(_));
-        let touched = self.writer.apply(report);
-        self.rules_changed(&touched, retry);
-    }
-
-    /// Sets the AWS environment.
-    pub fn learn(&mut self, facts: Facts) {
-        info!(
-            base = facts.base.as_ref().map(BaseArn::as_str),
-            reserved_roles = list(facts.reserved_roles.iter().map(|own| &own.name)),
-            "detected the AWS environment"
-        );
-        self.writer.learn(facts);
-        self.rules_changed(&Invalidated::All, true);
-    }
-
-    /// Applies a change of a pod or namespace.
-    pub fn update(&mut self, update: Update) {
-        match update {
-            Update::Workloads(Change::Snapshot(all)) => {
-                let uids = all.iter().map(|pod| pod.uid.clone()).collect();
-                self.retain(&uids);
-                for pod in all {
-                    self.apply(pod);
-                }
-                self.workloads = None;
-            }
-            Update::Workloads(Change::Apply(pod)) => self.apply(pod),
-            Update::Workloads(Change::Delete(pod)) => self.remove(&pod.uid),
-            Update::RetainWorkloads(uids) => self.retain(&uids),
-            Update::Namespaces(change) => {
-                self.report(Report::RuleStore(RuleUpdate::Namespaces(change)));
-            }
-            Update::RetainNamespaces(names) => {
-                self.report(Report::RuleStore(RuleUpdate::RetainNamespaces(names)));
-            }
-        }
-        self.settle();
-    }
-
-    /// Removes all pods except these.
-    fn retain(&mut self, uids: &HashSet<Arc<str>>) {
-        let gone = self.pods.keys().filter(|uid| !uids.contains(*uid));
-        for uid in gone.cloned().collect::<Vec<_>>() {
-            self.remove(&uid);
         }
     }
 
@@ -266,7 +191,7 @@ impl Index {
         let node = self.nodes.get(&subscription.node);
         let pods = node.map(|node| node.pods.clone()).unwrap_or_default();
         for uid in &pods {
-            self.pending.touch(uid.clone(), Reason::Begun);
+            self.inputs.queue(uid.clone(), Reason::Missing);
         }
         subscription.expect(pods);
         self.complete(subscription);
@@ -279,70 +204,10 @@ impl Index {
         }
     }
 
-    fn rules_changed(&mut self, touched: &Invalidated, retry: bool) {
-        let reason = match retry {
-            true => Reason::Retry,
-            false => Reason::Changed,
-        };
-        if *touched != Invalidated::Nothing {
-            for pod in self.pods.values() {
-                if touched.includes(&pod.namespace) && is_served(&self.nodes, pod) {
-                    self.pending.touch(pod.uid.clone(), reason);
-                }
-            }
-        }
-        self.settle();
-    }
-
-    fn time_went_by(&mut self) {
+    /// Queues the pods whose decision expires.
+    fn recheck_timely(&mut self) {
         for uid in self.timely.drain() {
-            self.pending.touch(uid, Reason::Changed);
-        }
-    }
-
-    fn is_settled(&self) -> bool {
-        self.workloads.is_none() && self.writer.unseen().is_none()
-    }
-
-    fn settle(&mut self) {
-        match (self.writer.unseen(), self.writer.missing()) {
-            (Some(unseen), _) => self.rules.fail(unseen.as_str()),
-            // The broker serves, but denies every request, as intended.
-            (None, Some(missing)) => self.rules.note(&*missing),
-            (None, None) => self.rules.ok(),
-        }
-        let synced = self.is_settled();
-        let was_settled = std::mem::replace(&mut self.synced, synced);
-        if synced && !was_settled {
-            // Earlier decisions for these pods were made with incomplete inputs.
-            let subscriptions = self.nodes.values().flat_map(|node| &node.subscriptions);
-            let begun: Vec<_> = subscriptions
-                .filter(|subscription| !subscription.is_complete())
-                .cloned()
-                .collect();
-            for subscription in begun {
-                self.begin_round(&subscription);
-            }
-        }
-    }
-
-    /// Decides for up to `most` queued pods.
-    fn catch_up(&mut self, most: usize) {
-        let began = Instant::now();
-        for _ in 0..most {
-            let Some((uid, reason)) = self.pending.take() else {
-                return;
-            };
-            if let Some(pod) = self.pods.get(&uid).cloned() {
-                for subscription in self.subscriptions(&pod) {
-                    if reason != Reason::Begun || subscription.expects(&uid) {
-                        self.decide(&subscription, pod.clone(), reason == Reason::Retry);
-                    }
-                }
-            }
-            if began.elapsed() >= MAX_BATCH_TIME {
-                return;
-            }
+            self.inputs.queue(uid, Reason::Changed);
         }
     }
 
@@ -397,50 +262,6 @@ impl Index {
         for subscription in users.filter_map(Weak::upgrade) {
             subscription.session_changed(key);
         }
-    }
-
-    fn apply(&mut self, pod: Workload) {
-        if self.pods.get(&pod.uid).is_some_and(|known| **known == pod) {
-            return;
-        }
-        let pod = Arc::new(pod);
-        let before = self.pods.insert(pod.uid.clone(), pod.clone());
-        let is_agent = self.agents.put(&pod);
-        if let Some(node_addresses) = &self.node_addresses {
-            node_addresses.put(before.as_deref(), &pod);
-        }
-        if let Some(before) = before.as_deref().filter(|it| it.node != pod.node) {
-            self.leave_node(before);
-        }
-        if is_agent {
-            self.close_stale_streams(&pod.uid);
-        }
-        self.claim(before.as_deref(), &pod);
-        if let Some(node) = &pod.node {
-            let node = self.nodes.entry(node.clone()).or_default();
-            node.pods.insert(pod.uid.clone());
-            for subscription in node.subscriptions.clone() {
-                // The pod itself changed, not only its stream, so a role that STS refused is worth
-                // a retry.
-                self.decide(&subscription, pod.clone(), true);
-            }
-        }
-        self.metrics.set_pods(self.pods.len());
-    }
-
-    fn remove(&mut self, uid: &Arc<str>) {
-        let Some(pod) = self.pods.remove(uid) else {
-            return;
-        };
-        if let Some(node_addresses) = &self.node_addresses {
-            node_addresses.remove(&pod);
-        }
-        if self.agents.remove(uid) {
-            self.close_stale_streams(uid);
-        }
-        self.claims.remove(&pod);
-        self.leave_node(&pod);
-        self.metrics.set_pods(self.pods.len());
     }
 
     fn leave_node(&mut self, pod: &Workload) {
@@ -500,6 +321,97 @@ impl Index {
                 "pods on two nodes claim the same IP: each node serves only its own pods; a \
                  kubelet may be compromised"
             );
+        }
+    }
+}
+
+impl Reconciler for Index {
+    fn inputs(&mut self) -> &mut Inputs {
+        &mut self.inputs
+    }
+
+    fn apply(&mut self, pod: Workload) {
+        if self.pods.get(&pod.uid).is_some_and(|known| **known == pod) {
+            return;
+        }
+        let pod = Arc::new(pod);
+        let before = self.pods.insert(pod.uid.clone(), pod.clone());
+        let is_agent = self.agents.put(&pod);
+        if let Some(node_addresses) = &self.node_addresses {
+            node_addresses.put(before.as_deref(), &pod);
+        }
+        if let Some(before) = before.as_deref().filter(|it| it.node != pod.node) {
+            self.leave_node(before);
+        }
+        if is_agent {
+            self.close_stale_streams(&pod.uid);
+        }
+        self.claim(before.as_deref(), &pod);
+        if let Some(node) = &pod.node {
+            let node = self.nodes.entry(node.clone()).or_default();
+            node.pods.insert(pod.uid.clone());
+            for subscription in node.subscriptions.clone() {
+                // The pod itself changed, not only its stream, so a role that STS refused is worth
+                // a retry.
+                self.decide(&subscription, pod.clone(), true);
+            }
+        }
+        self.metrics.set_pods(self.pods.len());
+    }
+
+    fn remove(&mut self, uid: &Arc<str>) {
+        let Some(pod) = self.pods.remove(uid) else {
+            return;
+        };
+        if let Some(node_addresses) = &self.node_addresses {
+            node_addresses.remove(&pod);
+        }
+        if self.agents.remove(uid) {
+            self.close_stale_streams(uid);
+        }
+        self.claims.remove(&pod);
+        self.leave_node(&pod);
+        self.metrics.set_pods(self.pods.len());
+    }
+
+    fn retain(&mut self, uids: &HashSet<Arc<str>>) {
+        let gone = self.pods.keys().filter(|uid| !uids.contains(*uid));
+        for uid in gone.cloned().collect::<Vec<_>>() {
+            self.remove(&uid);
+        }
+    }
+
+    fn affected(&self, change: &Invalidated) -> Vec<Arc<str>> {
+        self.pods
+            .values()
+            .filter(|pod| change.includes(&pod.namespace) && is_served(&self.nodes, pod))
+            .map(|pod| pod.uid.clone())
+            .collect()
+    }
+
+    fn reconcile(&mut self, uid: &Arc<str>, reason: Reason) {
+        let Some(pod) = self.pods.get(uid).cloned() else {
+            return;
+        };
+        for subscription in self.subscriptions(&pod) {
+            if reason != Reason::Missing || subscription.expects(uid) {
+                self.decide(&subscription, pod.clone(), reason == Reason::Retry);
+            }
+        }
+    }
+
+    fn inputs_changed(&mut self, loaded: bool) {
+        let was_loaded = std::mem::replace(&mut self.synced, loaded);
+        if loaded && !was_loaded {
+            // Earlier decisions for these pods were made with incomplete inputs.
+            let subscriptions = self.nodes.values().flat_map(|node| &node.subscriptions);
+            let incomplete: Vec<_> = subscriptions
+                .filter(|subscription| !subscription.is_complete())
+                .cloned()
+                .collect();
+            for subscription in incomplete {
+                self.begin_round(&subscription);
+            }
         }
     }
 }

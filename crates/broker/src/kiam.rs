@@ -3,7 +3,6 @@
 //! kiam's agents share one certificate, so only the address of a connection identifies its node.
 //! Pods of other nodes are reported as not found.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +11,7 @@ use jiff::Timestamp;
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
 use rolegate_authorizer::recorder::OutcomeRecorder;
-use rolegate_aws::sessions::{Current, Session};
+use rolegate_core::document::aws_time;
 use rolegate_core::session::Failure;
 use rolegate_core::workload::Workload;
 use rolegate_kube::freshness::FreshnessSet;
@@ -25,7 +24,7 @@ use rolegate_runtime::http2::Authentication;
 use rolegate_runtime::keyed_limit::{KeyedLimiter, Permit};
 use rolegate_runtime::rate::{KeyedRate, Rate};
 use rolegate_runtime::tls::ClientNames;
-use serde::Deserialize;
+use rolegate_sessions::{Current, Session};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
@@ -249,7 +248,7 @@ impl KiamConnection {
                 }
                 parts.recorder.served(entry, allowed, &session, now);
                 parts.metrics.kiam("served");
-                message(&session)
+                Ok(message(&session))
             }
         }
     }
@@ -310,33 +309,18 @@ fn named(pod: &Workload, authorization: &Authorization) -> String {
     }
 }
 
-/// The fields of a rendered session document.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Document<'d> {
-    #[serde(borrow)]
-    secret_access_key: Cow<'d, str>,
-    #[serde(borrow)]
-    token: Cow<'d, str>,
-    #[serde(borrow)]
-    last_updated: Cow<'d, str>,
-    #[serde(borrow)]
-    expiration: Cow<'d, str>,
-}
-
-fn message(session: &Session) -> Result<Credentials, Status> {
-    let document = session.document.bytes();
-    let document: Document<'_> = serde_json::from_slice(&document)
-        .map_err(|_| Status::internal("cannot parse the credentials"))?;
-    Ok(Credentials {
+/// Returns kiam's message, with the values of the metadata service's document.
+fn message(session: &Session) -> Credentials {
+    let credentials = &session.credentials;
+    Credentials {
         code: "Success".into(),
         r#type: "AWS-HMAC".into(),
-        access_key_id: session.access_key_id.clone(),
-        secret_access_key: document.secret_access_key.into(),
-        token: document.token.into(),
-        expiration: document.expiration.into(),
-        last_updated: document.last_updated.into(),
-    })
+        access_key_id: credentials.access_key_id.to_string(),
+        secret_access_key: credentials.secret_access_key().into(),
+        token: credentials.session_token().into(),
+        expiration: aws_time(credentials.validity.until),
+        last_updated: aws_time(credentials.validity.from),
+    }
 }
 
 #[tonic::async_trait]
@@ -374,4 +358,38 @@ pub fn server(
 ) -> kiam_service_server::KiamServiceServer<KiamConnection> {
     kiam_service_server::KiamServiceServer::new(connection)
         .max_decoding_message_size(MAX_REQUEST_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use rolegate_core::arn::RoleArn;
+    use rolegate_core::document;
+    use rolegate_core::session::{self, Validity};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn messages_have_the_values_of_the_metadata_document() {
+        let role = RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap();
+        let validity = Validity {
+            from: "2026-11-22T02:00:00.25Z".parse().unwrap(),
+            until: "2026-11-22T03:00:00Z".parse().unwrap(),
+        };
+        let credentials = session::Credentials::new("ASIA1", "secret/+", "token==", validity);
+        let session = Session::new(role, credentials);
+        let document = document::credentials(&session.credentials);
+        let document: Value = serde_json::from_slice(&document).unwrap();
+        let message = message(&session);
+        let sent = json!({
+            "Code": message.code,
+            "LastUpdated": message.last_updated,
+            "Type": message.r#type,
+            "AccessKeyId": message.access_key_id,
+            "SecretAccessKey": message.secret_access_key,
+            "Token": message.token,
+            "Expiration": message.expiration,
+        });
+        assert_eq!(sent, document);
+    }
 }

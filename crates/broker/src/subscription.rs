@@ -13,12 +13,12 @@ use jiff::Timestamp;
 use rolegate_authorizer::ledger::{Issued, Ledger};
 use rolegate_authorizer::pod::{Authorization, DecisionRecord, PodEntry};
 use rolegate_authorizer::recorder::{OutcomeRecorder, RequestOutcome};
-use rolegate_aws::sessions::Lease;
 use rolegate_core::session::{SessionKey, Validity};
 use rolegate_core::workload::Workload;
 use rolegate_proto::{v1, wire};
 use rolegate_runtime::keyed_limit::Permit;
 use rolegate_runtime::rate::Rate;
+use rolegate_sessions::Lease;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -492,15 +492,15 @@ impl SessionSlot {
     fn message(&mut self) -> v1::Session {
         let (session, failure) = self.lease.cell().state();
         let credentials = session.map(|session| {
-            let id: Arc<str> = session.access_key_id.as_str().into();
-            if self.pushed.last().is_none_or(|(last, _)| *last != id) {
-                self.pushed.push((id, session.life));
+            let credentials = &session.credentials;
+            let id = &credentials.access_key_id;
+            if self.pushed.last().is_none_or(|(last, _)| last != id) {
+                self.pushed.push((id.clone(), credentials.validity));
                 if self.pushed.len() > 2 {
                     self.pushed.remove(0);
                 }
             }
-            let document = session.document.bytes();
-            v1::Credentials::new(&session.access_key_id, &document, session.life)
+            credentials.into()
         });
         v1::Session {
             number: self.number,

@@ -1,16 +1,17 @@
 //! The rule configuration, which must be the same everywhere in a cluster. It comes from the
-//! cluster's `RolegateConfig`, or from flags if there is none.
+//! cluster's `RolegateConfig`, or from flags without it.
 
 pub mod presets;
 
 use std::collections::BTreeSet;
+use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
 use crate::annotation::normalized;
 use crate::arn::BaseArn;
 use crate::attribution::Attribution;
 use crate::decision::ReservedRole;
-use crate::layer::Mode;
+use crate::layer::{LayerId, Mode};
 use crate::pattern::PatternFormat;
 
 /// The rule configuration.
@@ -104,11 +105,10 @@ impl RuleConfig {
     /// rules. They are enforced once a layer is enforced or a guard is configured. Until then the
     /// webhook only warns, so that installing it rejects nothing that was accepted before.
     pub fn guards(&self) -> Mode {
-        let modes = [self.modes.namespace, self.modes.grants, self.modes.rego];
         let configured = self.namespace_writers.is_some()
             || self.rule_writers.is_some()
             || self.guard_scheduling;
-        if configured || modes.contains(&Mode::Enforce) {
+        if configured || self.modes.enforces_any() {
             Mode::Enforce
         } else {
             Mode::Audit
@@ -134,24 +134,63 @@ impl RuleConfig {
     }
 }
 
-/// The modes of the layers.
+/// The mode of each layer, indexed by [`LayerId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Modes {
-    /// The mode of the namespace annotations.
-    pub namespace: Mode,
-    /// The mode of the grants.
-    pub grants: Mode,
-    /// The mode of the Rego policies.
-    pub rego: Mode,
+pub struct Modes([Mode; LayerId::ALL.len()]);
+
+impl Modes {
+    /// All layers are off.
+    pub const OFF: Self = Self([Mode::Off; LayerId::ALL.len()]);
+
+    /// Creates the modes that `mode` returns for each layer.
+    pub fn from_fn(mode: impl FnMut(LayerId) -> Mode) -> Self {
+        Self(LayerId::ALL.map(mode))
+    }
+
+    /// Returns the same modes with another one for `layer`.
+    #[must_use]
+    pub fn with(mut self, layer: LayerId, mode: Mode) -> Self {
+        self[layer] = mode;
+        self
+    }
+
+    /// Returns each layer with its mode.
+    pub fn iter(&self) -> impl Iterator<Item = (LayerId, Mode)> {
+        LayerId::ALL.into_iter().zip(self.0)
+    }
+
+    /// Returns true if a layer is enforced.
+    pub fn enforces_any(&self) -> bool {
+        self.0.contains(&Mode::Enforce)
+    }
 }
 
 impl Default for Modes {
+    /// Enforces layer `namespace` alone.
     fn default() -> Self {
-        Self {
-            namespace: Mode::Enforce,
-            grants: Mode::Off,
-            rego: Mode::Off,
-        }
+        Self::OFF.with(LayerId::Namespace, Mode::Enforce)
+    }
+}
+
+impl Index<LayerId> for Modes {
+    type Output = Mode;
+
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the array has an element for each layer"
+    )]
+    fn index(&self, layer: LayerId) -> &Mode {
+        &self.0[layer as usize]
+    }
+}
+
+impl IndexMut<LayerId> for Modes {
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the array has an element for each layer"
+    )]
+    fn index_mut(&mut self, layer: LayerId) -> &mut Mode {
+        &mut self.0[layer as usize]
     }
 }
 
@@ -340,11 +379,7 @@ mod tests {
     #[test]
     fn guards_are_enforced_once_any_of_them_or_any_layer_is() {
         let off = RuleConfig {
-            modes: Modes {
-                namespace: Mode::Audit,
-                grants: Mode::Off,
-                rego: Mode::Off,
-            },
+            modes: Modes::OFF.with(LayerId::Namespace, Mode::Audit),
             ..RuleConfig::default()
         };
         assert_eq!(off.guards(), Mode::Audit);
@@ -353,9 +388,9 @@ mod tests {
             |config| config.namespace_writers = Some(Subjects::default()),
             |config| config.rule_writers = Some(Subjects::default()),
             |config| config.guard_scheduling = true,
-            |config| config.modes.namespace = Mode::Enforce,
-            |config| config.modes.grants = Mode::Enforce,
-            |config| config.modes.rego = Mode::Enforce,
+            |config| config.modes[LayerId::Namespace] = Mode::Enforce,
+            |config| config.modes[LayerId::Grants] = Mode::Enforce,
+            |config| config.modes[LayerId::Rego] = Mode::Enforce,
         ];
         for (place, change) in changes.into_iter().enumerate() {
             let mut config = off.clone();

@@ -3,6 +3,8 @@
 //! [`RuleSet::decide`] is a pure function. Agents, admission and the command line all use it, so
 //! their decisions cannot differ.
 
+mod denial;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -11,12 +13,14 @@ use jiff::Timestamp;
 use crate::arn::{ArnError, BaseArn, RoleArn, listed_name, resolve};
 use crate::attribution::{self, Attribution};
 use crate::grant::GrantSession;
-use crate::layer::{AccessRequest, ActiveLayer, LayerResult, Mode, Verdict};
+use crate::layer::{AccessRequest, ActiveLayer, LayerId, LayerResult, Mode, Verdict};
 use crate::namespace::NamespaceRules;
 use crate::needs::Needs;
 use crate::session::{SessionKey, SessionLimits};
 use crate::session_name::{SessionScope, session_name};
 use crate::workload::Workload;
+
+pub use denial::{Denial, DenialSource, RequestField};
 
 /// Maximum length of an `ExternalId` in STS, in characters.
 const MAX_EXTERNAL_ID: usize = 1224;
@@ -119,7 +123,7 @@ pub struct RuleSet {
     pub missing: Option<Arc<str>>,
     /// The rule source that has not been loaded yet. While it is set, all decisions are pending.
     pub unseen: Option<NotLoaded>,
-    /// The generation of the rules. Decisions of an earlier generation are made again.
+    /// The generation of the rules. Decisions of an earlier generation are outdated.
     pub generation: u64,
 }
 
@@ -146,49 +150,6 @@ pub enum Decision {
     Pending,
 }
 
-/// A denial, reported to the pod's owner.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("role {role} is refused by {layer}: {reason}")]
-pub struct Denial {
-    /// The requested role as far as it is known, truncated.
-    pub role: String,
-    /// The layer that denied the request; `request` for a malformed request, `reserved-role` for a
-    /// reserved role, `rules` for missing rules.
-    pub layer: &'static str,
-    /// The rule within the layer.
-    pub rule: String,
-    /// The reason, one sentence.
-    pub reason: String,
-    /// True if the denial is temporary and not caused by the rules, see [`Verdict::Deny`].
-    pub transient: bool,
-}
-
-impl Denial {
-    /// Returns the message for the pod's owner, which the response to the pod and the Event
-    /// contain: the denial, its reason and a remedy.
-    pub fn to_owner(&self) -> String {
-        match self.remedy() {
-            Some(remedy) => format!("{self}; {remedy}"),
-            None => self.to_string(),
-        }
-    }
-
-    fn remedy(&self) -> Option<&'static str> {
-        match self.layer {
-            "namespace" => {
-                Some("to allow it, an administrator of the namespace must change its annotations")
-            }
-            "reserved-role" => Some("request another role"),
-            "request" => Some("correct the pod's annotations"),
-            "rego" => {
-                Some("change the pod as the policy requires, or ask your cluster's administrator")
-            }
-            // The reason itself names the person to contact.
-            _ => None,
-        }
-    }
-}
-
 /// A decision with the results that led to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
@@ -201,7 +162,7 @@ pub struct Explanation {
 }
 
 impl Decision {
-    /// Returns true if the decision depends on a temporary condition. It must then be made again
+    /// Returns true if the decision depends on a temporary condition. It must then be renewed
     /// soon and must not be shared with other workloads.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -262,7 +223,7 @@ impl RuleSet {
             .iter()
             .filter(has_inputs)
             .map(|active| LayerResult {
-                layer: active.layer.name(),
+                layer: active.layer.id(),
                 mode: active.mode,
                 verdict: active.layer.evaluate(&request),
             })
@@ -287,9 +248,9 @@ impl RuleSet {
     }
 
     /// Returns the same rules without one layer, for callers that evaluate it separately.
-    pub fn without(&self, layer: &str) -> Self {
+    pub fn without(&self, layer: LayerId) -> Self {
         let mut rules = self.clone();
-        rules.layers.retain(|active| active.layer.name() != layer);
+        rules.layers.retain(|active| active.layer.id() != layer);
         rules
     }
 
@@ -307,8 +268,9 @@ impl RuleSet {
     ) -> Result<Option<(RoleArn, bool)>, Denial> {
         let malformed = |role: &str, rule: &str, reason: String| Denial {
             role: crate::arn::shorten(role).escape_debug().to_string(),
-            layer: "request",
+            denied_by: DenialSource::Request,
             rule: rule.into(),
+            field: RequestField::Role,
             reason,
             transient: false,
         };
@@ -341,23 +303,24 @@ impl RuleSet {
         layer_results: &[LayerResult],
     ) -> Result<Decision, Denial> {
         let (workload, role) = (request.workload, request.role);
-        let deny = |layer, rule: &str, reason: String| Denial {
+        let deny = |denied_by, rule: &str, reason: String| Denial {
             role: role.to_string(),
-            layer,
+            denied_by,
             rule: rule.into(),
+            field: RequestField::Role,
             reason,
             transient: false,
         };
         if workload.mirror {
             return Err(deny(
-                "request",
+                DenialSource::Request,
                 "mirror pod",
                 "mirror pods of static pods get no role".into(),
             ));
         }
         if self.reserved_roles.iter().any(|reserved| reserved.is(role)) {
             return Err(deny(
-                "reserved-role",
+                DenialSource::ReservedRole,
                 "reserved role",
                 "the role belongs to a node or to rolegate itself, so no pod may assume it".into(),
             ));
@@ -372,7 +335,7 @@ impl RuleSet {
         ];
         if let Some((_, what)) = texts.iter().find(|(values, _)| values.is_too_large()) {
             return Err(deny(
-                "request",
+                DenialSource::Request,
                 "labels and annotations",
                 format!("{what} exceed 8 KiB in total, so the rules cannot be evaluated"),
             ));
@@ -381,11 +344,15 @@ impl RuleSet {
         if let Some(id) = &external_id
             && !is_external_id(id)
         {
-            return Err(deny(
-                "request",
+            let denial = deny(
+                DenialSource::Request,
                 "external ID annotation",
                 "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters".into(),
-            ));
+            );
+            return Err(Denial {
+                field: RequestField::ExternalId,
+                ..denial
+            });
         }
         let mut rules = Vec::with_capacity(layer_results.len());
         let mut audited = Vec::new();
@@ -412,7 +379,7 @@ impl RuleSet {
                 ) => {
                     let denial = Denial {
                         transient: *transient,
-                        ..deny(layer, rule, reason.clone())
+                        ..deny((*layer).into(), rule, reason.clone())
                     };
                     if *mode == Mode::Enforce {
                         return Err(denial);
@@ -426,18 +393,19 @@ impl RuleSet {
         });
         let limits = self
             .limits(workload, granted, attribution)
-            .map_err(|reason| deny("request", "session tags", reason))?;
+            .map_err(|reason| deny(DenialSource::Request, "session tags", reason))?;
+        let deny_name = |denied_by, reason| Denial {
+            field: RequestField::SessionName,
+            ..deny(denied_by, "session name annotation", reason)
+        };
         let name = session_name(workload, attribution.scope(self.scope))
-            .map_err(|error| deny("request", "session name annotation", error.to_string()))?;
+            .map_err(|error| deny_name(DenialSource::Request, error.to_string()))?;
         if let (Some(granted), Some(_)) = (granted, &workload.wish.session_name)
             && !granted.names.is_empty()
             && !granted.names.iter().any(|pattern| pattern.matches(&name))
         {
-            return Err(deny(
-                "grants",
-                "session name annotation",
-                format!("the grant does not allow the session name {name}"),
-            ));
+            let reason = format!("the grant does not allow the session name {name}");
+            return Err(deny_name(LayerId::Grants.into(), reason));
         }
         Ok(Decision::Allow {
             role_name: listed_name(role, self.base.as_ref()).to_owned(),
@@ -506,8 +474,9 @@ impl RuleSet {
 fn missing_rules(role: String, missing: &str) -> Denial {
     Denial {
         role,
-        layer: "rules",
+        denied_by: DenialSource::MissingRules,
         rule: "rules are missing".into(),
+        field: RequestField::Role,
         reason: missing.into(),
         transient: false,
     }

@@ -9,30 +9,21 @@ use crate::session::Credentials;
 use crate::session_name::fnv1a;
 
 /// Formats a time as the metadata service does: `2026-11-22T03:00:00Z`.
-fn aws_time(time: Timestamp) -> String {
+pub fn aws_time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// A buffer that is wiped when its last reference is dropped.
-struct Wiped(Zeroizing<Vec<u8>>);
-
-impl AsRef<[u8]> for Wiped {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
 /// Returns the credentials document of `iam/security-credentials/ROLE`.
-pub fn credentials(credentials: &Credentials) -> Bytes {
+pub fn credentials(credentials: &Credentials) -> Zeroizing<Vec<u8>> {
+    let secret_access_key = credentials.secret_access_key();
+    let session_token = credentials.session_token();
     // A buffer that grows would leave copies of the secret in memory.
-    let size = 256
-        + credentials.access_key_id.len()
-        + credentials.secret_access_key.len()
-        + credentials.session_token.len();
+    let size =
+        256 + credentials.access_key_id.len() + secret_access_key.len() + session_token.len();
     let mut document = Zeroizing::new(Vec::with_capacity(size));
     let times = (
-        aws_time(credentials.life.from),
-        aws_time(credentials.life.until),
+        aws_time(credentials.validity.from),
+        aws_time(credentials.validity.until),
     );
     for piece in [
         "{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : \"",
@@ -40,9 +31,9 @@ pub fn credentials(credentials: &Credentials) -> Bytes {
         "\",\n  \"Type\" : \"AWS-HMAC\",\n  \"AccessKeyId\" : \"",
         &credentials.access_key_id,
         "\",\n  \"SecretAccessKey\" : \"",
-        &credentials.secret_access_key,
+        secret_access_key,
         "\",\n  \"Token\" : \"",
-        &credentials.session_token,
+        session_token,
         "\",\n  \"Expiration\" : \"",
         &times.1,
         "\"\n}",
@@ -50,13 +41,7 @@ pub fn credentials(credentials: &Credentials) -> Bytes {
         document.extend_from_slice(piece.as_bytes());
     }
     debug_assert!(document.len() <= size, "the document grew");
-    Bytes::from_owner(Wiped(document))
-}
-
-/// Wraps a document that was received from elsewhere, to be wiped when its last reference is
-/// dropped.
-pub fn received(document: Zeroizing<Vec<u8>>) -> Bytes {
-    Bytes::from_owner(Wiped(document))
+    document
 }
 
 /// Returns the `iam/info` document of an instance profile named like the role.
@@ -81,16 +66,16 @@ mod tests {
 
     #[test]
     fn credentials_are_shaped_as_the_real_ones() {
-        let life = Validity {
+        let validity = Validity {
             from: "2026-11-22T02:00:00.25Z".parse().unwrap(),
             until: "2026-11-22T03:00:00Z".parse().unwrap(),
         };
-        let document = credentials(&Credentials {
-            access_key_id: "ASIAEXAMPLE".into(),
-            secret_access_key: Zeroizing::new("secret/+".into()),
-            session_token: Zeroizing::new("token==".into()),
-            life,
-        });
+        let document = credentials(&Credentials::new(
+            "ASIAEXAMPLE",
+            "secret/+",
+            "token==",
+            validity,
+        ));
         insta::assert_snapshot!(String::from_utf8_lossy(&document), @r#"
         {
           "Code" : "Success",

@@ -161,7 +161,7 @@ impl PartialEq for GrantSession {
 }
 impl Eq for GrantSession {}
 
-/// How precisely a role pattern identifies a role, in increasing order.
+/// The precision with which a role pattern identifies a role, in increasing order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Specificity {
     /// A pattern with `*`.

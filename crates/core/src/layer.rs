@@ -3,15 +3,59 @@
 pub mod grants;
 pub mod namespace;
 
+use std::fmt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::{Serialize, Serializer};
 
 use crate::arn::RoleArn;
 use crate::grant::GrantSession;
 use crate::namespace::NamespaceRules;
 use crate::needs::Needs;
 use crate::workload::Workload;
+
+/// A layer, by which configuration, decisions and messages identify it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LayerId {
+    /// Annotations of namespaces.
+    Namespace,
+    /// `RoleGrant`s.
+    Grants,
+    /// Rego policies.
+    Rego,
+}
+
+impl LayerId {
+    /// All layers, in the order in which they are evaluated.
+    pub const ALL: [Self; 3] = [Self::Namespace, Self::Grants, Self::Rego];
+
+    /// Returns the name of the layer in configuration, messages and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespace",
+            Self::Grants => "grants",
+            Self::Rego => "rego",
+        }
+    }
+
+    /// Returns the layer with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|layer| layer.as_str() == name)
+    }
+}
+
+impl Serialize for LayerId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl fmt::Display for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 /// The effect of a layer's denials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,8 +69,15 @@ pub enum Mode {
 }
 
 impl Mode {
+    const ALL: [Self; 3] = [Self::Enforce, Self::Audit, Self::Off];
+
+    /// Returns the mode with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.as_str() == name)
+    }
+
     /// Returns the name of the mode in configuration and metric labels.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Enforce => "enforce",
             Self::Audit => "audit",
@@ -92,9 +143,9 @@ impl Verdict {
 }
 
 /// A source of rules.
-pub trait Layer: Send + Sync + std::fmt::Debug {
-    /// Returns the name of the layer, for messages and metric labels.
-    fn name(&self) -> &'static str;
+pub trait Layer: Send + Sync + fmt::Debug {
+    /// Returns the layer's identifier.
+    fn id(&self) -> LayerId;
 
     /// Evaluates one request without side effects.
     fn evaluate(&self, request: &AccessRequest<'_>) -> Verdict;
@@ -145,8 +196,8 @@ pub struct ActiveLayer {
 /// The result of one layer for a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerResult {
-    /// The name of the layer.
-    pub layer: &'static str,
+    /// The layer.
+    pub layer: LayerId,
     /// The mode of the layer.
     pub mode: Mode,
     /// The verdict of the layer.
@@ -159,7 +210,26 @@ mod tests {
 
     #[test]
     fn modes_are_named_as_in_configuration() {
-        let names = [Mode::Enforce, Mode::Audit, Mode::Off].map(Mode::as_str);
+        let names = Mode::ALL.map(Mode::as_str);
         assert_eq!(names, ["enforce", "audit", "off"]);
+        for mode in Mode::ALL {
+            assert_eq!(Mode::parse(mode.as_str()), Some(mode));
+        }
+        assert_eq!(Mode::parse("on"), None);
+    }
+
+    #[test]
+    fn layers_are_named_as_in_configuration() {
+        assert_eq!(
+            LayerId::ALL.map(LayerId::as_str),
+            ["namespace", "grants", "rego"]
+        );
+        for (place, layer) in LayerId::ALL.into_iter().enumerate() {
+            assert_eq!(layer as usize, place);
+            assert_eq!(LayerId::parse(layer.as_str()), Some(layer));
+        }
+        for unknown in ["", "rules", "Grants", "request"] {
+            assert_eq!(LayerId::parse(unknown), None, "{unknown}");
+        }
     }
 }

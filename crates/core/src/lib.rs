@@ -1,9 +1,8 @@
 //! rolegate's decision logic as pure functions and data.
 //!
-//! This crate decides whether a workload may assume a role, classifies metadata paths, schedules
-//! session refreshes and generates the redirect's packet filter rules. It does no I/O and has no
-//! async runtime and no clock: the current time is an argument, a [`Timestamp`](jiff::Timestamp).
-//! The crates above apply its results.
+//! This crate decides whether a workload may assume a role, classifies metadata paths and schedules
+//! session refreshes. It does no I/O and has no async runtime and no clock: the current time is an
+//! argument, a [`Timestamp`](jiff::Timestamp). The crates above apply its results.
 
 pub mod annotation;
 pub mod arn;
@@ -21,9 +20,11 @@ pub mod metadata;
 pub mod namespace;
 pub mod needs;
 pub mod pattern;
-pub mod redirect;
 pub mod rule_set_builder;
 pub mod selector;
 pub mod session;
 pub mod session_name;
+pub mod template_kinds;
+pub mod text;
+pub mod token_bucket;
 pub mod workload;

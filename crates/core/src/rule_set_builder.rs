@@ -13,7 +13,7 @@ use crate::decision::{NotLoaded, ReservedRole, RuleSet};
 use crate::grant::Grant;
 use crate::layer::grants::GrantsLayer;
 use crate::layer::namespace::NamespaceLayer;
-use crate::layer::{ActiveLayer, Layer, Mode};
+use crate::layer::{ActiveLayer, Layer, LayerId, Mode};
 use crate::namespace::{Namespace, NamespaceRules};
 use crate::needs::Needs;
 use crate::session_name::SessionScope;
@@ -40,7 +40,7 @@ pub enum ClusterConfig {
     Unseen,
     /// The object was deleted, or is required but missing. Every request is denied.
     Missing,
-    /// The object is invalid. The previous valid one stays in force; if there is none, or it was
+    /// The object is invalid. The previous valid one stays in force; without one, or if it was
     /// deleted, every request is denied.
     Broken(InvalidConfig),
     /// The object is valid.
@@ -269,9 +269,9 @@ impl RuleSetBuilder {
             Some(NotLoaded::Identity)
         } else if !self.namespaces_loaded {
             Some(NotLoaded::Namespaces)
-        } else if modes.grants == Mode::Enforce && !self.grants_loaded {
+        } else if modes[LayerId::Grants] == Mode::Enforce && !self.grants_loaded {
             Some(NotLoaded::Grants)
-        } else if modes.rego == Mode::Enforce && self.rego.is_none() {
+        } else if modes[LayerId::Rego] == Mode::Enforce && self.rego.is_none() {
             Some(NotLoaded::Policies)
         } else {
             None
@@ -283,8 +283,8 @@ impl RuleSetBuilder {
     pub fn needs(&self, rules: &RuleSet) -> Option<Needs> {
         let modes = self.config().modes;
         let is_known = self.config != ClusterConfig::Unseen
-            && (modes.grants == Mode::Off || self.grants_loaded)
-            && (modes.rego == Mode::Off || self.rego.is_some());
+            && (modes[LayerId::Grants] == Mode::Off || self.grants_loaded)
+            && (modes[LayerId::Rego] == Mode::Off || self.rego.is_some());
         is_known.then(|| rules.needs())
     }
 
@@ -318,10 +318,10 @@ impl RuleSetBuilder {
         let namespace = NamespaceLayer {
             allow_unannotated: config.allow_unannotated,
         };
-        let layers: [(Mode, Option<Arc<dyn Layer>>); 3] = [
-            (config.modes.namespace, Some(Arc::new(namespace))),
-            (config.modes.grants, Some(self.grants_layer.clone())),
-            (config.modes.rego, self.rego.clone()),
+        let layers: [Option<Arc<dyn Layer>>; _] = [
+            Some(Arc::new(namespace)),
+            Some(self.grants_layer.clone()),
+            self.rego.clone(),
         ];
         RuleSet {
             default_role: config
@@ -334,13 +334,12 @@ impl RuleSetBuilder {
             session_seconds: self.session_seconds,
             layers: layers
                 .into_iter()
-                .filter(|(mode, _)| *mode != Mode::Off)
-                .filter_map(|(mode, layer)| {
-                    Some(ActiveLayer {
-                        layer: layer?,
-                        mode,
-                    })
+                .flatten()
+                .map(|layer| ActiveLayer {
+                    mode: config.modes[layer.id()],
+                    layer,
                 })
+                .filter(|active| active.mode != Mode::Off)
                 .collect(),
             namespaces: self.namespaces.clone(),
             longest_session: facts.longest_session,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use zeroize::Zeroizing;
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use crate::arn::RoleArn;
 use crate::labels::Labels;
@@ -64,20 +64,55 @@ impl Validity {
 /// Temporary credentials of a session. The secrets are wiped when dropped and never formatted.
 pub struct Credentials {
     /// `AccessKeyId`. It identifies the session in CloudTrail and is not a secret.
-    pub access_key_id: String,
-    /// `SecretAccessKey`.
-    pub secret_access_key: Zeroizing<String>,
-    /// `SessionToken`.
-    pub session_token: Zeroizing<String>,
+    pub access_key_id: Arc<str>,
     /// The period from the call until STS's `Expiration`.
-    pub life: Validity,
+    pub validity: Validity,
+    /// `SecretAccessKey`, followed by `SessionToken`. One allocation, since thousands are held.
+    secrets: Zeroizing<String>,
+    secret_access_key_length: usize,
 }
+
+impl Credentials {
+    /// Creates credentials. The secrets are copied, so the caller must wipe its own copies.
+    pub fn new(
+        access_key_id: impl Into<Arc<str>>,
+        secret_access_key: &str,
+        session_token: &str,
+        validity: Validity,
+    ) -> Self {
+        // A text that grows would leave copies of the secrets in memory.
+        let length = secret_access_key.len() + session_token.len();
+        let mut secrets = Zeroizing::new(String::with_capacity(length));
+        secrets.push_str(secret_access_key);
+        secrets.push_str(session_token);
+        Self {
+            access_key_id: access_key_id.into(),
+            validity,
+            secrets,
+            secret_access_key_length: secret_access_key.len(),
+        }
+    }
+
+    /// Returns `SecretAccessKey`.
+    pub fn secret_access_key(&self) -> &str {
+        let secret = self.secrets.get(..self.secret_access_key_length);
+        secret.unwrap_or_default()
+    }
+
+    /// Returns `SessionToken`.
+    pub fn session_token(&self) -> &str {
+        let token = self.secrets.get(self.secret_access_key_length..);
+        token.unwrap_or_default()
+    }
+}
+
+impl ZeroizeOnDrop for Credentials {}
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
             .field("access_key_id", &self.access_key_id)
-            .field("life", &self.life)
+            .field("validity", &self.validity)
             .finish_non_exhaustive()
     }
 }
@@ -283,15 +318,14 @@ mod tests {
 
     #[test]
     fn secrets_are_not_formatted() {
-        let credentials = Credentials {
-            access_key_id: "ASIAEXAMPLE".into(),
-            secret_access_key: Zeroizing::new("very-secret".into()),
-            session_token: Zeroizing::new("also-secret".into()),
-            life: Validity {
-                from: Timestamp::UNIX_EPOCH,
-                until: Timestamp::UNIX_EPOCH,
-            },
+        let validity = Validity {
+            from: Timestamp::UNIX_EPOCH,
+            until: Timestamp::UNIX_EPOCH,
         };
+        let credentials =
+            Credentials::new("ASIAEXAMPLE", "very-secret", "also-secret-token", validity);
+        assert_eq!(credentials.secret_access_key(), "very-secret");
+        assert_eq!(credentials.session_token(), "also-secret-token");
         let text = format!("{credentials:?}");
         assert!(
             text.contains("ASIAEXAMPLE") && !text.contains("secret"),

@@ -83,7 +83,7 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Returns true if all containers have ended for good.
+    /// Returns true if all containers have terminated for good.
     pub fn is_finished(&self) -> bool {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)
     }
@@ -94,7 +94,7 @@ impl Workload {
         self.node.is_some() && !self.is_finished()
     }
 
-    /// Returns the addresses that identify this pod alone. There are none for a finished pod (the
+    /// Returns the addresses that identify this pod alone. The list is empty for a finished pod (the
     /// network plugin may have reassigned them), for a pod on the host network (they are the
     /// node's) and for a mirror pod (a kubelet can write any value).
     pub fn own_addresses(&self) -> &[IpAddr] {

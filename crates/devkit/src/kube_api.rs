@@ -357,7 +357,7 @@ impl State {
             .collect();
         let target = Target::parse(path);
         if let Some(number) = self.record(&parts.method, path, target, &query) {
-            return Err(Failure::new(number, "the stand-in was told to fail"));
+            return Err(Failure::new(number, "the stand-in is configured to fail"));
         }
         let Some(target) = target else {
             return other_path(&lock(&self.store), path);

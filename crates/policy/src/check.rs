@@ -2,26 +2,38 @@
 
 mod defaults;
 mod hints;
-mod render;
 mod request;
 mod values;
 
 use std::collections::HashMap;
 
 use jiff::Timestamp;
-pub use rolegate_admission::review::Operation;
-use rolegate_admission::{NotSynced, Outcome, Review, ValidationRules, Violation, validate};
-use rolegate_core::layer::Mode;
-use serde::Serialize;
-use serde_json::Value;
+use rolegate_core::layer::{LayerId, Mode};
+use rolegate_report::findings::{Finding, Findings, Level, Location, Wording};
+pub use rolegate_review::admission_review::Operation;
+use rolegate_review::{
+    NotSynced, Outcome, Review, ValidationRules, Violation, ViolationSource, validate,
+};
+use serde_json::{Map, Value};
 
-use crate::manifest::Document;
 pub use hints::foreign;
 use request::{Request, path_steps, review_of};
 pub use request::{is_review, namespace_of};
+use rolegate_api::manifest::Document;
 
 /// The layer of findings about parts that are not validated or have no effect.
 const CHECK: &str = "check";
+/// The words of the findings. Their category is the source of a denial: a layer of the rules, or
+/// `request`, `reserved-role`, `rules`, `guard`; [`CHECK`] for parts that are not validated or have
+/// no effect.
+const WORDING: Wording = Wording {
+    category: "layer",
+    remarks: CHECK,
+    failed: "refused",
+    would_fail: "would be denied",
+    of_warnings: " in audit mode",
+    describe,
+};
 
 /// The requesting user, as the API server would report it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,89 +59,37 @@ pub struct Manifest<'a> {
     pub fault: Option<&'a str>,
 }
 
-/// The report. Its JSON is the output of `rolegate policy check -o json`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
+/// The report of `rolegate policy check`.
+#[derive(Debug, Clone)]
 pub struct Report {
-    /// The number of validated objects.
-    pub checked: usize,
-    /// The number of denied objects.
-    pub refused: usize,
-    /// The number of warnings.
-    pub warnings: usize,
-    /// All findings, in the order of the manifests.
-    pub findings: Vec<Finding>,
+    /// The validated objects and all findings.
+    pub findings: Findings,
     /// A sentence for each unusable rule in files.
     pub unusable: Vec<String>,
     /// A sentence for each note about the rules and the run as a whole.
     pub notes: Vec<String>,
-    /// All validated objects.
-    #[serde(skip)]
-    pub objects: Vec<Checked>,
 }
 
-/// A validated object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Checked {
-    /// The file.
-    pub file: String,
-    /// The line in the file, from 1.
-    pub line: u64,
-    /// The object by its kind, namespace and name.
-    pub name: String,
-    /// The range of findings about it.
-    pub findings: std::ops::Range<usize>,
+impl Report {
+    /// Returns the fields of the report in JSON.
+    pub fn json(&self) -> Map<String, Value> {
+        let mut fields = self.findings.json();
+        fields.insert("unusable".into(), self.unusable.clone().into());
+        fields.insert("notes".into(), self.notes.clone().into());
+        fields
+    }
+
+    /// Returns whether an object would be denied, or a rule in files is unusable.
+    pub fn has_failed(&self) -> bool {
+        self.findings.has_failed() || !self.unusable.is_empty()
+    }
 }
 
-/// A finding about one object.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Finding {
-    /// The severity.
-    pub level: Level,
-    /// The file.
-    pub file: String,
-    /// The line in the file, from 1.
-    pub line: u64,
-    /// The template from which Helm rendered the object, if known.
-    pub template: Option<String>,
-    /// The object's kind.
-    pub kind: String,
-    /// The object's namespace; empty for cluster-scoped objects.
-    pub namespace: String,
-    /// The object's name.
-    pub name: String,
-    /// The path of the field in the object; empty for the whole object.
-    pub path: String,
-    /// The source of the denial: a layer of the rules, or `request`, `reserved-role`, `rules`,
-    /// `guard`; `check` for parts that are not validated or have no effect.
-    pub layer: String,
-    /// The rule in that layer.
-    pub rule: String,
-    /// The denial, and what would be allowed.
-    pub message: String,
-}
-
-/// The severity of a finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// The object would be denied.
-    Error,
-    /// A layer in audit mode would deny it, or part of it is not validated or has no effect.
-    Warning,
-    /// Information.
-    Note,
-}
-
-impl Level {
-    /// Returns its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warning => "warning",
-            Self::Note => "note",
-        }
+/// Describes a layer for SARIF.
+fn describe(layer: &str) -> String {
+    match layer {
+        CHECK => "Not validated, or without effect".to_owned(),
+        layer => format!("Denied by rolegate/{layer} of the rules about AWS roles"),
     }
 }
 
@@ -169,7 +129,7 @@ impl<'a> Existing<'a> {
     }
 
     /// Returns the existing object with the identity of `object`.
-    pub fn beside(&self, object: &Value, namespace: &str) -> Option<&'a Value> {
+    pub fn get(&self, object: &Value, namespace: &str) -> Option<&'a Value> {
         self.0.get(&key(object, namespace)).copied()
     }
 }
@@ -201,23 +161,13 @@ pub fn check<'a>(
     creator: &Creator,
     namespace: &str,
     now: Timestamp,
-) -> Report {
-    let mut report = Report::default();
+) -> Findings {
+    let mut report = Findings::new("rolegate policy check", WORDING);
     for manifest in manifests {
-        report.checked += 1;
         let request = request_of(manifest, creator, namespace);
         let found = check_one(rules, manifest, &request, now);
-        let is = |level| found.iter().filter(move |finding| finding.level == level);
-        report.refused += usize::from(is(Level::Error).next().is_some());
-        report.warnings += is(Level::Warning).count();
-        let first = report.findings.len();
-        report.objects.push(Checked {
-            file: manifest.file.to_owned(),
-            line: manifest.document.line(),
-            name: render::object(&request.kind, &request.namespace, &request.name),
-            findings: first..first + found.len(),
-        });
-        report.findings.extend(found);
+        let (file, line) = (manifest.file, manifest.document.line());
+        report.add(file, line, request.object(), found);
     }
     report
 }
@@ -263,22 +213,29 @@ fn check_one(
         let prefix = request.prefix.iter().copied();
         Finding {
             level,
-            file: file.to_owned(),
-            line: document.line_of(prefix.chain(steps.iter().map(String::as_str))),
-            template: document.source.clone(),
-            kind: request.kind.clone(),
-            namespace: request.namespace.clone(),
-            name: request.name.clone(),
+            location: Location {
+                file: file.to_owned(),
+                line: document.line_of(prefix.chain(steps.iter().map(String::as_str))),
+                template: document.source.clone(),
+            },
+            object: request.object(),
             path: fault.path.clone(),
-            layer: fault.layer.to_owned(),
+            category: fault.denied_by.as_str().to_owned(),
             rule: fault.rule.clone(),
             message: fault.reason.clone(),
         }
     };
+    let remark = |level, path: &str, rule: &str, message: &str| Finding {
+        category: CHECK.to_owned(),
+        ..finding(
+            level,
+            &Violation::new(path, ViolationSource::REQUEST, rule, message),
+        )
+    };
     let mut found: Vec<Finding>;
     match judge_request(rules, request, now) {
         Err(why) => {
-            let fault = Violation::new("", "request", "malformed object", &why);
+            let fault = Violation::new("", ViolationSource::REQUEST, "malformed object", &why);
             found = vec![finding(Level::Error, &fault)];
         }
         Ok(outcome) => {
@@ -304,29 +261,25 @@ fn check_one(
     };
     for hint in hints {
         let path = written(&hint.steps);
-        let fault = Violation::new(&path, CHECK, hint.rule, &hint.message);
-        found.push(finding(hint.level, &fault));
+        found.push(remark(hint.level, &path, hint.rule, &hint.message));
     }
     if let Some(why) = manifest.fault {
-        let fault = Violation::new("", CHECK, "unusable rule", why);
-        found.push(finding(Level::Error, &fault));
+        found.push(remark(Level::Error, "", "unusable rule", why));
     }
     if let Some(why) = not_asked(rules, request) {
-        let fault = Violation::new("", CHECK, "not validated", why);
-        found.push(finding(Level::Note, &fault));
+        found.push(remark(Level::Note, "", "not validated", why));
     }
     if document.repeats_key {
         let message =
             "an object in this JSON has a duplicate key: the last one counts, as in kubectl";
-        let fault = Violation::new("", CHECK, "repeated key", message);
-        found.push(finding(Level::Warning, &fault));
+        found.push(remark(Level::Warning, "", "repeated key", message));
     }
     found
 }
 
 /// Returns the reason why no policy is evaluated for a request, if policies are enabled.
 fn not_asked(rules: &ValidationRules<'_>, request: &Request) -> Option<&'static str> {
-    if rules.config.modes.rego == Mode::Off {
+    if rules.config.modes[LayerId::Rego] == Mode::Off {
         return None;
     }
     let text = |pointer| request.body.pointer(pointer).and_then(Value::as_str);
@@ -347,7 +300,12 @@ fn undecided(unseen: &NotSynced) -> Violation {
         ),
         NotSynced::Rules(sentence) => (*sentence).to_owned(),
     };
-    Violation::new("metadata.namespace", "rules", "unknown namespace", &reason)
+    Violation::new(
+        "metadata.namespace",
+        ViolationSource::RULES,
+        "unknown namespace",
+        &reason,
+    )
 }
 
 /// Formats steps as the path in messages: `spec.list[0].annotations[example.com/key]`.

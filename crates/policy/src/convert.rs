@@ -18,8 +18,8 @@ use rolegate_core::workload::Workload;
 use serde_json::Value;
 
 use crate::document::{self, Names, is_plain_name};
-use crate::text::count;
 use globs::{contains, intersection, rooted, rooted_arn};
+use rolegate_report::text::count;
 
 /// The input of a conversion.
 #[derive(Debug, Clone, Copy)]

@@ -3,10 +3,11 @@
 use rolegate_core::arn::{BaseArn, RoleArn, listed_name};
 use rolegate_core::grant::{Grant, GrantSession, SessionRules, Subject};
 use rolegate_core::selector::{Operator, Selector};
+use rolegate_core::text::plain;
+use rolegate_core::text::{escape_yaml, is_unsafe};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
-
-use crate::text::plain;
+use serde_saphyr::DoubleQuoted;
 
 /// The API version of grants.
 pub const API_VERSION: &str = "rolegate.dev/v1alpha1";
@@ -157,7 +158,17 @@ pub fn role_text(role: &RoleArn, base: Option<&BaseArn>) -> String {
 /// Returns an error if the YAML serializer fails, which it does not for JSON values.
 pub fn yaml(value: &Value) -> Result<String, serde_saphyr::SerializeError> {
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
-    serde_saphyr::to_string_with_options(&Ordered(value), options)
+    let text = serde_saphyr::to_string_with_options(&Ordered(value), options)?;
+    Ok(escape_yaml(&text).into_owned())
+}
+
+/// Formats an object that `rolegate policy export` writes, with long texts in blocks.
+///
+/// # Errors
+/// See [`yaml`].
+pub(crate) fn yaml_in_blocks(value: &Value) -> Result<String, serde_saphyr::SerializeError> {
+    let text = serde_saphyr::to_string(&Quoted(value))?;
+    Ok(escape_yaml(&text).into_owned())
 }
 
 /// Formats grants as a stream of YAML, each with its comment lines before it.
@@ -216,10 +227,43 @@ impl Serialize for Ordered<'_> {
                 let mut fields: Vec<_> = fields.iter().collect();
                 let rank = |key: &str| ORDER.iter().position(|known| *known == key);
                 fields.sort_by_key(|(key, _)| (rank(key).unwrap_or(ORDER.len()), key.as_str()));
-                serializer.collect_map(fields.into_iter().map(|(key, value)| (key, Self(value))))
+                let fields = fields.into_iter();
+                serializer.collect_map(fields.map(|(key, value)| (Text(key), Self(value))))
             }
             Value::Array(items) => serializer.collect_seq(items.iter().map(Self)),
+            Value::String(text) => Text(text).serialize(serializer),
             scalar => scalar.serialize(serializer),
+        }
+    }
+}
+
+/// A value whose keys and strings are [`Text`]s.
+struct Quoted<'a>(&'a Value);
+
+impl Serialize for Quoted<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Object(fields) => {
+                let fields = fields.iter();
+                serializer.collect_map(fields.map(|(key, value)| (Text(key), Self(value))))
+            }
+            Value::Array(items) => serializer.collect_seq(items.iter().map(Self)),
+            Value::String(text) => Text(text).serialize(serializer),
+            scalar => scalar.serialize(serializer),
+        }
+    }
+}
+
+/// A text that is double-quoted if it contains unsafe characters, which [`escape_yaml`] then
+/// escapes. Line feeds alone are left to the serializer.
+struct Text<'a>(&'a str);
+
+impl Serialize for Text<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.contains(|c| c != '\n' && is_unsafe(c)) {
+            DoubleQuoted(self.0).serialize(serializer)
+        } else {
+            serializer.serialize_str(self.0)
         }
     }
 }
@@ -274,6 +318,7 @@ pub fn is_plain_name(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rolegate_core::text::UNSAFE_EXAMPLES;
 
     use super::*;
 
@@ -358,12 +403,30 @@ spec:
         })
     }
 
+    #[test]
+    fn threat_25_yaml_escapes_unsafe_characters_and_keeps_the_value() {
+        for c in UNSAFE_EXAMPLES {
+            let hostile = format!("a{c}b");
+            let document = json!({
+                "apiVersion": "v1", "kind": "X", hostile.as_str(): hostile,
+                "spec": [hostile, {hostile.as_str(): {hostile.as_str(): "x"}}],
+            });
+            for text in [yaml(&document), yaml_in_blocks(&document)] {
+                let text = text.unwrap();
+                let unsafe_chars = |c| c != '\n' && is_unsafe(c);
+                assert!(!text.contains(unsafe_chars), "{c:?}: {text:?}");
+                let read = serde_saphyr::from_str::<Value>(&text);
+                assert_eq!(read.unwrap(), document, "{text}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_written_is_read_back(value in value()) {
             let document = json!({"apiVersion": "v1", "kind": "X", "spec": value});
             let text = yaml(&document).unwrap();
-            let read = crate::manifest::documents(&text)
+            let read = rolegate_api::manifest::documents(&text)
                 .map_err(|error| TestCaseError::fail(format!("{error}: {text}")))?;
             prop_assert_eq!(&read.documents[0].value, &document, "{}", text);
         }

@@ -6,12 +6,12 @@ mod show;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use rolegate_admission::WebIdentity;
-use rolegate_core::decision::{Decision, Denial, RuleSet};
+use rolegate_core::decision::{Decision, Denial, DenialSource, RuleSet};
 use rolegate_core::layer::grants::GrantsLayer;
-use rolegate_core::layer::{LayerResult, Verdict};
+use rolegate_core::layer::{LayerId, LayerResult, Verdict};
 use rolegate_core::session::SessionKey;
 use rolegate_core::workload::Workload;
+use rolegate_review::{ViolationSource, WebIdentity};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -105,8 +105,8 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LayerVerdict {
-    /// The layer: `namespace`, `grants` or `rego`.
-    pub layer: String,
+    /// The layer.
+    pub layer: LayerId,
     /// `enforce` or `audit`.
     pub mode: String,
     /// True if it allows.
@@ -121,9 +121,9 @@ pub struct LayerVerdict {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
-    /// The layer that denied, or `request`, `reserved-role` or `rules` for checks before all
-    /// layers.
-    pub layer: String,
+    /// The source of the denial.
+    #[serde(rename = "layer")]
+    pub denied_by: ViolationSource,
     /// The rule.
     pub rule: String,
     /// The reason, as one sentence.
@@ -193,7 +193,7 @@ pub fn explain(question: &Question<'_>) -> Explained {
     } = *question;
     let explanation = rules.explain(workload, now);
     let missing = missing_grant(rules, grants, workload, now);
-    let (mut session, mut denial, mut audited) = (None, None, Vec::new());
+    let (mut session, mut denied_by, mut denial, mut audited) = (None, None, None, Vec::new());
     let decision = match &explanation.decision {
         Decision::Allow {
             key,
@@ -209,13 +209,14 @@ pub fn explain(question: &Question<'_>) -> Explained {
             }
         }
         Decision::Deny(refused) => {
+            denied_by = Some(refused.denied_by);
             denial = Some(Refusal::from(refused));
             Outcome::Denied
         }
         Decision::NoRole => Outcome::NoRole,
         Decision::Pending => Outcome::UnknownNamespace,
     };
-    let advice = advice(decision, denial.as_ref(), workload, missing.is_some());
+    let advice = advice(decision, denied_by, workload, missing.is_some());
     Explained {
         workload: Requester {
             namespace: workload.namespace.to_string(),
@@ -267,7 +268,7 @@ fn token_roles(
     let unnamed = asked.unnamed.iter().map(|unnamed| TokenRole {
         role: None,
         refusal: Some(Refusal {
-            layer: "grants".into(),
+            denied_by: LayerId::Grants.into(),
             rule: "web identity".into(),
             reason: format!(
                 "{} requests credentials from AWS without naming a role; set AWS_ROLE_ARN",
@@ -281,7 +282,7 @@ fn token_roles(
 
 fn advice(
     outcome: Outcome,
-    denial: Option<&Refusal>,
+    denial: Option<DenialSource>,
     workload: &Workload,
     has_grant: bool,
 ) -> Option<String> {
@@ -296,19 +297,25 @@ fn advice(
         Outcome::UnknownNamespace => {
             format!("the rules do not contain namespace {namespace}: create or add it")
         }
-        Outcome::Denied => match denial?.layer.as_str() {
-            "namespace" => format!(
+        Outcome::Denied => match denial? {
+            DenialSource::Layer(LayerId::Namespace) => format!(
                 "allow the role in the annotations of namespace {namespace}, which requires an \
                  administrator"
             ),
-            "grants" if has_grant => {
+            DenialSource::Layer(LayerId::Grants) if has_grant => {
                 "apply the grant below, if the pod should have the role".into()
             }
-            "grants" => "change the named grants: another grant does not help".into(),
-            "rego" => "change the pod as the policy requires, or change the policy".into(),
-            "reserved-role" => "request another role: no rule can allow this one".into(),
-            "rules" => "fix the rules first: until then everything is denied".into(),
-            _ => "correct the pod's annotations".into(),
+            DenialSource::Layer(LayerId::Grants) => {
+                "change the named grants: another grant does not help".into()
+            }
+            DenialSource::Layer(LayerId::Rego) => {
+                "change the pod as the policy requires, or change the policy".into()
+            }
+            DenialSource::ReservedRole => "request another role: no rule can allow this one".into(),
+            DenialSource::MissingRules => {
+                "fix the rules first: until then everything is denied".into()
+            }
+            DenialSource::Request | DenialSource::Unknown => "correct the pod's annotations".into(),
         },
     };
     Some(text)
@@ -317,7 +324,7 @@ fn advice(
 impl From<&Denial> for Refusal {
     fn from(denial: &Denial) -> Self {
         Self {
-            layer: denial.layer.to_owned(),
+            denied_by: denial.denied_by.into(),
             rule: denial.rule.clone(),
             reason: denial.reason.clone(),
         }
@@ -331,7 +338,7 @@ impl From<&LayerResult> for LayerVerdict {
             Verdict::Deny { rule, reason, .. } => (false, rule, Some(reason.clone())),
         };
         Self {
-            layer: judgement.layer.to_owned(),
+            layer: judgement.layer,
             mode: judgement.mode.as_str().to_owned(),
             allows,
             rule: rule.clone(),

@@ -6,19 +6,14 @@
 //! use. There is no I/O either: documents come in as text or JSON, and results go out as data with
 //! renderings.
 
-pub mod basis;
-pub mod case_report;
 pub mod check;
 pub mod convert;
 pub mod document;
 pub mod explain;
-pub mod manifest;
 pub mod missing;
-pub mod overlay;
 pub mod simulate;
 pub mod suggest;
 pub mod suite;
-pub mod text;
 pub mod vap;
 
 #[cfg(test)]

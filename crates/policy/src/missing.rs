@@ -4,14 +4,11 @@ use jiff::Timestamp;
 use rolegate_core::decision::{Decision, Denial, RuleSet};
 use rolegate_core::grant::{Grant, SessionRules, Subject};
 use rolegate_core::layer::grants::GrantsLayer;
-use rolegate_core::layer::{AccessRequest, ActiveLayer, Layer, Mode, Verdict};
+use rolegate_core::layer::{AccessRequest, ActiveLayer, Layer, LayerId, Mode, Verdict};
 use rolegate_core::workload::Workload;
 use std::sync::Arc;
 
 use crate::document::{Names, is_plain_name, role_text, session_rules};
-
-/// The name of the layer.
-const GRANTS: &str = "grants";
 
 /// A missing grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +36,7 @@ pub fn missing_grant(
     }
     let judged = explanation.layer_results.iter();
     judged
-        .filter(|judgement| judgement.layer == GRANTS && judgement.mode != Mode::Off)
+        .filter(|judgement| judgement.layer == LayerId::Grants && judgement.mode != Mode::Off)
         .find(|judgement| matches!(judgement.verdict, Verdict::Deny { .. }))?;
     let namespace = rules.namespaces.get(&workload.namespace)?;
     let ask = AccessRequest {
@@ -82,7 +79,7 @@ pub fn missing_grant(
             .layers
             .iter()
             .map(|active| ActiveLayer {
-                layer: if active.layer.name() == GRANTS {
+                layer: if active.layer.id() == LayerId::Grants {
                     alone.clone()
                 } else {
                     active.layer.clone()
@@ -185,6 +182,6 @@ mod tests {
         let stage = rules(&[], Mode::Enforce);
         let pod = pod("closed", "api", "reader");
         let missing = missing_grant(&stage.rules, &stage.grants, &pod, NOW).unwrap();
-        assert_eq!(missing.then.unwrap().layer, "namespace");
+        assert_eq!(missing.then.unwrap().denied_by, LayerId::Namespace.into());
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use rolegate_core::decision::{Decision, RuleSet};
+use rolegate_core::layer::LayerId;
 use rolegate_core::session::SessionKey;
 use rolegate_core::workload::{Phase, Workload};
 use serde::Serialize;
@@ -52,7 +53,7 @@ pub struct Simulated {
 #[serde(rename_all = "camelCase")]
 pub struct IfEnforced {
     /// The layers that are not enforced by the configuration.
-    pub layers: Vec<&'static str>,
+    pub layers: Vec<LayerId>,
     /// The effect, compared with the current state.
     #[serde(flatten)]
     pub simulation: Simulation,
@@ -165,11 +166,12 @@ pub fn simulate(
                     let reason = format!("by {}", or_nothing(rules));
                     let changes = differences(old, new);
                     (&mut *session_changed, new.role.to_string(), reason, changes)
-                } else if let Some(denial) = audited
-                    .iter()
-                    .find(|denial| !old_audited.iter().any(|known| known.layer == denial.layer))
-                {
-                    let reason = format!("{} would deny: {}", denial.layer, denial.reason);
+                } else if let Some(denial) = audited.iter().find(|denial| {
+                    !old_audited
+                        .iter()
+                        .any(|known| known.denied_by == denial.denied_by)
+                }) {
+                    let reason = format!("{} would deny: {}", denial.denied_by, denial.reason);
                     (
                         &mut *newly_audited,
                         new.role.to_string(),
@@ -227,7 +229,7 @@ fn affected(group: Group) -> Vec<Affected> {
 
 fn why_not(decision: &Decision) -> String {
     match decision {
-        Decision::Deny(denial) => format!("denied by {}: {}", denial.layer, denial.reason),
+        Decision::Deny(denial) => format!("denied by {}: {}", denial.denied_by, denial.reason),
         Decision::NoRole => "neither the pod nor a default requests a role".into(),
         Decision::Pending => "the rules do not contain its namespace".into(),
         Decision::Allow { .. } => String::new(),

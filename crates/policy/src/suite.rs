@@ -8,16 +8,16 @@ mod report;
 use std::fmt::Write;
 
 use jiff::Timestamp;
-use rolegate_admission::{Outcome, ValidationRules, Violation};
+use rolegate_review::{Outcome, ValidationRules, Violation};
 
 pub use format::{Expect, FormatError, Objects, PolicyTest, Refuser, Select, TestCase, Verdict};
 pub use observe::Observer;
 pub use report::{Covered, TestReport};
 
-use crate::case_report::{CaseResult, Complaint};
 use crate::check::{self, Creator, Existing, Manifest, Operation};
-use crate::manifest::Document;
-use crate::text::plain;
+use rolegate_api::manifest::Document;
+use rolegate_core::text::plain;
+use rolegate_report::cases::{CaseResult, Complaint};
 
 /// The parsed objects of a case.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +50,7 @@ impl TestCase {
         for document in selected {
             judged += 1;
             let name = self.named(document);
-            let old = existing.beside(&document.value, &self.namespace);
+            let old = existing.get(&document.value, &self.namespace);
             if old.is_none() && self.operation == Operation::Update {
                 return CaseResult::Errored(format!(
                     "{name} is not among the existing objects, so it cannot be updated"
@@ -118,7 +118,7 @@ impl Expect {
                 let _ = write!(
                     list,
                     "; by layer {}, rule {}: {}",
-                    fault.layer,
+                    fault.denied_by,
                     shown(&fault.rule),
                     shown(&fault.reason)
                 );
@@ -151,7 +151,7 @@ impl Refuser {
         let is = |wanted: &Option<String>, holds: &dyn Fn(&str) -> bool| {
             wanted.as_deref().is_none_or(holds)
         };
-        is(&self.layer, &|layer| layer == fault.layer)
+        is(&self.layer, &|layer| layer == fault.denied_by.as_str())
             && is(&self.path, &|path| path == fault.path)
             && is(&self.message, &|part| shown(&fault.reason).contains(part))
             && is(&self.rule, &|rule| {

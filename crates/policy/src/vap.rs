@@ -21,11 +21,12 @@ use std::sync::Arc;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::grant::Grant;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::pattern::PatternFormat;
+use rolegate_core::template_kinds::{self, BUILTIN_TEMPLATE_KINDS};
 use serde_json::{Map, Value, json};
 
-use crate::document::comment_line;
+use crate::document::{comment_line, yaml_in_blocks};
 pub use table::PARAMETERS;
 use table::Table;
 use wish::Wishes;
@@ -105,43 +106,8 @@ impl Rule<'_> {
 const WRITES: &[&str] = &["CREATE", "UPDATE"];
 const CHANGES: &[&str] = &["CREATE", "UPDATE", "DELETE"];
 
-/// Kinds that contain pod templates or name roles, except custom resources.
-const WORKLOADS: &[Rule<'_>] = &[
-    Rule {
-        group: "",
-        version: "v1",
-        resources: &[
-            "pods",
-            "pods/ephemeralcontainers",
-            "replicationcontrollers",
-            "podtemplates",
-            "serviceaccounts",
-        ],
-        operations: WRITES,
-        scope: "Namespaced",
-    },
-    Rule {
-        group: "apps",
-        version: "v1",
-        resources: &["deployments", "replicasets", "statefulsets", "daemonsets"],
-        operations: WRITES,
-        scope: "Namespaced",
-    },
-    Rule {
-        group: "batch",
-        version: "v1",
-        resources: &["jobs", "cronjobs"],
-        operations: WRITES,
-        scope: "Namespaced",
-    },
-    Rule {
-        group: "zalando.org",
-        version: "*",
-        resources: &["awsiamroles"],
-        operations: WRITES,
-        scope: "Namespaced",
-    },
-];
+/// Resources of the core group that name roles, other than those with a pod template.
+const CORE_RESOURCES: [&str; 3] = ["pods", "pods/ephemeralcontainers", "serviceaccounts"];
 
 /// A policy and its binding.
 struct Policy {
@@ -164,7 +130,7 @@ pub fn export(input: &VapInput<'_>) -> Result<Export, VapError> {
     let config = input.config;
     let table = Table::new(input.grants, config);
     let mut documents = Vec::new();
-    if config.modes.grants != Mode::Off {
+    if config.modes[LayerId::Grants] != Mode::Off {
         documents.push(table.document(input.namespace)?);
     }
     let (policies, bindings): (Vec<_>, Vec<_>) = policies(input, &table)
@@ -254,7 +220,7 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
     let modes = config.modes;
     policies.push(layer(
         "rolegate-layer-namespace",
-        modes.namespace,
+        modes[LayerId::Namespace],
         &workloads,
         judged(layers::namespace(input)),
     ));
@@ -262,7 +228,7 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
         reads_grants: true,
         ..layer(
             "rolegate-layer-grants",
-            modes.grants,
+            modes[LayerId::Grants],
             &workloads,
             judged(layers::grants()),
         )
@@ -270,7 +236,7 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
     let tokens = core(&["serviceaccounts/token"], &["CREATE"], "Namespaced");
     policies.push(layer(
         "rolegate-tokens",
-        modes.grants,
+        modes[LayerId::Grants],
         &[tokens],
         guard::tokens(input),
     ));
@@ -280,17 +246,30 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
 
 /// Returns the rules for kinds that contain pod templates or name roles.
 fn workloads(config: &RuleConfig) -> Vec<Value> {
-    let mut rules: Vec<_> = WORKLOADS.iter().map(Rule::value).collect();
-    rules.extend(config.templates.iter().map(|kind| {
+    let mut groups: Vec<(&str, Vec<&str>)> = vec![("", CORE_RESOURCES.to_vec())];
+    for kind in BUILTIN_TEMPLATE_KINDS {
+        match groups.iter_mut().find(|(group, _)| *group == kind.group) {
+            Some((_, resources)) => resources.push(kind.resource),
+            None => groups.push((kind.group, vec![kind.resource])),
+        }
+    }
+    let rule = |group, version, resources: &[&str]| {
         let rule = Rule {
-            group: &kind.group,
-            version: "*",
-            resources: &[&kind.resource],
+            group,
+            version,
+            resources,
             operations: WRITES,
             scope: "Namespaced",
         };
         rule.value()
-    }));
+    };
+    let builtin = groups.iter();
+    let mut rules: Vec<_> = builtin
+        .map(|(group, resources)| rule(group, template_kinds::VERSION, resources))
+        .collect();
+    rules.push(rule("zalando.org", "*", &["awsiamroles"]));
+    let custom = config.templates.iter();
+    rules.extend(custom.map(|kind| rule(&kind.group, "*", &[&*kind.resource])));
     rules
 }
 
@@ -388,7 +367,7 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
         }
     };
     say(
-        config.modes.rego != Mode::Off,
+        config.modes[LayerId::Rego] != Mode::Off,
         "Rego policies are not enforced: CEL cannot run them",
     );
     say(
@@ -400,11 +379,11 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
         "no roles are reserved (spec.reservedRoles of the RolegateConfig), so only agents deny the nodes' and rolegate's roles",
     );
     say(
-        config.modes.namespace != Mode::Off,
+        config.modes[LayerId::Namespace] != Mode::Off,
         "lists of allowed roles with escapes (a backslash) are denied, although rolegate accepts them",
     );
     say(
-        config.modes.namespace != Mode::Off,
+        config.modes[LayerId::Namespace] != Mode::Off,
         match config.restriction_format {
             PatternFormat::Glob => {
                 "permitted roles are regular expressions: those that the API server (Go) and rolegate \
@@ -419,12 +398,12 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
         },
     );
     say(
-        config.modes.grants != Mode::Off,
+        config.modes[LayerId::Grants] != Mode::Off,
         "users who may create namespaces may choose a name that has grants: only the webhook \
          prevents that",
     );
     say(
-        config.modes.grants != Mode::Off
+        config.modes[LayerId::Grants] != Mode::Off
             && input
                 .grants
                 .iter()
@@ -433,7 +412,7 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
          limits names, they are denied",
     );
     say(
-        config.modes.grants == Mode::Enforce && config.rule_writers.is_none(),
+        config.modes[LayerId::Grants] == Mode::Enforce && config.rule_writers.is_none(),
         "no ruleWriters are configured, so only RBAC limits who may change the table of grants",
     );
     say(
@@ -482,7 +461,7 @@ impl Export {
         }
         for document in &self.documents {
             text.push_str("---\n");
-            let yaml = serde_saphyr::to_string(document);
+            let yaml = yaml_in_blocks(document);
             text.push_str(&yaml.map_err(|error| VapError::Yaml(error.to_string()))?);
         }
         Ok(text)

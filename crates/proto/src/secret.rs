@@ -20,7 +20,7 @@ macro_rules! wiped {
 
 wiped!(v1::Hello: token);
 wiped!(v1::Reauthenticate: token);
-wiped!(v1::Credentials: document);
+wiped!(v1::Credentials: secret_access_key, session_token);
 wiped!(kiam::Credentials: secret_access_key, token);
 
 impl fmt::Debug for v1::Hello {
@@ -75,7 +75,8 @@ mod tests {
     fn rule_06_messages_do_not_show_their_secrets() {
         let secret = || "very-secret".to_owned();
         let mut credentials = v1::Credentials::default();
-        credentials.document = secret().into();
+        credentials.secret_access_key = secret();
+        credentials.session_token = secret();
         let session = v1::Session {
             credentials: Some(credentials),
             ..v1::Session::default()

@@ -3,18 +3,15 @@
 //! Received messages are validated here: sizes, numbers and texts. A violation is an error that
 //! ends the stream, since the sender is broken or malicious.
 
-use std::mem::take;
 use std::net::IpAddr;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use rolegate_core::arn::RoleArn;
-use rolegate_core::decision::Denial;
-use rolegate_core::document;
+use rolegate_core::decision::{Denial, DenialSource, RequestField};
 use rolegate_core::session::{
-    Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits, Validity,
+    Credentials, Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits,
+    Validity,
 };
-use zeroize::Zeroizing;
 
 use crate::v1;
 
@@ -29,8 +26,10 @@ pub const MAX_OUTCOMES: usize = 256;
 pub const MAX_TOKEN: usize = 16 << 10;
 /// Maximum size of an identifier (a UID, a node, an access key, a code), in bytes.
 const MAX_NAME: usize = 256;
-/// Maximum size of a credentials document, in bytes.
-const MAX_DOCUMENT: usize = 16 << 10;
+/// Maximum size of a secret access key, in bytes. AWS issues keys of 40.
+const MAX_SECRET_ACCESS_KEY: usize = 256;
+/// Maximum size of a session token, in bytes. AWS states no limit; tokens have one or two KiB.
+const MAX_SESSION_TOKEN: usize = 15 << 10;
 
 /// A malformed field of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -116,35 +115,48 @@ impl From<v1::SessionLimits> for SessionLimits {
     }
 }
 
-impl v1::Credentials {
-    /// Creates the message that carries credentials.
-    pub fn new(access_key_id: &str, document: &[u8], life: Validity) -> Self {
+impl From<&Credentials> for v1::Credentials {
+    fn from(credentials: &Credentials) -> Self {
         Self {
-            access_key_id: access_key_id.into(),
-            document: document.into(),
-            issued_at_ms: life.from.as_millisecond(),
-            expires_at_ms: life.until.as_millisecond(),
+            access_key_id: credentials.access_key_id.to_string(),
+            secret_access_key: credentials.secret_access_key().into(),
+            session_token: credentials.session_token().into(),
+            issued_at_ms: credentials.validity.from.as_millisecond(),
+            expires_at_ms: credentials.validity.until.as_millisecond(),
         }
     }
+}
 
-    /// Returns the access key ID, the document and the validity of received credentials.
-    ///
-    /// # Errors
-    /// [`Malformed`].
-    pub fn open(mut self) -> Result<(String, Bytes, Validity), Malformed> {
-        let document = Zeroizing::new(take(&mut self.document));
-        if document.is_empty() || document.len() > MAX_DOCUMENT {
-            return Err(Malformed("a document of credentials"));
+impl TryFrom<&v1::Credentials> for Credentials {
+    type Error = Malformed;
+
+    fn try_from(message: &v1::Credentials) -> Result<Self, Malformed> {
+        let id = &message.access_key_id;
+        let secret = &message.secret_access_key;
+        let token = &message.session_token;
+        if id.is_empty() || id.len() > MAX_NAME || !is_plain(id) {
+            return Err(Malformed("an access key's ID"));
         }
-        name(&self.access_key_id, "an access key's ID")?;
+        if secret.is_empty() || secret.len() > MAX_SECRET_ACCESS_KEY || !is_plain(secret) {
+            return Err(Malformed("a secret access key"));
+        }
+        if token.len() > MAX_SESSION_TOKEN || !is_plain(token) {
+            return Err(Malformed("a session token"));
+        }
         let time = |ms| Timestamp::from_millisecond(ms).map_err(|_| Malformed("a session's times"));
-        let life = Validity {
-            from: time(self.issued_at_ms)?,
-            until: time(self.expires_at_ms)?,
+        let validity = Validity {
+            from: time(message.issued_at_ms)?,
+            until: time(message.expires_at_ms)?,
         };
-        let key = take(&mut self.access_key_id);
-        Ok((key, document::received(document), life))
+        Ok(Self::new(&**id, secret, token, validity))
     }
+}
+
+/// Returns true if `text` can be put into a JSON string without escapes, as endpoints do with
+/// credentials: each byte is graphic ASCII, and none is a quote or a backslash.
+fn is_plain(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
+    text.bytes().all(plain)
 }
 
 impl From<&Failure> for v1::Failure {
@@ -229,7 +241,7 @@ impl From<&Denial> for v1::Denial {
     fn from(denial: &Denial) -> Self {
         Self {
             role: denial.role.clone(),
-            layer: denial.layer.into(),
+            layer: denial.denied_by.as_str().into(),
             rule: denial.rule.clone(),
             reason: denial.reason.clone(),
         }
@@ -238,20 +250,12 @@ impl From<&Denial> for v1::Denial {
 
 impl From<v1::Denial> for Denial {
     fn from(denial: v1::Denial) -> Self {
-        // The layer becomes a metric label, so it must be one of a fixed set.
-        const LAYERS: [&str; 6] = [
-            "namespace",
-            "grants",
-            "rego",
-            "request",
-            "reserved-role",
-            "rules",
-        ];
-        let known = LAYERS.into_iter().find(|layer| **layer == denial.layer);
         Self {
             role: denial.role,
-            layer: known.unwrap_or("broker"),
+            denied_by: DenialSource::parse(&denial.layer),
             rule: denial.rule,
+            // Only admission reports it.
+            field: RequestField::default(),
             reason: denial.reason,
             // The broker itself evaluates the request again.
             transient: false,
@@ -283,6 +287,8 @@ pub fn address(bytes: &[u8]) -> Result<IpAddr, Malformed> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use rolegate_core::layer::LayerId;
 
     use super::*;
 
@@ -372,45 +378,74 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_tokens_and_documents_fit_into_their_messages() {
+    fn the_largest_tokens_and_credentials_fit_into_their_messages() {
         // Tokens of the API server have one to two KiB; issuers with many claims, more.
         const { assert!(MAX_TOKEN >= 8 << 10 && MAX_TOKEN + 1024 <= MAX_TO_BROKER) };
         // A broker puts 64 sessions into one message, and as many pods.
-        const { assert!(64 * (MAX_DOCUMENT + 8 * 1024) <= MAX_TO_AGENT) };
+        const CREDENTIALS: usize = MAX_NAME + MAX_SECRET_ACCESS_KEY + MAX_SESSION_TOKEN;
+        const { assert!(64 * (CREDENTIALS + 8 * 1024) <= MAX_TO_AGENT) };
+    }
+
+    fn credentials(id: &str, secret: &str, token: &str) -> v1::Credentials {
+        let validity = Validity {
+            from: Timestamp::from_millisecond(1_700_000_000_123).unwrap(),
+            until: Timestamp::from_millisecond(1_700_003_600_000).unwrap(),
+        };
+        (&Credentials::new(id, secret, token, validity)).into()
     }
 
     #[test]
-    fn a_document_of_the_largest_size_is_taken() {
-        let life = Validity {
-            from: Timestamp::UNIX_EPOCH,
-            until: Timestamp::UNIX_EPOCH,
-        };
-        let most = vec![b'x'; MAX_DOCUMENT];
-        let (_, document, _) = v1::Credentials::new("ASIA", &most, life).open().unwrap();
-        assert_eq!(document.len(), MAX_DOCUMENT);
+    fn credentials_come_back_as_they_were() {
+        let long = ["i".repeat(256), "s".repeat(256), "t".repeat(15 << 10)];
+        for [id, secret, token] in [
+            ["ASIA", "secret/+", "token=="],
+            long.each_ref().map(|it| &**it),
+        ] {
+            let message = credentials(id, secret, token);
+            let back = Credentials::try_from(&message).unwrap();
+            assert_eq!(&*back.access_key_id, id);
+            assert_eq!(back.secret_access_key(), secret);
+            assert_eq!(back.session_token(), token);
+            assert_eq!(v1::Credentials::from(&back), message);
+        }
     }
 
     #[test]
     fn what_is_received_is_bounded() {
         assert!(name("", "x").is_err() && name("a\nb", "x").is_err());
         assert!(name(&"x".repeat(257), "x").is_err());
-        let life = Validity {
-            from: Timestamp::UNIX_EPOCH,
-            until: Timestamp::UNIX_EPOCH,
-        };
-        assert!(v1::Credentials::new("ASIA", b"", life).open().is_err());
-        let long = vec![b'x'; MAX_DOCUMENT + 1];
-        assert!(v1::Credentials::new("ASIA", &long, life).open().is_err());
-        let (key, document, _) = v1::Credentials::new("ASIA", b"{}", life).open().unwrap();
-        assert_eq!((key.as_str(), &document[..]), ("ASIA", &b"{}"[..]));
+        let long = |most: usize| "x".repeat(most + 1);
+        let (bad_id, bad_secret, bad_token) = (
+            "an access key's ID",
+            "a secret access key",
+            "a session token",
+        );
+        for (id, secret, token, bad) in [
+            ("", "s", "t", bad_id),
+            (&*long(MAX_NAME), "s", "t", bad_id),
+            ("AS\nIA", "s", "t", bad_id),
+            ("ASIA", "", "t", bad_secret),
+            ("ASIA", &*long(MAX_SECRET_ACCESS_KEY), "t", bad_secret),
+            ("ASIA", "s\"", "t", bad_secret),
+            ("ASIA", "s", &*long(MAX_SESSION_TOKEN), bad_token),
+            ("ASIA", "s", "t\\", bad_token),
+            ("ASIA", "s", "é", bad_token),
+        ] {
+            let received = Credentials::try_from(&credentials(id, secret, token));
+            assert_eq!(received.unwrap_err(), Malformed(bad));
+        }
+        let mut message = credentials("ASIA", "s", "t");
+        message.expires_at_ms = i64::MAX;
+        assert!(Credentials::try_from(&message).is_err());
     }
 
     #[test]
     fn denials_come_back_as_they_were() {
         let denial = Denial {
             role: "reader".into(),
-            layer: "grants",
+            denied_by: LayerId::Grants.into(),
             rule: "default deny".into(),
+            field: RequestField::default(),
             reason: "no RoleGrant covers the role".into(),
             transient: false,
         };
@@ -425,7 +460,8 @@ mod tests {
                 ..v1::Denial::default()
             })
         };
-        assert_eq!(denial("grants").layer, "grants");
-        assert_eq!(denial("anything").layer, "broker");
+        assert_eq!(denial("grants").denied_by, LayerId::Grants.into());
+        assert_eq!(denial("anything").denied_by, DenialSource::Unknown);
+        assert_eq!(denial("anything").denied_by.as_str(), "broker");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rolegate_core::layer::{AccessRequest, Inputs, Layer, Verdict};
+use rolegate_core::layer::{AccessRequest, Inputs, Layer, LayerId, Verdict};
 use rolegate_core::needs::{Keys, Needs};
 
 use crate::policies::Policies;
@@ -21,8 +21,8 @@ impl RegoLayer {
 }
 
 impl Layer for RegoLayer {
-    fn name(&self) -> &'static str {
-        "rego"
+    fn id(&self) -> LayerId {
+        LayerId::Rego
     }
 
     fn evaluate(&self, request: &AccessRequest<'_>) -> Verdict {

@@ -16,17 +16,17 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::signals;
 use rolegate_runtime::version::Version;
 
-use crate::annotation_flags::AnnotationFlags;
-use crate::certificate_flags::CertificateFlags;
-use crate::deciding_flags::DecidingFlags;
+use crate::flags::annotations::AnnotationFlags;
+use crate::flags::certificate::CertificateFlags;
+use crate::flags::deciding::DecidingFlags;
+use crate::flags::given::Given;
+use crate::flags::kiam::KiamServerFlags;
+use crate::flags::kubernetes::KubernetesFlags;
+use crate::flags::log::LogFlags;
+use crate::flags::rules::RuleFlags;
+use crate::flags::sts::StsFlags;
 use crate::flags::{SessionScopeFlag, check_max_staleness, duration, invalid, session_life};
-use crate::given_flags::Given;
-use crate::kiam_flags::KiamServerFlags;
-use crate::kubernetes_flags::KubernetesFlags;
 use crate::lifecycle::log_ready;
-use crate::log_flags::LogFlags;
-use crate::rule_flags::RuleFlags;
-use crate::sts_flags::StsFlags;
 
 const AGENTS: &str = "Agents";
 const ROLES: &str = "Roles and rules";

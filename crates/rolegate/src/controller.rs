@@ -15,13 +15,13 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::signals;
 use rolegate_runtime::version::Version;
 
-use crate::annotation_flags::AnnotationFlags;
+use crate::flags::annotations::AnnotationFlags;
+use crate::flags::given::Given;
+use crate::flags::kubernetes::KubernetesFlags;
+use crate::flags::log::LogFlags;
+use crate::flags::rules::RuleFlags;
 use crate::flags::{duration, invalid};
-use crate::given_flags::Given;
-use crate::kubernetes_flags::KubernetesFlags;
 use crate::lifecycle::log_ready;
-use crate::log_flags::LogFlags;
-use crate::rule_flags::RuleFlags;
 
 const CERTIFICATE: &str = "Certificate";
 const PROCESS: &str = "Process";

@@ -1,38 +1,18 @@
 //! `rolegate demo`: runs the real agent on this machine, with stand-ins for AWS and Kubernetes.
 
-mod ask;
-mod netns;
-mod network;
-mod pods;
-mod report;
-mod screen;
-mod stage;
-mod step;
-mod steps;
-mod stolen;
-mod webhook;
-
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, FromArgMatches};
+use rolegate_agent::app::{AgentOptions, Mode};
+use rolegate_demo::{AgentSettings, Closed, DemoOptions, Render, Report};
+use rolegate_policy::document;
 use rolegate_runtime::logging::{self, LogFormat};
-use rolegate_runtime::signals::Shutdown;
 
-use crate::agent::AgentFlags;
+use crate::agent::{AgentFlags, options};
 use crate::flags::invalid;
-use crate::output::OutputFlags;
-use network::Node;
-use report::Report;
-use screen::Screen;
-use stage::Stage;
-
-/// Maximum time for threads to exit.
-const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Exit code after SIGINT, as in shells.
-const INTERRUPTED: u8 = 130;
+use crate::output::{self, Format, OutputFlags};
 
 /// Arguments of `rolegate demo`.
 #[derive(Debug, Args)]
@@ -71,32 +51,67 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
     if arguments.verbose {
         logging::init(LogFormat::Text, "debug").context("cannot start the log")?;
     }
-    let mut screen = Screen::new(arguments.output.output);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    // Signal handlers come before anything that must be removed at exit.
-    let mut shutdown = {
-        let _context = runtime.enter();
-        Shutdown::new().context("cannot install signal handlers")?
-    };
-    let (node, network) = node(arguments.loopback)?;
-    screen.opening(&network);
-    let played = runtime.block_on(perform(
-        arguments.once,
-        flags,
-        &node,
-        &mut screen,
-        &mut shutdown,
-    ));
-    let Node { runtime, network } = node;
-    runtime.shutdown_timeout(EXIT_TIMEOUT);
-    drop(network);
-    let code = played?;
-    screen.closing();
-    screen.check()?;
-    Ok(code)
+    let ended = rolegate_demo::run(DemoOptions {
+        once: arguments.once,
+        loopback: arguments.loopback,
+        render: render(arguments.output.output),
+        agent: Box::new(|settings| Box::pin(agent(flags, settings))),
+    });
+    ended.map_err(|error| match error.is::<Closed>() {
+        true => output::Closed.into(),
+        false => error,
+    })
+}
+
+/// Returns the function that formats the complete report; `None` for text.
+fn render(format: Format) -> Option<Render> {
+    match format {
+        Format::Text | Format::Wide => None,
+        Format::Name => Some(Box::new(|report: &Report| {
+            let names = report.steps.iter().map(|step| format!("{}\n", step.name));
+            Ok(names.collect())
+        })),
+        Format::Json => Some(Box::new(|report: &Report| {
+            Ok(format!("{:#}\n", serde_json::to_value(report)?))
+        })),
+        Format::Yaml => Some(Box::new(|report: &Report| {
+            Ok(document::yaml(&serde_json::to_value(report)?)?)
+        })),
+    }
+}
+
+/// Returns the agent's options from its flags, except those that the demo sets.
+async fn agent(mut flags: AgentFlags, settings: AgentSettings) -> anyhow::Result<AgentOptions> {
+    flags.kubernetes.api_server = Some(settings.api_server);
+    flags.kubernetes.api_token = None;
+    flags.kubernetes.api_token_file = None;
+    flags.kubernetes.kubeconfig = None;
+    flags.workloads = None;
+    flags.node = Some(settings.node.into());
+    flags.rules.namespace_restrictions = true;
+    flags.metadata_addr = settings.metadata.to_string();
+    flags.metrics_port = None;
+    flags.metrics_address = Some(settings.admin);
+    flags.iptables = false;
+    flags.redirect_remove_at_exit = false;
+    match settings.redirect {
+        None => {
+            flags.app_port = 0;
+            flags.redirect = None;
+        }
+        Some(redirect) => {
+            flags.app_port = redirect.port;
+            flags.host_ip = Some(redirect.host_ip.into());
+            flags.host_ipv6 = None;
+            flags.host_interface = redirect.host_interface.into();
+            flags.redirect = Some("auto".into());
+        }
+    }
+    let options = options(flags).await?;
+    match options.mode {
+        Mode::Standalone(_) => Ok(options),
+        Mode::Brokered(_) => Err(invalid("--broker: the demo's agent is standalone")),
+    }
 }
 
 /// Parses flags of the agent as its own command line would.
@@ -120,83 +135,4 @@ fn agent_flags(given: &[OsString]) -> anyhow::Result<AgentFlags> {
         ));
     }
     Ok(flags)
-}
-
-/// Creates the best available node, and a sentence that describes it.
-fn node(loopback: bool) -> anyhow::Result<(Node, String)> {
-    let why = if loopback {
-        "as requested".into()
-    } else {
-        match Node::in_namespaces() {
-            Ok(node) => {
-                let sentence = "The node and its pods are network namespaces; a real redirect \
-                                leads from 169.254.169.254 to the agent.";
-                return Ok((node, sentence.into()));
-            }
-            Err(error) => format!("cannot create network namespaces: {error:#}"),
-        }
-    };
-    let sentence = format!(
-        "Pods are addresses of 127.0.0.0/8 ({why}); they use the agent's port instead of \
-         169.254.169.254."
-    );
-    Ok((Node::on_loopback()?, sentence))
-}
-
-/// Runs the steps and, if requested, keeps running until a signal arrives.
-async fn perform(
-    once: bool,
-    flags: AgentFlags,
-    node: &Node,
-    screen: &mut Screen,
-    shutdown: &mut Shutdown,
-) -> anyhow::Result<ExitCode> {
-    let mut stage = Stage::open(node).await?;
-    let played = tokio::select! {
-        played = Box::pin(steps::play(&mut stage, screen, flags)) => Some(played),
-        _ = shutdown.next() => None,
-    };
-    let outcome = match played {
-        Some(Ok(steps)) => finish(once, steps, &mut stage, screen, shutdown).await,
-        Some(Err(error)) => Err(error),
-        None => Ok(ExitCode::from(INTERRUPTED)),
-    };
-    stage.close().await;
-    outcome
-}
-
-async fn finish(
-    once: bool,
-    steps: Vec<report::Step>,
-    stage: &mut Stage<'_>,
-    screen: &mut Screen,
-    shutdown: &mut Shutdown,
-) -> anyhow::Result<ExitCode> {
-    screen.summary(&steps);
-    let report = Report {
-        network: stage.network.name(),
-        ok: steps.iter().all(|step| step.ok),
-        steps,
-        suggestions: if once {
-            Vec::new()
-        } else {
-            steps::suggestions(stage)
-        },
-    };
-    if !once {
-        screen.suggestions(&report.suggestions);
-    }
-    screen.check()?;
-    screen.report(&report)?;
-    if !once {
-        tokio::select! {
-            _ = shutdown.next() => {}
-            ended = stage.ended() => anyhow::bail!("the agent exited: {ended:?}"),
-        }
-    }
-    Ok(if report.ok {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
 }

@@ -1,4 +1,16 @@
-//! Parsers of flag values, such as durations in Go's format, and the error for invalid values.
+//! Groups of flags that several commands share, parsers of flag values, such as durations in Go's
+//! format, and the error for invalid values.
+
+pub(crate) mod annotations;
+pub(crate) mod certificate;
+pub(crate) mod container;
+pub(crate) mod deciding;
+pub(crate) mod given;
+pub(crate) mod kiam;
+pub(crate) mod kubernetes;
+pub(crate) mod log;
+pub(crate) mod rules;
+pub(crate) mod sts;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -11,6 +23,7 @@ use rolegate_core::arn::BaseArn;
 use rolegate_core::pattern::PatternFormat;
 use rolegate_core::session_name::SessionScope;
 use rolegate_kube::cluster_config::ConfigMode;
+use rolegate_policy::document::is_plain_name;
 
 /// STS's limits for the duration of a session, in seconds.
 const SESSION_SECONDS: std::ops::RangeInclusive<u32> = 900..=43_200;
@@ -138,6 +151,16 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 /// Parses a path. An empty path means none.
 pub(crate) fn path(text: &str) -> Result<PathBuf, Infallible> {
     Ok(text.into())
+}
+
+/// Parses the name of a namespace, for clap.
+///
+/// # Errors
+/// Returns an error for an invalid name.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    is_plain_name(text)
+        .then(|| text.to_owned())
+        .ok_or_else(|| "use a name of lower-case letters, digits, - and .".into())
 }
 
 #[cfg(test)]

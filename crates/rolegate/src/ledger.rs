@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use rolegate_authorizer::ledger::Record;
-use rolegate_policy::text;
+use rolegate_report::text;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -28,7 +28,7 @@ const MAX_RESPONSE_BYTES: usize = 64 << 20;
 pub(crate) const LONG_ABOUT: &str = "Show which sessions a broker sent to which pods.\n\n\
 Asks one broker for its ledger, newest entry first: the access key's ID, role, session name, times, the pod and \
 the rules that allowed it. SENT is when it went to the pod's node, SERVED (with -o wide) when the pod got it, as its \
-agent says. It holds no secret. With --key, answers whose key it is that stands in a CloudTrail record. A broker's \
+agent says. It holds no secret. With --key, finds the pod of an access key from a CloudTrail record. A broker's \
 ledger is on its loopback, and each replica has its own: ask each, as in\n\n\
   kubectl -n rolegate-system exec POD -- rolegate ledger --key ASIA...\n\n\
 The log contains the same entries for longer. Exit code 1: no entry has the key.";

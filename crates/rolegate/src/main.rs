@@ -5,32 +5,22 @@
 mod admission;
 mod advice;
 mod agent;
-mod annotation_flags;
 mod broker;
-mod certificate_flags;
 mod cli;
 mod config_file;
-mod container_flags;
 mod controller;
-mod deciding_flags;
 mod demo;
 mod environment;
 mod flags;
-mod given_flags;
-mod kiam_flags;
-mod kubernetes_flags;
 mod ledger;
 mod lifecycle;
-mod log_flags;
 mod options;
 mod output;
 mod policy;
 mod progress;
 mod redirect;
 mod reference;
-mod rule_flags;
 mod sources;
-mod sts_flags;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -113,7 +103,7 @@ fn failed(error: &anyhow::Error, json: bool, help: &str) -> ExitCode {
 fn command(arguments: Vec<OsString>) -> Result<(Command, Vec<OsString>), clap::Error> {
     let definition = options::with_short_help(cli::definition());
     let mut definition = environment::without_service_links(definition);
-    if let Err(why) = kubernetes_flags::refuse_token_argument(&arguments) {
+    if let Err(why) = flags::kubernetes::refuse_token_argument(&arguments) {
         return Err(definition.error(ErrorKind::InvalidValue, why));
     }
     let variables = std::env::vars_os().map(|(name, value)| {

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Command};
 
-use crate::annotation_flags::AnnotationFlags;
-use crate::kubernetes_flags::ReadingFlags;
-use crate::log_flags::LogFlags;
+use crate::flags::annotations::AnnotationFlags;
+use crate::flags::kubernetes::ReadingFlags;
+use crate::flags::log::LogFlags;
 use crate::{output, policy};
 
 /// The last line of a help text that omits shared flags.

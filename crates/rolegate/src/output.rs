@@ -3,14 +3,17 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use anstream::AutoStream;
 use anyhow::Context;
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
-use rolegate_policy::basis::Basis;
+use rolegate_core::text::{escape_json, plain};
+use rolegate_inventory::basis::Basis;
 use rolegate_policy::document;
-use rolegate_policy::text::{BAD, plain};
+use rolegate_report::format::FORMATS;
+use rolegate_report::text::BAD;
 use rolegate_runtime::version::Version;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -53,40 +56,25 @@ pub(crate) struct ObjectOutputFlags {
 pub(crate) enum ReportFormat {
     /// A format that all commands support.
     Data(Format),
-    /// SARIF 2.1.0, for code hosts.
-    Sarif,
-    /// Annotations for GitHub workflows.
-    Github,
-    /// JUnit XML, for CI systems.
-    Junit,
-    /// TAP version 13.
-    Tap,
+    /// A format for other programs.
+    Exchange(&'static rolegate_report::format::Format),
 }
 
 impl ValueEnum for ReportFormat {
     fn value_variants<'a>() -> &'a [Self] {
-        &[
-            Self::Data(Format::Text),
-            Self::Data(Format::Wide),
-            Self::Data(Format::Name),
-            Self::Data(Format::Yaml),
-            Self::Data(Format::Json),
-            Self::Sarif,
-            Self::Github,
-            Self::Junit,
-            Self::Tap,
-        ]
+        static ALL: LazyLock<Vec<ReportFormat>> = LazyLock::new(|| {
+            let data = Format::value_variants().iter().copied();
+            let exchange = FORMATS.iter().map(ReportFormat::Exchange);
+            data.map(ReportFormat::Data).chain(exchange).collect()
+        });
+        &ALL
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        let (name, help) = match self {
-            Self::Data(format) => return format.to_possible_value(),
-            Self::Sarif => ("sarif", "SARIF 2.1.0, for code hosts"),
-            Self::Github => ("github", "Annotations for GitHub workflows"),
-            Self::Junit => ("junit", "JUnit XML, for CI systems"),
-            Self::Tap => ("tap", "TAP version 13"),
-        };
-        Some(PossibleValue::new(name).help(help))
+        match self {
+            Self::Data(format) => format.to_possible_value(),
+            Self::Exchange(format) => Some(PossibleValue::new(format.name).help(format.help)),
+        }
     }
 }
 
@@ -114,7 +102,7 @@ fn structured(format: Format, value: &Value) -> Option<anyhow::Result<()>> {
 
 /// Writes indented JSON.
 pub(crate) fn json(value: &Value) -> anyhow::Result<()> {
-    raw(&format!("{value:#}\n"))
+    raw(&escape_json(&format!("{value:#}\n")))
 }
 
 /// The rules behind an answer, as text and as fields.
@@ -211,7 +199,7 @@ pub(crate) fn objects(format: Format, json: &Value, yaml: &str) -> anyhow::Resul
             }
             let row = |object| columns.iter().map(|(_, at)| part(object, at)).collect();
             let titles: Vec<_> = columns.iter().map(|(title, _)| *title).collect();
-            text(&rolegate_policy::text::table(&titles, all.iter().map(row)))
+            text(&rolegate_report::text::table(&titles, all.iter().map(row)))
         }
     }
 }

@@ -3,17 +3,14 @@
 mod adopt;
 mod agents;
 mod check;
-mod cluster;
+mod connect;
 mod convert;
+mod current;
+mod errors;
 mod explain;
 mod export;
 mod files;
 mod flags;
-mod ignore;
-mod in_force;
-mod kinds;
-mod load;
-mod names;
 mod simulate;
 mod suggest;
 mod test;
@@ -24,9 +21,6 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 
 pub(crate) use flags::SharedFlags;
-
-/// Exit code for a denial or for pods that lose their role.
-const REFUSED: u8 = 3;
 
 /// The introduction of the help text.
 pub(crate) const LONG_ABOUT: &str = "Evaluate the rules before they deny anything.\n\n\

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Stderr, Write};
 /// A line on standard error that is rewritten, and cleared at the end.
 pub(crate) struct Progress<W: Write = Stderr> {
     what: String,
-    /// The terminal; `None` if there is none.
+    /// The terminal; `None` if standard error is another file.
     out: Option<W>,
     is_shown: bool,
 }

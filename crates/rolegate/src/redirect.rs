@@ -6,12 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use rolegate_agent::redirect::check::{CheckState, Outcome};
-use rolegate_agent::redirect::{
+use rolegate_redirect::check::{CheckState, Outcome};
+use rolegate_redirect::rules::{InterfacePattern, Spec};
+use rolegate_redirect::{
     Backend, Choice, Redirect, RedirectError, State, check, remove_all, routing_rules,
     routing_state,
 };
-use rolegate_core::redirect::{InterfacePattern, Spec};
 use rustix::thread::CapabilitySet;
 
 use crate::flags::invalid;

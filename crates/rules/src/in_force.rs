@@ -5,7 +5,7 @@ use std::time::Duration;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::Modes;
 use rolegate_core::decision::ReservedRole;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::LayerId;
 use rolegate_core::rule_set_builder::RuleSetBuilder;
 pub use rolegate_core::rule_set_builder::RuleSource;
 use rolegate_runtime::logging::list;
@@ -97,16 +97,11 @@ impl RulesInForce {
     /// Returns true if pods may assume any role, because no layer is enforced and roles are not
     /// denied for another reason.
     pub fn is_open(&self) -> bool {
-        let Modes {
-            namespace,
-            grants,
-            rego,
-        } = self.modes;
         let counts = matches!(
             self.source,
             RuleSource::Flags | RuleSource::RolegateConfig { .. }
         );
-        counts && ![namespace, grants, rego].contains(&Mode::Enforce)
+        counts && !self.modes.enforces_any()
     }
 
     /// Returns the generation of the `RolegateConfig` if it is the source.
@@ -144,18 +139,14 @@ impl RulesInForce {
     }
 
     fn log(&self) {
-        let Modes {
-            namespace,
-            grants,
-            rego,
-        } = self.modes;
+        let mode = |layer| self.modes[layer].as_str();
         info!(
             source = %self.source,
             generation = self.generation(),
             base = self.base.as_ref().map(BaseArn::as_str),
-            namespace_layer = namespace.as_str(),
-            grants_layer = grants.as_str(),
-            rego_layer = rego.as_str(),
+            namespace_layer = mode(LayerId::Namespace),
+            grants_layer = mode(LayerId::Grants),
+            rego_layer = mode(LayerId::Rego),
             grants = self.grants.ok,
             invalid_grants = self.grants.invalid,
             policies = self.policies.ok + self.policies.outdated,

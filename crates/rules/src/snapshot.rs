@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rolegate_core::config::{ResourceKind, RuleConfig};
 use rolegate_core::decision::RuleSet;
-use rolegate_core::layer::Mode;
 use rolegate_core::layer::grants::GrantsLayer;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_rego::Policies;
 
 use crate::in_force::RulesInForce;
@@ -48,7 +48,7 @@ impl Snapshot {
     /// Returns true if policies are enforced at admission, so the webhook must receive all objects
     /// that they may cover.
     pub fn asks_policies_at_admission(&self) -> bool {
-        self.config.modes.rego != Mode::Off && self.policies.has_admission_policies()
+        self.config.modes[LayerId::Rego] != Mode::Off && self.policies.has_admission_policies()
     }
 }
 

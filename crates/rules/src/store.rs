@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rolegate_core::config::{DATA_LABEL, RegoConfig, ResourceKind, RuleConfig};
 use rolegate_core::decision::NotLoaded;
 use rolegate_core::enforcement::EnforcementPoint;
-use rolegate_core::layer::{Layer, Mode};
+use rolegate_core::layer::{Layer, LayerId, Mode};
 use rolegate_core::rule_set_builder::{Facts, Invalidated, RuleSetBuilder, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Change;
@@ -91,7 +91,7 @@ impl RuleStoreWriter {
     /// Returns the reason why every request is denied, if there is one.
     pub fn missing(&self) -> Option<Arc<str>> {
         self.builder.missing().or_else(|| {
-            let rego = self.builder.config().modes.rego == Mode::Enforce;
+            let rego = self.builder.config().modes[LayerId::Rego] == Mode::Enforce;
             let missing = self.policies.missing();
             (rego && !missing.is_empty()).then(|| {
                 let missing: Vec<_> = missing.iter().map(|name| &**name).collect();
@@ -318,10 +318,10 @@ impl RuleStoreWriter {
     fn find_needs(&self, policies: &Policies) -> Needs {
         let config = self.builder.config();
         let mut needs = Needs {
-            grants: config.modes.grants != Mode::Off,
+            grants: config.modes[LayerId::Grants] != Mode::Off,
             ..Needs::default()
         };
-        if config.modes.rego == Mode::Off {
+        if config.modes[LayerId::Rego] == Mode::Off {
             return needs;
         }
         needs.config_maps = config.rego.namespaces.clone();
@@ -349,7 +349,7 @@ impl RuleStoreWriter {
         self.builder
             .set_rego(loaded.then(|| Arc::new(RegoLayer::new(policies.clone())) as Arc<dyn Layer>));
         let rules = self.builder.rule_set();
-        let admission = rules.without("rego");
+        let admission = rules.without(LayerId::Rego);
         let known = self.builder.needs(match self.point {
             EnforcementPoint::Admission => &admission,
             EnforcementPoint::Agent => &rules,

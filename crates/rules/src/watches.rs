@@ -61,7 +61,7 @@ impl RuleWatches {
             changes.mark_unchanged();
             let wanted = wanted(&rules.load().needs);
             for (watch, task) in running.extract_if(|watch, _| !wanted.contains(watch)) {
-                // Awaited so that no report of the watch follows the one that it has ended.
+                // Awaited so that the report of its end is the last one of the watch.
                 task.abort();
                 let _ = task.await;
                 if let Some(condition) = conditions.get(condition(&watch)) {

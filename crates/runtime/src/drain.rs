@@ -8,7 +8,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// Time that tasks have to exit once they were told to drop everything.
+/// Time that tasks have to exit after the forced stop.
 const FORCED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A handle of the shutdown, to trigger it and to observe it. Cloning is cheap; clones share state.

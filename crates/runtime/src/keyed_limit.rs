@@ -28,8 +28,8 @@ impl<K: Eq + Hash + Clone> KeyedLimiter<K> {
             return None;
         }
         *count += 1;
-        let places = self.clone();
-        Some(Permit { key, places })
+        let limiter = self.clone();
+        Some(Permit { key, limiter })
     }
 }
 
@@ -37,7 +37,7 @@ impl<K: Eq + Hash + Clone> KeyedLimiter<K> {
 #[derive(Debug)]
 pub struct Permit<K: Eq + Hash> {
     key: K,
-    places: KeyedLimiter<K>,
+    limiter: KeyedLimiter<K>,
 }
 
 impl<K: Eq + Hash> Permit<K> {
@@ -49,7 +49,7 @@ impl<K: Eq + Hash> Permit<K> {
 
 impl<K: Eq + Hash> Drop for Permit<K> {
     fn drop(&mut self) {
-        let taken = self.places.taken.lock();
+        let taken = self.limiter.taken.lock();
         let mut taken = taken.unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = taken.get_mut(&self.key) {
             *count -= 1;
@@ -65,14 +65,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_has_its_own_room_and_none_is_remembered() {
-        let places = KeyedLimiter::new(2);
-        let held = [places.take("one"), places.take("one")];
+    fn each_key_has_its_own_permits() {
+        let limiter = KeyedLimiter::new(2);
+        let held = [limiter.take("one"), limiter.take("one")];
         assert!(held.iter().all(Option::is_some));
-        assert!(places.take("one").is_none());
-        assert!(places.take("two").is_some());
+        assert!(limiter.take("one").is_none());
+        assert!(limiter.take("two").is_some());
         drop(held);
-        assert!(places.taken.lock().unwrap().is_empty());
-        assert!(places.take("one").is_some());
+        assert!(limiter.taken.lock().unwrap().is_empty());
+        assert!(limiter.take("one").is_some());
     }
 }

@@ -9,6 +9,7 @@ mod json;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
+use rolegate_core::text::{escape_json, is_unsafe};
 use tracing::Subscriber;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{LevelFilter, Targets, filter_fn};
@@ -17,6 +18,7 @@ use tracing_subscriber::fmt::{MakeWriter, layer};
 use tracing_subscriber::layer::SubscriberExt;
 
 pub use json::{List, list};
+pub use rolegate_core::text::escape;
 
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -140,23 +142,6 @@ fn write_field(
     }
 }
 
-/// Returns `true` for characters that must not reach a terminal or a log unescaped: controls (line
-/// ends, escape, the C1 set) and invisible ones that reorder or hide text.
-pub fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-/// Escapes every unsafe character (see [`is_unsafe`]) as in `\n` or `\u{202e}`.
-pub fn escape(text: &str) -> String {
-    use fmt::Write;
-    let mut escaped = String::with_capacity(text.len());
-    // Writing to a String cannot fail.
-    let _ = Escaping(&mut escaped).write_str(text);
-    escaped
-}
-
 struct Escaping<'a, W>(&'a mut W);
 
 impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
@@ -174,8 +159,7 @@ impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
     }
 }
 
-/// Escapes the unsafe characters that JSON does not: JSON escapes only the controls below space.
-/// Such a character can only occur inside a JSON string, where `\uXXXX` means the same.
+/// Escapes the unsafe characters that JSON does not.
 struct EscapedJson<W>(W);
 
 impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapedJson<W> {
@@ -192,20 +176,7 @@ impl<W: Write> Write for JsonLine<W> {
     // The formatter writes each event at once, so no character is split.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
-        if text.chars().any(|c| c != '\n' && is_unsafe(c)) {
-            let mut escaped = String::with_capacity(text.len() + 16);
-            for c in text.chars() {
-                match c {
-                    c if c != '\n' && is_unsafe(c) => {
-                        escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
-                    }
-                    c => escaped.push(c),
-                }
-            }
-            self.0.write_all(escaped.as_bytes())?;
-        } else {
-            self.0.write_all(line)?;
-        }
+        self.0.write_all(escape_json(&text).as_bytes())?;
         Ok(line.len())
     }
 
@@ -217,6 +188,8 @@ impl<W: Write> Write for JsonLine<W> {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
+
+    use rolegate_core::text::UNSAFE_EXAMPLES;
 
     use super::*;
 
@@ -260,6 +233,24 @@ mod tests {
             let line = text.trim_end_matches('\n');
             assert!(!line.chars().any(is_unsafe), "{format:?}: {line:?}");
             assert!(line.contains("fake") && line.contains("denied"), "{line}");
+        }
+    }
+
+    #[test]
+    fn no_unsafe_character_reaches_a_log() {
+        for c in UNSAFE_EXAMPLES {
+            let hostile = format!("a{c}b");
+            let log = || {
+                tracing::info!(target: "rolegate", pod = %hostile, role = hostile, debug = ?hostile, "denied {hostile}");
+            };
+            for format in [LogFormat::Text, LogFormat::Json] {
+                let text = logged(format, "info", false, log);
+                let line = text.trim_end_matches('\n');
+                assert!(!line.contains(is_unsafe), "{c:?}: {line:?}");
+            }
+            let line = logged(LogFormat::Json, "info", false, log);
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(event["role"], hostile);
         }
     }
 
@@ -347,11 +338,5 @@ mod tests {
             let message = parse_filter(wrong).unwrap_err().to_string();
             assert!(message.contains("use error, warn"), "{message}");
         }
-    }
-
-    #[test]
-    fn escaped_text() {
-        assert_eq!(escape("a\nb\u{202e}é"), "a\\nb\\u{202e}é");
-        assert_eq!(escape(""), "");
     }
 }

@@ -5,33 +5,21 @@ use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rolegate_core::token_bucket::TokenBucket;
 use tokio::time::Instant;
 
 /// Maximum number of keys. Above it, keys with a full bucket are dropped first, then any.
 const MAX_KEYS: usize = 16 * 1024;
 
-/// A token bucket's burst and refill rate.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rate {
-    /// Maximum number of tokens.
-    pub burst: f64,
-    /// Tokens added per second.
-    pub per_second: f64,
-}
+pub use rolegate_core::token_bucket::Rate;
 
 /// The remaining tokens of a [`Rate`], for each key.
 #[derive(Debug)]
 pub struct KeyedRate<K> {
     rate: Rate,
     origin: Instant,
-    buckets: Mutex<HashMap<K, Bucket>>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    left: f64,
-    /// Time since a fixed origin.
-    at: Duration,
+    /// The times are measured from `origin`.
+    buckets: Mutex<HashMap<K, TokenBucket<Duration>>>,
 }
 
 impl<K: Eq + Hash + Clone> KeyedRate<K> {
@@ -51,35 +39,34 @@ impl<K: Eq + Hash + Clone> KeyedRate<K> {
 
     /// Takes a token of `key` at time `now`, measured from a fixed origin.
     pub fn take_at(&self, key: &K, now: Duration) -> bool {
-        self.change(key, now, |left| {
-            let enough = *left >= 1.0;
-            if enough {
-                *left -= 1.0;
-            }
-            enough
-        })
+        self.change(key, now, |bucket| bucket.take(self.rate, now))
     }
 
     /// Takes `units` tokens of `key`, even if fewer are left, and returns the time to wait before
     /// taking more.
     pub fn charge(&self, key: &K, units: u32) -> Duration {
-        let per_second = self.rate.per_second;
-        self.change(key, self.origin.elapsed(), |left| {
-            *left -= f64::from(units);
-            Duration::try_from_secs_f64(-*left / per_second).unwrap_or(Duration::ZERO)
+        self.change(key, self.origin.elapsed(), |bucket| {
+            bucket.charge(f64::from(units));
+            let wait = bucket.seconds_until(self.rate, 0.0);
+            Duration::try_from_secs_f64(wait).unwrap_or(Duration::ZERO)
         })
     }
 
-    fn change<R>(&self, key: &K, now: Duration, change: impl FnOnce(&mut f64) -> R) -> R {
+    fn change<R>(
+        &self,
+        key: &K,
+        now: Duration,
+        change: impl FnOnce(&mut TokenBucket<Duration>) -> R,
+    ) -> R {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bucket) = buckets.get_mut(key) {
-            bucket.fill(self.rate, now);
-            return change(&mut bucket.left);
+            bucket.refill(self.rate, now);
+            return change(bucket);
         }
         if buckets.len() >= MAX_KEYS {
             buckets.retain(|_, bucket| {
-                bucket.fill(self.rate, now);
-                bucket.left < self.rate.burst
+                bucket.refill(self.rate, now);
+                !bucket.is_full(self.rate)
             });
             if buckets.len() >= MAX_KEYS
                 && let Some(any) = buckets.keys().next().cloned()
@@ -87,22 +74,10 @@ impl<K: Eq + Hash + Clone> KeyedRate<K> {
                 buckets.remove(&any);
             }
         }
-        let mut bucket = Bucket {
-            left: self.rate.burst,
-            at: now,
-        };
-        let result = change(&mut bucket.left);
+        let mut bucket = TokenBucket::full(self.rate, now);
+        let result = change(&mut bucket);
         buckets.insert(key.clone(), bucket);
         result
-    }
-}
-
-impl Bucket {
-    fn fill(&mut self, rate: Rate, now: Duration) {
-        // A clock that is set back adds nothing.
-        let gained = now.saturating_sub(self.at).as_secs_f64() * rate.per_second;
-        self.left = (self.left + gained).min(rate.burst);
-        self.at = now;
     }
 }
 

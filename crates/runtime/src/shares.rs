@@ -350,7 +350,7 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
         if held.connections.is_empty() {
             self.holders.remove(&loser);
         }
-        // The server waits for this unless the connection has ended.
+        // The server waits for this unless the connection is closed.
         let _ = open.finish.send(());
         while self.finishing.len() >= most_finishing {
             // Dropping it aborts the connection.

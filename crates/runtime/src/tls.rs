@@ -48,7 +48,7 @@ impl fmt::Debug for ServerTls {
 
 impl ServerTls {
     /// Creates a configuration for TLS 1.2 and 1.3 that uses the certificate in `store` at each
-    /// handshake. Handshakes fail while there is none.
+    /// handshake. Handshakes fail while `store` is empty.
     ///
     /// # Errors
     /// Returns an error if the cryptography provider does not support these versions.

@@ -295,7 +295,7 @@ impl TestAdmission {
                 client.insert("caBundle".into(), authority.into());
             }
             let webhook = webhook.as_object_mut();
-            let webhook = webhook.context("a webhook that is no object")?;
+            let webhook = webhook.context("a webhook is not an object")?;
             webhook.insert("clientConfig".into(), client.into());
         }
         cluster.apply_manifest(&registration.to_string()).await?;

@@ -197,7 +197,7 @@ pub fn world(name: &str) -> anyhow::Result<World> {
         .with_context(|| format!("{} is not YAML", path.display()))?;
     ensure!(
         documents.iter().all(Value::is_object),
-        "{} has a document that is no object",
+        "{} has a document that is not an object",
         path.display()
     );
     Ok(World {

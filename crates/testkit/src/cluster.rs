@@ -296,8 +296,8 @@ impl Cluster {
     }
 }
 
-/// Returns the path of the cluster binary: `ROLEGATE_CLUSTER_BINARY`, or the one built or found by
-/// `hack/cluster-binary`.
+/// Returns the path of the program that runs the parts of Kubernetes: `ROLEGATE_CLUSTER_BINARY`, or the
+/// one built or found by `hack/kubernetes`, which honours `KUBEBUILDER_ASSETS`.
 pub(crate) fn binary() -> anyhow::Result<PathBuf> {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     if let Some(path) = BINARY.get() {
@@ -305,7 +305,7 @@ pub(crate) fn binary() -> anyhow::Result<PathBuf> {
     }
     let path = match std::env::var_os("ROLEGATE_CLUSTER_BINARY") {
         Some(path) => PathBuf::from(path),
-        None => hack("cluster-binary", &[])?,
+        None => hack("kubernetes", &[])?,
     };
     Ok(BINARY.get_or_init(|| path).clone())
 }
@@ -360,6 +360,8 @@ impl ReservedPort {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use k8s_openapi::api::core::v1::Pod;
     use kube::api::ListParams;
 
@@ -419,5 +421,48 @@ mod tests {
             text.contains("ConfigMap a") && text.contains("datta"),
             "{text}"
         );
+    }
+
+    /// Runs `hack/kubernetes` with `KUBEBUILDER_ASSETS` set to a folder with these programs, each of
+    /// which prints its name and arguments.
+    fn kubernetes(programs: &[&str]) -> (tempfile::TempDir, std::process::Output) {
+        let assets = tempfile::tempdir().unwrap();
+        for program in programs {
+            let path = assets.path().join(program);
+            std::fs::write(&path, "#!/bin/sh\necho \"${0##*/}\" \"$@\"\n").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let output = Command::new(crate::repository().join("hack/kubernetes"))
+            .env("KUBEBUILDER_ASSETS", assets.path())
+            .env("ROLEGATE_CACHE", assets.path().join("cache"))
+            .output()
+            .unwrap();
+        (assets, output)
+    }
+
+    #[test]
+    fn programs_of_kubebuilder_assets_are_used_unbuilt() {
+        let (_assets, output) = kubernetes(&["kube-apiserver", "etcd"]);
+        let program = String::from_utf8(output.stdout).unwrap();
+        let run = |arguments: &[&str]| {
+            let output = Command::new(program.trim()).args(arguments).output();
+            output.unwrap()
+        };
+        assert_eq!(
+            run(&["etcd", "--data-dir", "a"]).stdout,
+            b"etcd --data-dir a\n"
+        );
+        let missing = run(&["kubelet"]);
+        assert_eq!(missing.status.code(), Some(64));
+        let text = String::from_utf8_lossy(&missing.stderr);
+        assert!(text.contains("has no kubelet: unset"), "{text}");
+    }
+
+    #[test]
+    fn kubebuilder_assets_without_etcd_are_refused() {
+        let (_assets, output) = kubernetes(&["kube-apiserver"]);
+        assert!(!output.status.success());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("has no etcd: unset"), "{text}");
     }
 }

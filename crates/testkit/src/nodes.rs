@@ -191,7 +191,7 @@ impl TestCluster {
     /// Returns the node with this name.
     ///
     /// # Errors
-    /// Returns an error if there is none.
+    /// Returns an error if no node has this name.
     pub fn node(&self, name: &str) -> anyhow::Result<&TestNode> {
         let found = self.nodes.iter().find(|node| node.name() == name);
         found.with_context(|| format!("there is no node {name}"))
@@ -221,7 +221,7 @@ impl TestCluster {
     /// Powers a node on, with its disk unchanged.
     ///
     /// # Errors
-    /// Returns an error if it is running, or there is none.
+    /// Returns an error if it is running or unknown.
     pub fn boot_node(&mut self, name: &str) -> anyhow::Result<()> {
         let site = &self.site;
         let node = self.nodes.iter_mut().find(|node| node.name() == name);
@@ -312,13 +312,13 @@ impl TestCluster {
     }
 }
 
-/// Returns a string in an object by its path. Empty if there is none.
+/// Returns a string in an object by its path. Empty if the object lacks it.
 fn text<'a>(object: &'a Value, path: &str) -> &'a str {
     let found = object.pointer(path).and_then(Value::as_str);
     found.unwrap_or_default()
 }
 
-/// Returns the entries of a list at this path. Empty if there is none.
+/// Returns the entries of a list at this path. Empty if the object lacks it.
 fn list<'a>(object: &'a Value, path: &str) -> &'a [Value] {
     let found = object.pointer(path).and_then(Value::as_array);
     found.map_or(&[], Vec::as_slice)

@@ -224,7 +224,7 @@ fn spawn_on_own_thread(command: Command) -> anyhow::Result<Child> {
     });
     let (reply, child) = mpsc::channel();
     if spawner.send((command, reply)).is_err() {
-        bail!("the thread that starts child processes has ended");
+        bail!("the thread that starts child processes has exited");
     }
     Ok(child.recv()??)
 }

@@ -49,7 +49,7 @@ impl Answer {
     /// Returns the object.
     ///
     /// # Errors
-    /// Returns the server's message if there is none.
+    /// Returns the server's message if it sent no object.
     pub fn object(self) -> anyhow::Result<Value> {
         anyhow::ensure!(
             self.status.is_success(),

@@ -1,5 +1,5 @@
-//! Makes the code of `crates/proto` from its protocol files; with `--check` only looks whether what
-//! is there is that. A program of its own, so that it runs while the code it makes doesn't build.
+//! Generates the code of `crates/proto` from its protocol files; with `--check` only compares it with
+//! the committed code. A separate program, so that it runs while the generated code doesn't build.
 
 use std::path::Path;
 

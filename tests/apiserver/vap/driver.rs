@@ -27,7 +27,7 @@ const BUILTIN: &[&str] = &[
     "autoscaling",
     "authentication.k8s.io",
 ];
-/// What the API server answered.
+/// An answer of the API server.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     body: Value,
@@ -45,7 +45,7 @@ impl Answer {
     }
 }
 
-/// The API server, asked by whoever a case names.
+/// The API server, with requests as the user of each case.
 pub(super) struct Server {
     pub(super) cluster: Cluster,
     client: Client,
@@ -55,20 +55,20 @@ impl Server {
     pub(super) async fn start() -> Self {
         let cluster = Cluster::start().await.unwrap();
         let client = cluster.admin().unwrap();
-        // Everybody may do everything, so that only policies refuse.
+        // All users may do everything, so that only policies refuse.
         let manifest = format!(
             "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\n\
-             metadata: {{ name: everybody }}\n\
+             metadata: {{ name: all-users }}\n\
              roleRef: {{ apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin }}\n\
              subjects: [{{ apiGroup: rbac.authorization.k8s.io, kind: Group, name: system:authenticated }}]\n\
              ---\napiVersion: v1\nkind: Namespace\nmetadata: {{ name: {HOME} }}\n"
         );
         cluster.apply_manifest(&manifest).await.unwrap();
         let server = Self { cluster, client };
-        let somebody = User::default();
+        let user = User::default();
         eventually(DEADLINE, async || {
             let answer = server
-                .ask(Method::GET, "/api/v1/pods", None, Some(&somebody))
+                .ask(Method::GET, "/api/v1/pods", None, Some(&user))
                 .await;
             anyhow::ensure!(answer.status.is_success(), "{}", answer.message());
             Ok(())
@@ -200,7 +200,7 @@ impl Server {
                 assert!(answer.status.is_success(), "{}", answer.message());
             }
         }
-        // The last of each kind: whoever sees it has seen those before. It reads a table too.
+        // The last object of each kind: a policy that sees it has seen those before. It reads a table too.
         let probe = format!(
             r#"
 apiVersion: rolegate.dev/v1alpha1
@@ -360,7 +360,7 @@ fn possible(answer: Answer) -> Option<Answer> {
     (!is_invalid || answer.is_refused_by_policy()).then_some(answer)
 }
 
-/// What the API server's own validation asks for beyond what a case is about.
+/// Adds the fields that the API server's own validation requires to the object of a case.
 fn valid(mut object: Value) -> Value {
     let mirror = "kubernetes.io/config.mirror";
     if object["kind"] == "Pod" && object["metadata"]["annotations"][mirror].is_string() {

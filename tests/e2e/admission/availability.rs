@@ -1,4 +1,4 @@
-//! What happens without the webhook, and while its certificate is renewed.
+//! The cluster without the webhook, and while its certificate is renewed.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Secret;

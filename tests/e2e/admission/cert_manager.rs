@@ -42,8 +42,8 @@ async fn issue(stage: &Stage, pair: &Pair, authority: &str) -> anyhow::Result<()
     Ok(())
 }
 
-/// What the injector does for a configuration with its annotation: the Secret's `ca.crt` becomes the
-/// `caBundle` of each webhook.
+/// Does what cert-manager's injector does for a configuration with its annotation: copies the Secret's
+/// `ca.crt` into the `caBundle` of each webhook.
 async fn inject(stage: &Stage) -> anyhow::Result<()> {
     let admin = stage.cluster.requests()?;
     let mut registration = taken("the registration", admin.get(REGISTRATION).await?)?;
@@ -89,7 +89,7 @@ impl Pair {
     }
 }
 
-/// How many certificates the webhook has begun to serve.
+/// Returns the number of certificates that the webhook has begun to serve.
 fn served(stage: &Stage) -> usize {
     let log = stage.gate.admission.log();
     log.matches("serving a new certificate").count()
@@ -167,7 +167,7 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     .await?;
     ask().await.context("with a Secret that cannot be served")?;
 
-    // Another authority: the injector follows, and nobody restarts anything.
+    // Another authority: the injector follows, without a restart.
     let own = Pair::self_signed()?;
     issue(&stage, &own, &own.chain).await?;
     until_served(&stage, 3).await?;

@@ -1,4 +1,4 @@
-//! What somebody writes into the rules counts with the next request, not with the next start.
+//! A change of the rules takes effect with the next request, not with the next start.
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::request::PatchKind;
@@ -70,7 +70,7 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
     eventually(DEADLINE, async || {
         let answer = stage.try_pod(namespace, "writer").await?;
         ensure!(answer.warnings.is_empty(), "{:?}", answer.warnings);
-        taken("a pod that nobody judges", answer)
+        taken("a pod that no rule is about", answer)
     })
     .await?;
     layers(json!({ "namespace": "enforce" })).await?;
@@ -87,7 +87,7 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
         .await?;
     stage.until_allowed(namespace, "writer").await?;
 
-    // A role that nobody names: the registration follows, so that such pods are judged too.
+    // A default role, for pods that name none: the registration follows, so that they are reviewed too.
     let plain = super::stage::pod("plain", None);
     let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
     taken(

@@ -18,10 +18,10 @@ const PODS: [(&str, Option<&str>, &str); 4] = [
     ("own", Some("my-node"), "10.1.0.7"),
     ("plain", None, "10.1.0.8"),
 ];
-/// What pods that name no role are given in one of the trials.
+/// The default role in one of the trials.
 const DEFAULT: &str = "basic";
 
-/// What the gate says of a pod like each of [`PODS`].
+/// Returns the webhook's answers for a pod like each of [`PODS`].
 async fn at_gate(
     stage: &mut Stage,
     namespace: &str,

@@ -1,4 +1,4 @@
-//! The ways around a pod's own endpoint, and around the rules: each is closed for whoever is no
+//! The ways around a pod's own endpoint, and around the rules: each is closed for users who are not
 //! writer of the rules.
 
 use anyhow::ensure;
@@ -11,7 +11,7 @@ use super::stage::{ROLE, Stage, refused, taken};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pods_role_is_not_set_through_its_status_or_its_binding() -> anyhow::Result<()> {
     let stage = Stage::shared().await?;
-    let namespace = "beside";
+    let namespace = "guards";
     stage.shop(namespace).await?;
     let jane = stage.jane()?;
     let live = TestPod::new(namespace, "live", "node");

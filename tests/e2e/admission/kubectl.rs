@@ -1,4 +1,4 @@
-//! What somebody with kubectl sees of a refusal.
+//! Refusals as kubectl shows them.
 
 use std::process::Stdio;
 

@@ -15,7 +15,7 @@ const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
 async fn until_told(stage: &Stage, missing: Option<&str>) -> anyhow::Result<()> {
     eventually(DEADLINE, async || {
         let ready = stage.gate.operators("/readyz").await?;
-        // Out of the Service's endpoints nobody would hear what is missing.
+        // If it left the Service's endpoints, no refusal could say what is missing.
         ensure!(ready.starts_with("HTTP/1.1 200"), "not ready: {ready}");
         let note = ready.lines().find(|line| line.starts_with("[!] rules: "));
         ensure!(note.is_some() == missing.is_some(), "{ready}");
@@ -89,7 +89,7 @@ async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_miss
     stage.until_allowed(namespace, "shop-reader").await?;
     until_told(&stage, None).await?;
 
-    // A policy that is demanded is not there. It may be about anything: pods without a role are
+    // A required policy is missing. It may be about anything: pods without a role are
     // refused too, as soon as the API server asks about them.
     let rego = json!({ "spec": { "layers": { "rego": "enforce" },
         "rego": { "required": [{ "namespace": "opa", "name": "must" }] } } });

@@ -39,7 +39,7 @@ async fn stage() -> anyhow::Result<&'static Stage> {
         .await
 }
 
-/// Writes a policy, as somebody who may.
+/// Writes a policy, as a user with the right to.
 async fn write(stage: &Stage, name: &str, text: &str) -> anyhow::Result<()> {
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
@@ -115,14 +115,14 @@ async fn the_article_s_policy_refuses_in_its_own_words() -> anyhow::Result<()> {
         .await
         .context("a policy that is broken takes its last good state away")?;
 
-    let mended = ARTICLE.replace(
+    let corrected = ARTICLE.replace(
         "{\"search-reader\"}",
         "{\"search-reader\", \"payments-reader\"}",
     );
-    write(stage, name, &mended).await?;
+    write(stage, name, &corrected).await?;
     eventually(DEADLINE, async || {
         let answer = try_deployment(stage, "search", Some("payments-reader")).await?;
-        taken("a Deployment that the mended policy allows", answer)
+        taken("a Deployment that the corrected policy allows", answer)
     })
     .await?;
     let answer = try_deployment(stage, "search", Some("admin")).await?;

@@ -1,4 +1,4 @@
-//! The registration, which the controller keeps up to the rules unless somebody else does.
+//! The registration, which the controller adapts to the rules unless another owner does.
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::admission::{Certificate, HOME, REGISTRATION};
@@ -10,7 +10,7 @@ use super::stage::{DEADLINE, GRANTS, Stage, alone, pod, taken};
 
 const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
 
-/// Whether the registration names the kind, and how long the API server waits for its first webhook.
+/// Returns whether the registration names the kind, and the time-out of its first webhook.
 async fn registered(stage: &Stage, resource: &str) -> anyhow::Result<(bool, u64)> {
     let admin = stage.cluster.requests()?;
     let registration: Value = taken("the registration", admin.get(REGISTRATION).await?)?;
@@ -61,7 +61,7 @@ async fn controller_looks(stage: &Stage, name: &str) -> anyhow::Result<()> {
 async fn a_registration_that_is_unmanaged_is_left_alone() -> anyhow::Result<()> {
     let _alone = alone().await?;
     let stage = Stage::start(Cluster::start().await?, GRANTS).await?;
-    // What somebody changes by hand is put back with the next change of the rules.
+    // A change by hand is reverted with the next change of the rules.
     change(&stage, 7, json!({})).await?;
     presets(&stage, &["argo-rollouts"]).await?;
     eventually(DEADLINE, async || {
@@ -105,8 +105,8 @@ async fn failure_policies(stage: &Stage) -> anyhow::Result<Vec<String>> {
     Ok(policies)
 }
 
-/// What ordinary users did before there was a webhook: nothing of it is refused while nothing is
-/// enforced, whether the webhook answers or not.
+/// Requests that ordinary users made before there was a webhook: none of them is refused while nothing
+/// is enforced, whether the webhook answers or not.
 async fn nothing_is_refused(stage: &Stage, trial: &str) -> anyhow::Result<()> {
     let jane = stage.jane()?;
     let role = "arn:aws:iam::123456789012:role/any";
@@ -256,7 +256,7 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
         );
         ensure!(
             client["caBundle"].is_string(),
-            "nobody would trust it: {client}"
+            "no API server would trust it: {client}"
         );
     }
     assert_eq!(failure_policies(&stage).await?, ["Ignore"]);
@@ -292,7 +292,7 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
     a_missing_configuration_loosens_nothing(&mut stage).await?;
     let admin = stage.cluster.requests()?;
 
-    // It is made again, and goes with the controller's rights.
+    // It is re-created, and is deleted with the controller's rights.
     taken("deleted", admin.delete(REGISTRATION).await?)?;
     eventually(DEADLINE, async || {
         taken("the registration", admin.get(REGISTRATION).await?)

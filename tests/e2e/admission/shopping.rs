@@ -1,5 +1,5 @@
-//! Role shopping: somebody who may make pods names a role that was given to somebody else. Whatever
-//! makes pods is refused, when it is made and when it is changed.
+//! Role shopping: a user who may create pods names a role that was granted to another user. Each object
+//! that creates pods is refused, when it is created and when it is changed.
 
 use anyhow::ensure;
 use rolegate_testkit::request::{PatchKind, Requests};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::stage::{DEADLINE, ROLE, Stage, deployment, pod, refused, taken, template};
 
-/// Kinds that are no part of Kubernetes.
+/// Kinds outside of Kubernetes.
 const CUSTOM: &str = r#"
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
@@ -37,9 +37,9 @@ spec:
       schema: { openAPIV3Schema: { type: object, x-kubernetes-preserve-unknown-fields: true } }
 "#;
 
-/// What the grants of a shop cover.
+/// The roles that the grants of a shop cover.
 const GRANTED: [&str; 2] = ["shop-reader", "shop-writer"];
-/// What they don't.
+/// A role that no grant covers.
 const OTHERS: &str = "admin";
 
 /// A kind that leads to a role.
@@ -164,7 +164,7 @@ impl Kind {
         format!("/{version}/namespaces/{namespace}/{plural}")
     }
 
-    /// Where the gate's message says that the role is.
+    /// Returns the path of the role in the webhook's message.
     fn place(&self) -> String {
         let (last, rest) = self.fields.split_last().unwrap();
         match last.contains('/') {
@@ -175,7 +175,7 @@ impl Kind {
 
     /// Nothing but the role, as a patch of it.
     fn role(&self, role: &str) -> Value {
-        // The name of a role is completed by the configuration, and there is none for web identity.
+        // The name of a role is completed by the configuration, but not for web identity.
         let role = match self.url.ends_with("serviceaccounts") {
             true => format!("arn:aws:iam::123456789012:role/{role}"),
             false => role.to_owned(),

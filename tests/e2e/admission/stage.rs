@@ -1,5 +1,4 @@
-//! Where the tests of the gate play: who asks, the gate that most of them share, and what they ask
-//! for.
+//! The harness of the webhook's tests: users, the webhook that most tests share, and their requests.
 
 use std::time::Duration;
 
@@ -83,7 +82,7 @@ impl Stage {
         Ok(self.cluster.requests()?.as_user(&User::default()))
     }
 
-    /// Requests of somebody of a group.
+    /// Returns a client that makes requests as a member of a group.
     pub(crate) fn member(&self, group: &str) -> anyhow::Result<Requests> {
         Ok(self.cluster.requests()?.as_user(&User {
             name: "ann".into(),
@@ -91,7 +90,7 @@ impl Stage {
         }))
     }
 
-    /// What becomes of a pod with this role, which is not made.
+    /// Creates a pod with this role as a dry run.
     pub(crate) async fn try_pod(&self, namespace: &str, role: &str) -> anyhow::Result<Answer> {
         let path = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
         self.jane()?.post(&path, &pod("trial", Some(role))).await

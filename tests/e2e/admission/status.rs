@@ -1,4 +1,4 @@
-//! How rules fare, told where their authors look: by the objects' status and by Events.
+//! The state of rules, reported to their authors by the objects' status and by Events.
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::request::PatchKind;
@@ -92,7 +92,7 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
         .await?;
     counted(0).await?;
 
-    // What keeps the rules from counting is told by the configuration.
+    // The configuration's status reports what keeps the rules from taking effect.
     let required = json!([{ "namespace": "opa", "name": "must" }]);
     change(json!({ "rego": { "required": required } })).await?;
     let missing = ("False", "Invalid", "opa/must");
@@ -105,7 +105,7 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     )
     .await?;
 
-    // A policy that cannot be read is told by an Event too.
+    // A policy that cannot be read is reported by an Event too.
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": { "name": "broken", "labels": { "openpolicyagent.org/policy": "rego" } },
@@ -234,10 +234,10 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     assert_eq!(found["status"]["conditions"][0]["observedGeneration"], 2);
     reported(&stage, "ConfigurationInvalid", &config).await?;
 
-    // A change that mends it is one generation later.
-    let mended = json!({ "spec": { "session": { "policy": "" } } });
+    // A change that fixes it is one generation later.
+    let fixed = json!({ "spec": { "session": { "policy": "" } } });
     let path = format!("{grants}/wrong");
-    taken("it", admin.patch(&path, PatchKind::Merge, &mended).await?)?;
+    taken("it", admin.patch(&path, PatchKind::Merge, &fixed).await?)?;
     let found = says(&stage, "rolegrants/wrong", ("True", "Valid", "in effect")).await?;
     assert_eq!(found["status"]["observedGeneration"], 2);
     Ok(())

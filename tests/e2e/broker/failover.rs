@@ -49,7 +49,7 @@ impl Scene {
         .await
     }
 
-    /// A pod starts on a node, with a role that nobody had, and asks once.
+    /// A pod starts on a node, with a role that no pod had, and asks once.
     async fn starts(&self, node: &Node) -> anyhow::Result<(Arc<Pod>, String)> {
         let last = self.last.get() + 1;
         self.last.set(last);

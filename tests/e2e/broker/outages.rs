@@ -1,5 +1,5 @@
-//! What brokers need goes away and comes back: pods of both nodes ask all the time, and no request
-//! fails. What happens meanwhile is there afterwards.
+//! The brokers' dependencies fail and recover: pods of both nodes make requests all the time, and no
+//! request fails. Changes made during the outage are seen afterwards.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -142,7 +142,7 @@ async fn pods_are_served_while_the_api_server_is_away() -> anyhow::Result<()> {
     let scene = Scene::new(Place::within(cluster, "api-away", 11).await?, 1).await?;
     let place = &scene.place;
     scene.asking(async |asking| {
-        // It hangs, and nobody is told.
+        // It hangs without closing a connection.
         cluster.freeze_apiserver()?;
         asking.more(50).await?;
         cluster.thaw_apiserver()?;
@@ -185,7 +185,7 @@ async fn pods_are_served_while_their_node_is_cut_off_from_the_brokers() -> anyho
         let missed = scene.appears(cut, 7).await?;
         let new = scene.appears(other, 8).await?;
         place.served(&new, "fresh").await?;
-        // Nobody closes anything: the agent finds out, and tries in vain.
+        // No connection is closed: the agent notices, and its retries fail.
         eventually(DEADLINE, async || {
             let told = tells()?.context("it tells of no trouble")?;
             ensure!(told.contains("does not respond"), "{told}");
@@ -194,7 +194,7 @@ async fn pods_are_served_while_their_node_is_cut_off_from_the_brokers() -> anyho
         .await?;
         asking.more(50).await?;
         assert_eq!(ask::get(&missed, CREDENTIALS)?.status, 404);
-        place.mend(cut)?;
+        place.reconnect(cut)?;
         place.served(&missed, "fresh").await?;
         asking.more(20).await
     })

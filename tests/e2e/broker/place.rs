@@ -23,13 +23,13 @@ use crate::ask::{self, ADMIN, Reply};
 use crate::shim::Sts;
 use crate::site::{self, DEADLINE, Pod, start_imds, start_imds_with};
 
-/// Where brokers and agents are in the cluster.
+/// The namespace of brokers and agents.
 pub(super) const HOME: &str = "rolegate-system";
-/// What agents call their brokers.
+/// The brokers' name for agents.
 pub(super) const HOST: &str = "rolegate-broker.rolegate-system.svc";
 /// The brokers' port.
 pub(super) const PORT: u16 = 9443;
-/// What agents' tokens are for.
+/// The audience of agents' tokens.
 pub(super) const AUDIENCE: &str = "rolegate";
 
 /// A cluster with brokers' manifests and no others, so that agents have no rights by them.
@@ -50,8 +50,8 @@ pub(super) async fn install(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.install(&manifests).await
 }
 
-/// Where brokers run. Places of one cluster keep apart by their name, with which their nodes and
-/// namespaces begin, and by their own `third` octet in pods' addresses.
+/// The machines where brokers run. Places of one cluster differ by their name, with which their nodes
+/// and namespaces begin, and by the `third` octet of pods' addresses.
 pub(super) struct Place {
     pub(super) cluster: &'static Cluster,
     pub(super) sts: Sts,
@@ -77,7 +77,7 @@ pub(super) struct Node {
     /// Its agent's pod, and the token that is projected into it.
     pub(super) agent: PodObject,
     pub(super) token: String,
-    /// A listener where the API server and STS would be: nobody calls.
+    /// A listener where the API server and STS would be: no call may arrive.
     tripwire: TcpListener,
     dir: TempDir,
 }
@@ -184,7 +184,7 @@ impl Place {
         Ok(value.map_or(Ok(0), |value| value.trim().parse())?)
     }
 
-    /// What `rolegate ledger` answers for a broker.
+    /// Runs `rolegate ledger` for a broker.
     pub(super) fn ledger(&self, number: u8, arguments: &[&str]) -> anyhow::Result<Output> {
         let address = format!("--address=127.0.0.{number}:9091");
         let ledger: Vec<&str> = ["ledger", &address]
@@ -257,7 +257,7 @@ impl Place {
         Ok(())
     }
 
-    /// Cuts a node off: nothing passes between it and the brokers, and nobody is told.
+    /// Cuts a node off: packets between it and the brokers are dropped without an error.
     pub(super) fn cut(&self, node: &Node) -> anyhow::Result<()> {
         let link = &node.link;
         self.lab.node().exec(&format!(
@@ -268,8 +268,8 @@ impl Place {
         Ok(())
     }
 
-    /// The link is there again.
-    pub(super) fn mend(&self, node: &Node) -> anyhow::Result<()> {
+    /// Restores the link.
+    pub(super) fn reconnect(&self, node: &Node) -> anyhow::Result<()> {
         let brokers = self.lab.node();
         brokers.exec(&format!("nft delete table inet cut-{}", node.link))?;
         Ok(())
@@ -318,7 +318,7 @@ impl Place {
         Rolegate::spawn_command(&command)
     }
 
-    /// What an agent without a broker reaches from its node: the API server and STS.
+    /// Opens the connections of a standalone agent: to the API server and to STS.
     pub(super) fn way_out(&self, node: &Node) -> anyhow::Result<[Forward; 2]> {
         let node = node.lab.node();
         Ok([
@@ -358,13 +358,13 @@ impl Place {
     }
 }
 
-/// What the brokers' end of the link to a node is called.
+/// Returns the name of the brokers' end of the link to a node.
 fn link(number: u8) -> String {
     format!("node{number}")
 }
 
 impl Node {
-    /// What agents with a broker and without one are started with.
+    /// Returns the command that starts agents with a broker and without one.
     fn agent(&self) -> anyhow::Result<Command> {
         let program = Rolegate::path()?.display().to_string();
         let mut command = self.lab.node().command(&program);
@@ -402,7 +402,7 @@ impl Node {
         Ok(cluster.requests()?.as_user(&user))
     }
 
-    /// Whether anybody on the node called the API server or STS.
+    /// Returns true if any process on the node called the API server or STS.
     pub(super) fn called_out(&self) -> bool {
         self.tripwire.accept().is_ok()
     }

@@ -51,7 +51,7 @@ async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
     let other = ask::get(&reader, &format!("{CREDENTIALS}writer"))?;
     assert_eq!(other.status, 403, "{other:?}");
 
-    // The denial is told on the pod, by the broker.
+    // The broker reports the denial on the pod.
     let events = Api::<Event>::namespaced(cluster.admin()?, &namespace);
     let event = eventually(DEADLINE, async || {
         let all = events.list(&ListParams::default()).await?.items;
@@ -99,7 +99,7 @@ async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
     })
     .await?;
 
-    // It called nobody but the broker, and did not even look for a role of its node.
+    // It called only the broker, and did not even look for a role of its node.
     assert!(!node.called_out(), "{}", agent.log());
     let asked = node.imds.requests();
     let paths: Vec<&str> = asked.iter().map(|request| &*request.path).collect();

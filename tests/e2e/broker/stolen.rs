@@ -1,5 +1,5 @@
-//! A stolen node: somebody has all that node 1 has, its agent's token and its kubelet's rights too,
-//! and gets what node 1's own pods may have. Nothing of node 2 comes out.
+//! A stolen node: an attacker with all secrets of node 1, its agent's token and its kubelet's rights
+//! included, gets what node 1's own pods may have, and nothing of node 2.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::authentication::v1::BoundObjectReference;
@@ -83,7 +83,7 @@ impl Scene {
         Ok(stream)
     }
 
-    /// Writes a pod's status, and annotations beside it, as the kubelet of node 1.
+    /// Writes a pod's status, and annotations with it, as the kubelet of node 1.
     async fn rewrite(&self, pod: &str, patch: &Value) -> anyhow::Result<Value> {
         let kubelet = self.nodes[0].kubelet(self.place.cluster)?;
         let path = format!("/api/v1/namespaces/{}/pods/{pod}/status", self.namespace);
@@ -151,7 +151,7 @@ async fn tokens_that_prove_nothing_open_no_stream() -> anyhow::Result<()> {
     let forged = format!("{head}.{}", "A".repeat(342));
     let elsewhere = cluster.pod_token(&own.agent, "somebody-else").await?;
     let for_the_api_server = cluster.pod_token(&own.agent, &cluster.url()).await?;
-    // Whoever may ask for tokens in our namespace gets one of the other node's agent.
+    // A client that may request tokens in our namespace gets one of the other node's agent.
     let stolen = cluster.pod_token(&other.agent, AUDIENCE).await?;
     let here = own.lab.node();
     let table = [
@@ -231,7 +231,7 @@ async fn tokens_that_prove_nothing_open_no_stream() -> anyhow::Result<()> {
         let after = place.metric(1, &series)?;
         ensure!(after == before + 1, "a token {what}: {reason}, not {why}");
     }
-    // For nobody was a session fetched: no stream ever began.
+    // No session was fetched: no stream ever began.
     assert!(place.sts.assumed().is_empty());
     Ok(())
 }
@@ -294,7 +294,7 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
     );
     assert_eq!(boto3(&place.sts, job)?, Some(arn));
 
-    // Things happen on the other node, then one on its own: all before that would have been told.
+    // Things happen on the other node, then one on its own: all earlier changes would have been sent.
     cluster
         .annotate_pod(&scene.namespace, "job", &[(ROLE, None)])
         .await?;
@@ -356,7 +356,7 @@ fn lie(stream: &Stream, uids: [&str; 2], key: &str) -> anyhow::Result<()> {
     stream.send(from_agent::Body::Outcomes(v1::Outcomes { outcomes }))
 }
 
-/// A mirror pod with a role and somebody else's address gets nothing, nor does it become another
+/// A mirror pod with a role and another pod's address gets nothing, nor does it become another
 /// kind of pod.
 async fn mirror(scene: &Scene, stream: &mut Stream) -> anyhow::Result<()> {
     const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -393,7 +393,7 @@ async fn mirror(scene: &Scene, stream: &mut Stream) -> anyhow::Result<()> {
     }
     let unmasked = json!({ "metadata": { "annotations": { MIRROR: null } } });
     let unmasked = scene.rewrite("mirror", &unmasked).await;
-    ensure!(unmasked.is_err(), "it is no mirror any more: {unmasked:?}");
+    ensure!(unmasked.is_err(), "it is no longer a mirror: {unmasked:?}");
     scene
         .told(stream, "mirror", |it| {
             format!("{it:?}").contains("role/writer") && is_denied(it) && it.addresses.is_empty()

@@ -281,11 +281,11 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
     for said in ["agent connections", "too many are unauthenticated"] {
         ensure!(ready.body.contains(said), "{}", ready.body);
     }
-    // An agent's pod has the address that its agent comes from: it is served beside all of them.
+    // An agent's pod has the address that its agent comes from: it is served along with all of them.
     let start = Instant::now();
     let _second = starts(&place, &nodes[1], &pods[1], "writer").await?;
     println!(
-        "from an agent's start beside {STRANGERS} silent addresses to its pod's credentials: {:.2?}",
+        "from an agent's start among {STRANGERS} silent addresses to its pod's credentials: {:.2?}",
         start.elapsed()
     );
     newcomer_takes_a_strangers_place(&place, &attack, &ended).await?;
@@ -315,8 +315,8 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Somebody who can authenticate, from an address that the broker expects nobody from, is welcome
-/// since a stranger is evicted, and not since one has timed out.
+/// An authenticated client, from an address that the broker does not expect, is served because a
+/// stranger is evicted, not because one has timed out.
 async fn newcomer_takes_a_strangers_place(
     place: &Place,
     attack: &Attack,
@@ -326,7 +326,7 @@ async fn newcomer_takes_a_strangers_place(
     let welcome = Arc::new(AtomicUsize::new(0));
     let mut newcomer = attack.stealing(STRANGERS..=STRANGERS, &welcome);
     eventually(DEADLINE, async || {
-        ensure!(welcome.load(Ordering::Relaxed) > 0, "nobody is welcome");
+        ensure!(welcome.load(Ordering::Relaxed) > 0, "no newcomer is served");
         Ok(())
     })
     .await?;

@@ -1,4 +1,4 @@
-//! The protocol by hand, as somebody speaks it who has a node's token and wants more.
+//! A client of the protocol, as an attacker with a node's token would write it.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
@@ -101,7 +101,7 @@ impl Stream {
         }
     }
 
-    /// All pods that it was told of, by name, as it was told last.
+    /// Returns the last state of each pod that it received, by name.
     pub(super) fn pods(&self) -> BTreeMap<String, v1::Pod> {
         let updates = self.updates();
         let pods = updates.flat_map(|update| update.pods.iter());
@@ -119,11 +119,11 @@ impl Stream {
     /// Everything that came, secrets too, as text to search in.
     pub(super) fn text(&self) -> String {
         let sessions = self.updates().flat_map(|update| &update.sessions);
-        let documents = sessions.filter_map(|session| session.credentials.as_ref());
-        let documents: String = documents
-            .map(|it| String::from_utf8_lossy(&it.document).into_owned())
+        let secrets: String = sessions
+            .filter_map(|session| session.credentials.as_ref())
+            .map(|it| format!("{} {} ", it.secret_access_key, it.session_token))
             .collect();
-        format!("{:?} {documents}", self.heard)
+        format!("{:?} {secrets}", self.heard)
     }
 }
 

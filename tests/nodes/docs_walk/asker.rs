@@ -26,7 +26,7 @@ done"#;
 /// The status of credentials.
 const GIVEN: &str = "200";
 
-/// Where a reader is.
+/// A reader's position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) page: String,
@@ -165,7 +165,7 @@ impl<'a> Askers<'a> {
         Ok(())
     }
 
-    /// What the pods have got since the last look.
+    /// Returns the pods' answers since the last call.
     async fn take(&mut self) -> anyhow::Result<Vec<Change<'a>>> {
         let mut changes = Vec::new();
         for case in self.cases {

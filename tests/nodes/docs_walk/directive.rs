@@ -3,7 +3,7 @@
 
 use anyhow::{Context, bail, ensure};
 
-/// What begins the text of a directive.
+/// The prefix of a directive.
 const PREFIX: &str = "walk:";
 
 /// One directive.
@@ -15,7 +15,7 @@ pub(super) enum Directive {
     After(String),
     /// The commands of the block are not run.
     Skip {
-        /// Why not.
+        /// The reason.
         reason: String,
     },
     /// The block is neither run nor compared. YAML and JSON must still be well-formed.

@@ -29,7 +29,7 @@ pub(super) enum Start {
     Nowhere,
 }
 
-/// What a reader does next.
+/// A step of a reader.
 #[derive(Debug)]
 pub(super) struct Step {
     /// The line of its block in the page.
@@ -224,14 +224,14 @@ impl Page {
     }
 }
 
-/// What the directives of a block say.
+/// The directives of a block.
 #[derive(Default)]
 struct Marks {
-    /// What it is, unless it is commands to run.
+    /// The kind of the block, unless it is commands to run.
     kind: Option<Directive>,
     stops: Vec<String>,
     opens: Vec<String>,
-    /// What its commands are like.
+    /// The template of its commands.
     like: Command,
 }
 

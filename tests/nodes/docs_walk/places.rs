@@ -1,5 +1,5 @@
-//! What a reader brings along: the one table of what stands for what in the pages, and the pods that
-//! are there before the first step.
+//! A reader's cluster: the table of replacements for the pages, and the pods that exist before the
+//! first step.
 
 use rolegate_testkit::TestCluster;
 use rolegate_testkit::nodes::CLIENT;
@@ -15,7 +15,7 @@ pub(super) struct Case {
     /// Its annotation; without one it asks for the node's role.
     pub(super) role: Option<&'static str>,
     pub(super) node: &'static str,
-    /// Whether it gets credentials by right. One that doesn't must get none while agents run.
+    /// True if it may have credentials. Other pods must get none while agents run.
     pub(super) entitled: bool,
 }
 
@@ -52,7 +52,7 @@ impl Case {
 /// Namespaces and pods that are there before a reader begins with this page.
 pub(super) struct Scene {
     pub(super) page: &'static str,
-    /// What is applied first.
+    /// Objects that are applied first.
     pub(super) objects: &'static str,
     pub(super) cases: &'static [Case],
 }
@@ -111,10 +111,10 @@ pub(super) const NODE: &str = "node-1";
 pub(super) const SECOND: &str = "node-2";
 /// The image that manifests name, which nodes have.
 pub(super) const IMAGE: &str = "ghcr.io/rolegate/rolegate:0.1.0";
-/// The image of a new version, which nodes have beside the one that is installed.
+/// The image of a new version, which nodes have in addition to the installed one.
 pub(super) const NEW_IMAGE: &str = "registry.example/rolegate:0.2.0";
 
-/// What stands for what, in commands and files.
+/// Returns the replacements in commands and files.
 pub(super) fn table(cluster: &TestCluster) -> Vec<(&'static str, String)> {
     let interface = cluster.host_interface();
     let of = |what: &str| {

@@ -1,4 +1,4 @@
-//! Somebody who goes through pages on a cluster, does what they say, and compares.
+//! A reader who follows pages on a cluster and compares the results.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,11 +19,11 @@ use crate::ask::DEADLINE;
 
 /// So many faults end the walk: later ones follow from the first.
 const MANY: usize = 5;
-/// What the account has before rolegate is there: the nodes' role, and a node.
+/// The account before rolegate is installed: the nodes' role, and a node.
 const ACCOUNT: &str = "aws iam create-role --role-name node --assume-role-policy-document '{}'
 aws ec2 run-instances --image-id ami-12345678 --instance-type t3.small";
 
-/// What the reader's chart is rendered to.
+/// The rendered chart of the reader.
 const CHART: &str = "apiVersion: apps/v1
 kind: Deployment
 metadata: { name: shop, namespace: cases }
@@ -130,7 +130,7 @@ impl<'a> Reader<'a> {
         if done.is_ok() && !(step.stops.is_empty() && step.opens.is_empty()) {
             askers.settle(place).await?;
         }
-        // Whatever the step came to, nobody may be cut off by it.
+        // Whatever the step came to, it must not cut any pod off.
         askers.look(place).await.and(done)
     }
 
@@ -218,7 +218,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Whether a command did what the page says.
+/// Returns an error if a command did not do what the page says.
 fn check(command: &Command, ran: &Ran) -> anyhow::Result<()> {
     let both = format!("{}\n{}", ran.stdout, ran.stderr);
     let other = format!("{}\n{}", ran.stderr, ran.stdout);

@@ -1,7 +1,7 @@
-//! Whether an output is the one that a page shows.
+//! Compares an output with the one that a page shows.
 
-/// Whether `printed` is what the page shows. A page breaks lines as it likes, and leaves out what is
-/// different each time: `…` is any text.
+/// Returns true if `printed` is the output that the page shows. Line breaks are ignored, and `…` in the
+/// page stands for any text.
 pub(super) fn is_shown(shown: &str, printed: &str) -> bool {
     let (shown, printed) = (one_line(shown), one_line(printed));
     let mut pieces = shown.split('…').map(str::trim);

@@ -36,7 +36,7 @@ const KNOWN_BYTES: usize = 32 * 1024 * 1024;
 /// Memory for larger bodies of all unknown peers, in bytes.
 const UNKNOWN_BYTES: usize = 16 * 1024 * 1024;
 /// Memory for larger bodies of one peer, in bytes: one of the maximum size.
-const PEER_BYTES: usize = crate::review::MAX_REVIEW_BYTES;
+const PEER_BYTES: usize = rolegate_review::admission_review::MAX_REVIEW_BYTES;
 
 /// All peers.
 #[derive(Debug)]

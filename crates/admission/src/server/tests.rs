@@ -1,11 +1,12 @@
 use std::net::SocketAddr;
 
+use rolegate_core::layer::LayerId;
+use rolegate_review::Violation;
 use rolegate_runtime::serve::listen;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
-use crate::outcome::Violation;
 
 /// Starts the webhook without TLS.
 fn start() -> SocketAddr {
@@ -257,8 +258,12 @@ fn refusals_and_warnings_are_counted_by_layer() {
     let body = widget(0);
     let review = Review::parse(body.as_bytes()).unwrap();
     let mut outcome = Outcome::default();
-    outcome.violation(Violation::new("", "grants", "a rule", "a reason"));
-    outcome.warning(Violation::new("", "rego", "a rule", "a reason"));
+    outcome
+        .violations
+        .push(Violation::new("", LayerId::Grants, "a rule", "a reason"));
+    outcome
+        .warnings
+        .push(Violation::new("", LayerId::Rego, "a rule", "a reason"));
     webhook.log_outcome(&outcome, &review);
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -8,9 +8,9 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use rolegate_aws::sessions::Sessions;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::{Condition, Readiness};
+use rolegate_sessions::Sessions;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use crate::address_verifier::AddressVerifier;
 use crate::attachment::Attachments;
 use crate::limits::{AgentLimit, Limits};
 use crate::pod_table::PodTable;
-use crate::redirect::{Redirect, RedirectReconciler, Status};
+use rolegate_redirect::{Redirect, RedirectReconciler, Status};
 
 /// Interval at which the staleness is checked.
 const AGE_INTERVAL: Duration = Duration::from_secs(5);

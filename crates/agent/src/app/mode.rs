@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::ledger::Ledger;
+use rolegate_authorizer::reconciler::Sources;
 use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_aws::discovery::Discovery;
 use rolegate_aws::identity;
 use rolegate_aws::imds::Imds;
-use rolegate_aws::sessions::{SessionMetrics, Sessions};
 use rolegate_aws::sts::Sts;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::rule_set_builder::{ClusterConfig, RuleUpdate};
@@ -19,6 +19,7 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::tls::{CertificateFile, Expires, ExpiryCollector};
+use rolegate_sessions::{SessionMetrics, Sessions};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
@@ -114,8 +115,11 @@ pub(super) async fn standalone(
         writer,
     };
     let (facts, learned) = watch::channel(None);
-    let pod_reconciler =
-        PodReconciler::new(parts, readiness).run(source.updates, source.reports, learned);
+    let pod_reconciler = PodReconciler::new(parts, readiness).run(Sources {
+        updates: source.updates,
+        reports: source.reports,
+        facts: learned,
+    });
     tasks.spawn(vital("pod reconciler", pod_reconciler));
     let health = shared.health;
     let discovery = Discovery {

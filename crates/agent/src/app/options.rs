@@ -8,17 +8,17 @@ use rolegate_aws::sts::StsOptions;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::engine::EngineOptions;
-use rolegate_core::redirect::Spec;
 use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigMode;
+use rolegate_redirect::rules::Spec;
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 
 use crate::attachment::AttachmentOptions;
 use crate::broker::BrokerOptions;
 use crate::metadata::MetadataOptions;
-use crate::redirect::Backend;
+use rolegate_redirect::Backend;
 
 /// The options of an agent.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub struct AgentOptions {
     pub metadata_addr: String,
     /// The options of the metadata server.
     pub metadata: MetadataOptions,
+    /// Maximum time that a request for credentials waits for the watch or for STS.
+    pub wait: Duration,
     /// The redirect of pods; `None` if another program manages it.
     pub redirect: Option<RedirectOptions>,
     /// The clock.

@@ -8,14 +8,14 @@ use std::time::Duration;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use rolegate_core::redirect::InterfacePattern;
+use rolegate_redirect::rules::InterfacePattern;
 use rolegate_runtime::logging::list;
 use rolegate_runtime::readiness::{Condition, Health};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::redirect::check::{CheckResult, CheckState, SelfCheck};
-use crate::redirect::{Status, ingress_interfaces};
+use rolegate_redirect::check::{CheckResult, CheckState, SelfCheck};
+use rolegate_redirect::{Status, ingress_interfaces};
 
 /// Interval between tests from two pods.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::redirect::{METADATA_V4, METADATA_V6};
 use rolegate_core::workload::Update;
 use rolegate_kube::client::Connection;
 use rolegate_kube::cluster_config::ConfigMode;
@@ -14,6 +13,7 @@ use rolegate_kube::node::find_node;
 use rolegate_kube::watch::{WatchMetrics, WatchObserver};
 use rolegate_kube::workloads::{Scope, watch_pods};
 use rolegate_kube::workloads_file::WorkloadsFile;
+use rolegate_redirect::rules::{METADATA_V4, METADATA_V6};
 use rolegate_rules::rules::RuleStore;
 use rolegate_rules::store::Report;
 use rolegate_rules::watches::RuleWatches;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{AttachmentError, Attachments, lock};
-use crate::netlink::readable;
+use rolegate_netlink::readable;
 
 /// Minimum time between two reads of the records: a pod that keeps requesting from an address
 /// without a record must not make the agent read all the time.

@@ -1,34 +1,22 @@
 //! Queries the kernel for the attachment of an address: its route, and on shared networks its
 //! neighbor entry and bridge port; and for the pairing of host interfaces with namespaces.
-//!
-//! The kernel responds synchronously, so a query takes two system calls and no task has to wait. It
-//! takes a few microseconds, less than a task switch, and the result is current.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, MutexGuard};
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
-use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rolegate_core::redirect::InterfacePattern;
-use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{Socket, SocketAddr};
-use rustix::io::Errno;
+use rolegate_netlink::{Client, no_response};
+use rolegate_redirect::rules::InterfacePattern;
 
 use super::{Attachment, AttachmentError, Kind, Mac};
 
-/// Maximum size of a response, in bytes. The longest, that of a link, has some two thousand.
-const MAX_ANSWER: usize = 32 * 1024;
 /// Maximum length of an interface's name, in bytes.
 const MAX_LINK_NAME: usize = 15;
-/// Maximum number of skipped responses to earlier requests.
-const MAX_STALE: usize = 16;
 /// Remote addresses that reveal the uplink interface. Nothing is sent there.
 const FAR: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4)),
@@ -39,7 +27,7 @@ const FAR: [IpAddr; 2] = [
 #[derive(Debug)]
 pub struct Kernel {
     interface: Option<InterfacePattern>,
-    channel: Mutex<Channel>,
+    client: Client,
     links: Mutex<HashMap<u32, Link>>,
 }
 
@@ -71,7 +59,7 @@ impl Kernel {
     pub fn open(interface: Option<InterfacePattern>) -> Result<Self, AttachmentError> {
         Ok(Self {
             interface,
-            channel: Mutex::new(Channel::open()?),
+            client: Client::open()?,
             links: Mutex::default(),
         })
     }
@@ -133,29 +121,12 @@ impl Kernel {
         }))
     }
 
-    /// Returns the ID that this network namespace assigns to the one of an open file: -1 if it has
-    /// none, `None` if the file is not a network namespace.
+    /// Returns the ID of a network namespace, as [`Client::namespace_id`] does.
     ///
     /// # Errors
     /// Returns an error if the kernel cannot be queried.
     pub fn namespace(&self, file: BorrowedFd<'_>) -> Result<Option<i32>, AttachmentError> {
-        let mut message = NsidMessage::default();
-        let fd = u32::try_from(file.as_raw_fd()).unwrap_or(u32::MAX);
-        message.attributes = vec![NsidAttribute::Fd(fd)];
-        match self.ask(RouteNetlinkMessage::GetNsId(message)) {
-            Ok(Some(RouteNetlinkMessage::NewNsId(message))) => Ok(message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    NsidAttribute::Id(id) => Some(*id),
-                    _ => None,
-                })),
-            Err(AttachmentError::Socket(error)) if is(&error, &[Errno::INVAL, Errno::BADF]) => {
-                Ok(None)
-            }
-            Ok(other) => nothing(other),
-            Err(error) => Err(error),
-        }
+        Ok(self.client.namespace_id(file)?)
     }
 
     /// Looks up an interface by name, uncached: the name may later belong to another interface.
@@ -289,10 +260,7 @@ impl Kernel {
         &self,
         request: RouteNetlinkMessage,
     ) -> Result<Option<RouteNetlinkMessage>, AttachmentError> {
-        self.channel
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .ask(request)
+        Ok(self.client.request(request)?)
     }
 
     fn links(&self) -> MutexGuard<'_, HashMap<u32, Link>> {
@@ -338,90 +306,6 @@ fn family(addr: IpAddr) -> AddressFamily {
     }
 }
 
-/// Converts a missing response to `None`, and an unexpected one to an error.
-fn nothing<T>(answer: Option<RouteNetlinkMessage>) -> Result<Option<T>, AttachmentError> {
-    match answer {
-        None => Ok(None),
-        Some(other) => Err(AttachmentError::Answer(format!(
-            "an answer of another kind: {other:?}"
-        ))),
-    }
-}
-
-/// A socket with one request at a time.
-struct Channel {
-    socket: Socket,
-    sequence: u32,
-    buffer: Vec<u8>,
-}
-
-impl std::fmt::Debug for Channel {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Channel")
-            .field("sequence", &self.sequence)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Channel {
-    fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        // The response is available as soon as the request has been sent.
-        socket.set_non_blocking(true)?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-            buffer: Vec::with_capacity(MAX_ANSWER),
-        })
-    }
-
-    /// Sends a request and reads its response; `None` if the kernel reports that there is none.
-    fn ask(
-        &mut self,
-        request: RouteNetlinkMessage,
-    ) -> Result<Option<RouteNetlinkMessage>, AttachmentError> {
-        let unreadable = |error: &dyn std::fmt::Display| AttachmentError::Answer(error.to_string());
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut message = NetlinkMessage::from(request);
-        message.header.flags = NLM_F_REQUEST;
-        message.header.sequence_number = self.sequence;
-        message.finalize();
-        self.buffer.clear();
-        self.buffer.resize(message.buffer_len(), 0);
-        message.serialize(&mut self.buffer);
-        self.socket.send(&self.buffer, 0)?;
-        for _ in 0..MAX_STALE {
-            self.buffer.clear();
-            self.buffer.reserve(MAX_ANSWER);
-            self.socket.recv(&mut self.buffer, 0)?;
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&self.buffer)
-                .map_err(|error| unreadable(&error))?;
-            if answer.header.sequence_number != self.sequence {
-                continue;
-            }
-            return match answer.payload {
-                NetlinkPayload::InnerMessage(message) => Ok(Some(message)),
-                NetlinkPayload::Error(error) => {
-                    let error = error.to_io();
-                    match error.kind() {
-                        io::ErrorKind::NotFound
-                        | io::ErrorKind::NetworkUnreachable
-                        | io::ErrorKind::HostUnreachable => Ok(None),
-                        // The interface was removed after its index was learned.
-                        _ if is(&error, &[Errno::NODEV, Errno::NXIO]) => Ok(None),
-                        _ => Err(error.into()),
-                    }
-                }
-                other => Err(unreadable(&format!("{other:?}"))),
-            };
-        }
-        Err(unreadable(&"only answers to earlier requests"))
-    }
-}
-
-fn is(error: &io::Error, any: &[Errno]) -> bool {
-    any.iter()
-        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+fn nothing<T>(response: Option<RouteNetlinkMessage>) -> Result<Option<T>, AttachmentError> {
+    Ok(no_response(response)?)
 }

@@ -13,7 +13,7 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use super::events::EventSource;
 use super::kernel::mac;
 use super::{AttachmentError, Event};
-use crate::netlink::{Notifications, Reading, Source, messages};
+use rolegate_netlink::{Notifications, Reading, Source, messages};
 
 /// The [`Event`]s of the network namespace in which it was opened, from then on.
 pub(super) struct Monitor(Notifications);

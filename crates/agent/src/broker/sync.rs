@@ -4,21 +4,20 @@
 //! new stream sends the complete state, and pods that are missing when it is complete are removed.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
 use rolegate_authorizer::recorder::{OutcomeReport, RequestOutcome};
-use rolegate_aws::sessions::{Document, Lease, RemoteSessions, Session, Sessions};
 use rolegate_core::decision::Denial;
 use rolegate_core::engine::Cause;
 use rolegate_core::labels::Labels;
-use rolegate_core::session::{Failure, SessionKey};
+use rolegate_core::session::{Credentials, Failure, SessionKey};
 use rolegate_core::workload::{Phase, RoleRequest, Workload};
 use rolegate_proto::v1::{self, from_agent, outcome, pod};
 use rolegate_proto::wire::{self, MAX_OUTCOMES, Malformed};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::{Block, Condition, Readiness};
+use rolegate_sessions::{Lease, RemoteSessions, Sessions};
 use tokio::sync::mpsc;
 use tracing::error;
 
@@ -153,20 +152,19 @@ impl BrokerSync {
     }
 
     fn update(&mut self, update: v1::Update, fed: &RemoteSessions) -> Result<(), Malformed> {
-        let mut touched = HashSet::new();
         for uid in &update.removed_pod_uids {
-            self.writer.remove(uid, &mut touched);
+            self.writer.remove(uid);
         }
-        let news = self.news(update.sessions, update.pods, fed, &mut touched);
+        let news = self.news(update.sessions, update.pods, fed);
         if news.is_ok() && update.complete {
             if let Some(shown) = self.shown.take() {
-                self.writer.keep(|uid| shown.contains(uid), &mut touched);
+                self.writer.keep(|uid| shown.contains(uid));
             }
             self.workloads = None;
             self.condition.ok();
         }
         // Changes before the error apply, since one may revoke a role.
-        self.writer.publish(touched);
+        self.writer.publish();
         news?;
         for number in update.removed_sessions {
             let Some(lease) = self.table.remove(&number) else {
@@ -188,13 +186,12 @@ impl BrokerSync {
         sessions: Vec<v1::Session>,
         pods: Vec<v1::Pod>,
         fed: &RemoteSessions,
-        touched: &mut HashSet<IpAddr>,
     ) -> Result<(), Malformed> {
         for session in sessions {
             self.session(session, fed)?;
         }
         for entry in pods {
-            self.entry(entry, touched)?;
+            self.entry(entry)?;
         }
         Ok(())
     }
@@ -215,22 +212,18 @@ impl BrokerSync {
         let lease = self.table.get(&session.number);
         let lease = lease.ok_or(Malformed("an unknown session"))?;
         let failure = session.failure.map(Failure::try_from).transpose()?;
-        let session = session.credentials.map(v1::Credentials::open).transpose()?;
-        let session = session.map(|(access_key_id, document, life)| Session {
-            access_key_id,
-            life,
-            document: Document::new(document),
-        });
-        if session.is_some() || failure.is_some() {
-            fed.store(lease.cell().key(), session, failure);
+        let credentials = session.credentials.as_ref();
+        let credentials = credentials.map(Credentials::try_from).transpose()?;
+        if credentials.is_some() || failure.is_some() {
+            fed.store(lease.cell().key(), credentials, failure);
         } else {
-            // The broker of another stream was told, if any.
+            // An earlier request was sent on another stream, to another broker.
             lease.prioritize_again();
         }
         Ok(())
     }
 
-    fn entry(&mut self, entry: v1::Pod, touched: &mut HashSet<IpAddr>) -> Result<(), Malformed> {
+    fn entry(&mut self, entry: v1::Pod) -> Result<(), Malformed> {
         let uid: Arc<str> = wire::name(&entry.uid, "a pod's UID")?.into();
         let addresses = entry.addresses.iter().map(|bytes| wire::address(bytes));
         let workload = Workload {
@@ -273,7 +266,7 @@ impl BrokerSync {
             return Err(Malformed("too many pods for one node"));
         }
         let entry = PodEntry::new(Arc::new(workload), decided);
-        self.writer.put(Arc::new(entry), touched);
+        self.writer.put(Arc::new(entry));
         Ok(())
     }
 

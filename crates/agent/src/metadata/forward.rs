@@ -132,7 +132,7 @@ pub(super) async fn forward(
             "pods may not read this path; an administrator can allow it with --metadata-allow\n",
         );
     }
-    let now = server.clock.now();
+    let now = server.credentials.clock.now();
     let is_static = server.options.allow.is_static(path);
     if is_static && let Some(kept) = server.cache.get(path.as_str(), now) {
         return kept.into_reply();

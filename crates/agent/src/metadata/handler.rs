@@ -8,18 +8,18 @@ use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
-use rolegate_authorizer::pod::{Allowed, Authorization, PodEntry};
-use rolegate_aws::sessions::{Current, Lease};
-use rolegate_core::arn::RoleArn;
+use rolegate_authorizer::pod::{Allowed, PodEntry};
 use rolegate_core::document;
 use rolegate_core::metadata::{CanonicalPath, RequestedRole, Route, TREES, VERSIONS};
-use rolegate_core::session::{Failure, FailureKind};
+use rolegate_core::session::FailureKind;
 
+use super::credentials::CredentialsDocument;
 use super::reply::{Reply, ReplyBody};
 use super::validate::{ValidRequest, validate_request};
 use super::{ImdsV2, MetadataServer, forward};
 use crate::address_verifier::VerifiedAt;
 use crate::attachment::Verdict;
+use crate::credentials::{Attempt, Refusal};
 use crate::limits::Connection;
 use crate::metrics::{Handler, Outcome};
 use crate::pod_table::Owner;
@@ -43,26 +43,6 @@ pub(super) struct RequestHandler {
     uid: OnceLock<Arc<str>>,
 }
 
-/// The result of one attempt to respond.
-enum Attempt<T> {
-    Done(T),
-    /// Retry on a change of the pod table. This is the response at the deadline.
-    Wait(Reply),
-    /// Retry on a change of this session. This is the response at the deadline.
-    WaitForSession(Arc<Lease>, Reply),
-}
-
-impl Attempt<Reply> {
-    /// Maps the response.
-    fn map(self, change: impl FnOnce(Reply) -> Reply) -> Self {
-        match self {
-            Self::Done(reply) => Self::Done(change(reply)),
-            Self::Wait(reply) => Self::Wait(change(reply)),
-            Self::WaitForSession(lease, reply) => Self::WaitForSession(lease, change(reply)),
-        }
-    }
-}
-
 impl RequestHandler {
     pub(super) fn new(
         server: Arc<MetadataServer>,
@@ -73,7 +53,7 @@ impl RequestHandler {
         let last_look = server.verifier.opened(peer);
         // Checked at the start of the connection: a neighbor that opened it while it held the
         // address must not be able to wait until the address is back at its pod.
-        if let Some(Owner::Pod(entry)) = server.pod_table.owner(peer) {
+        if let Some(Owner::Pod(entry)) = server.credentials.pod_table.owner(peer) {
             let _ = server.verifier.check(&entry.workload.uid, peer, &last_look);
         }
         Arc::new(Self {
@@ -99,7 +79,7 @@ impl RequestHandler {
         if self.connection.end(begun + took) {
             reply = reply.and_close();
         }
-        let metrics = &self.server.metrics;
+        let metrics = &self.server.credentials.metrics;
         metrics.request(handler, reply.outcome, took);
         if let Some(kube2iam) = metrics.kube2iam() {
             let status = reply.response.status();
@@ -151,7 +131,7 @@ impl RequestHandler {
             Route::Token => self.token(headers).await,
             Route::RoleName => {
                 self.with_pod(headers, |entry, now| {
-                    self.allowed(entry, now, |allowed| {
+                    self.server.credentials.allowed(entry, now, |allowed| {
                         Attempt::Done(Reply::ok(allowed.role_name.clone()))
                     })
                 })
@@ -159,7 +139,7 @@ impl RequestHandler {
             }
             Route::Info => {
                 self.with_pod(headers, |entry, now| {
-                    self.allowed(entry, now, |allowed| {
+                    self.server.credentials.allowed(entry, now, |allowed| {
                         Attempt::Done(Reply::ok(document::info(&allowed.role, allowed.since)))
                     })
                 })
@@ -167,7 +147,7 @@ impl RequestHandler {
             }
             Route::Credentials(name) => {
                 self.with_pod(headers, |entry, now| {
-                    self.allowed(entry, now, |allowed| {
+                    self.server.credentials.allowed(entry, now, |allowed| {
                         self.credentials(entry, allowed, name, now)
                     })
                 })
@@ -199,13 +179,14 @@ impl RequestHandler {
         method: &Method,
         path: &CanonicalPath<'_>,
     ) -> Reply {
-        let refused = if self.server.pod_table.is_settled() || headers.contains_key(TOKEN) {
-            let pass = |_: &Arc<PodEntry>, _| Attempt::Done(Reply::ok(Bytes::new()));
-            let identified = self.with_pod(headers, pass).await;
-            (identified.outcome != Outcome::Ok).then_some(identified)
-        } else {
-            self.without_token()
-        };
+        let refused =
+            if self.server.credentials.pod_table.is_settled() || headers.contains_key(TOKEN) {
+                let pass = |_: &Arc<PodEntry>, _| Attempt::Done(Reply::ok(Bytes::new()));
+                let identified = self.with_pod(headers, pass).await;
+                (identified.outcome != Outcome::Ok).then_some(identified)
+            } else {
+                self.without_token()
+            };
         match refused {
             Some(refused) => refused,
             None => {
@@ -302,7 +283,7 @@ impl RequestHandler {
     /// Tries to respond until the deadline. A response that is available at once needs no future
     /// and no wait permit.
     async fn try_respond(&self, mut attempt: impl FnMut(Timestamp) -> Attempt<Reply>) -> Reply {
-        match attempt(self.server.clock.now()) {
+        match attempt(self.server.credentials.clock.now()) {
             Attempt::Done(reply) => reply,
             Attempt::Wait(reply) | Attempt::WaitForSession(_, reply) => {
                 Box::pin(self.retry_on_change(reply, attempt)).await
@@ -313,51 +294,23 @@ impl RequestHandler {
     /// Retries on each relevant change, up to the deadline.
     async fn retry_on_change(
         &self,
-        mut last: Reply,
-        mut attempt: impl FnMut(Timestamp) -> Attempt<Reply>,
+        last: Reply,
+        attempt: impl FnMut(Timestamp) -> Attempt<Reply>,
     ) -> Reply {
-        let Some(_waiter) = self.connection.wait(self.server.clock.now()) else {
+        let Some(_waiter) = self.connection.wait(self.server.credentials.clock.now()) else {
             return Reply::refuse(
                 Outcome::Limited,
                 "too many requests of this pod are waiting\n",
             );
         };
-        let waiting = async {
-            let mut changes = self.server.pod_table.changes();
-            loop {
-                // Checked after subscribing, so that no change is missed in between.
-                match attempt(self.server.clock.now()) {
-                    Attempt::Done(reply) => return reply,
-                    Attempt::Wait(reply) => {
-                        last = reply;
-                        changes.next().await;
-                    }
-                    Attempt::WaitForSession(lease, reply) => {
-                        last = reply;
-                        // Subscribes before the next attempt, so that no event is missed.
-                        let changed = lease.cell().changed();
-                        if let Attempt::Done(reply) = attempt(self.server.clock.now()) {
-                            return reply;
-                        }
-                        tokio::select! {
-                            () = changed => {}
-                            () = changes.next() => {}
-                        }
-                    }
-                }
-            }
-        };
-        match tokio::time::timeout(self.server.options.wait, waiting).await {
-            Ok(reply) => reply,
-            Err(_) => last,
-        }
+        self.server.credentials.retry_on_change(last, attempt).await
     }
 
     /// Returns the pod that positively owns the peer's address.
     fn identify(&self, now: Timestamp) -> Result<Arc<PodEntry>, Attempt<Reply>> {
         let not_ready =
             |sentence: &'static str| Err(Attempt::Wait(Reply::refuse(Outcome::NotReady, sentence)));
-        if !self.server.pod_table.is_settled() {
+        if !self.server.credentials.pod_table.is_settled() {
             return not_ready("rolegate has not loaded its rules and workloads yet\n");
         }
         if !self
@@ -375,7 +328,7 @@ impl RequestHandler {
             Reply::refuse(Outcome::UnknownPod, sentence)
         };
         let unknown = |why: &str| Err(Attempt::Wait(refusal(why)));
-        let entry = match self.server.pod_table.owner(self.peer) {
+        let entry = match self.server.credentials.pod_table.owner(self.peer) {
             Some(Owner::Pod(entry)) => entry,
             Some(Owner::Disputed) => return unknown(": several live pods claim it"),
             None => return unknown(""),
@@ -407,36 +360,6 @@ impl RequestHandler {
         Ok(entry)
     }
 
-    /// Continues for a pod that may have its role, and reports the denial of one that may not.
-    fn allowed(
-        &self,
-        entry: &PodEntry,
-        now: Timestamp,
-        attempt: impl FnOnce(&Allowed) -> Attempt<Reply>,
-    ) -> Attempt<Reply> {
-        match &self
-            .server
-            .decisions
-            .authorization(entry, now)
-            .authorization
-        {
-            Authorization::Allowed(allowed) => attempt(allowed),
-            Authorization::Pending => Attempt::Wait(Reply::refuse(
-                Outcome::UnknownPod,
-                "the namespace of this pod is not loaded yet\n",
-            )),
-            Authorization::NoRole => Attempt::Done(Reply::refuse(
-                Outcome::NoRole,
-                "this pod has no role: annotate it with iam.amazonaws.com/role\n",
-            )),
-            Authorization::Denied { denial, body } => {
-                self.server.metrics.denied(denial.layer);
-                self.server.outcomes.denied(entry, denial, now);
-                Attempt::Done(Reply::refuse(Outcome::Denied, body.clone()))
-            }
-        }
-    }
-
     fn credentials(
         &self,
         entry: &PodEntry,
@@ -448,36 +371,40 @@ impl RequestHandler {
             let sentence = format!("Invalid role {name}\n");
             return Attempt::Done(Reply::refuse(Outcome::WrongRole, sentence));
         }
-        for denial in &allowed.audited {
-            self.server.metrics.audited(denial.layer);
-            self.server.outcomes.audited(entry, denial, now);
-        }
-        match allowed.lease.cell().current(now) {
-            Current::Live(session) => {
-                self.server.metrics.allowed();
-                self.server.outcomes.served(entry, allowed, &session, now);
-                Attempt::Done(Reply::ok(session.document.bytes()))
-            }
-            Current::Failed(failure) => {
-                self.server
-                    .outcomes
-                    .failing(entry, &allowed.role, &failure, now);
-                Attempt::Done(failed(&allowed.role, &failure))
-            }
-            Current::Fetching => {
-                allowed.lease.prioritize();
-                let sentence = "STS has not responded yet, try again\n";
-                let reply = Reply::refuse(Outcome::StsUnavailable, sentence);
-                Attempt::WaitForSession(allowed.lease.clone(), reply)
-            }
-        }
+        let credentials = &self.server.credentials;
+        credentials.session(entry, allowed, now, |session| {
+            Reply::ok(session.document::<CredentialsDocument>())
+        })
     }
 }
 
-fn failed(role: &RoleArn, failure: &Failure) -> Reply {
-    let outcome = match failure.kind {
-        FailureKind::Final => Outcome::StsRefused,
-        FailureKind::Throttled | FailureKind::Temporary => Outcome::StsUnavailable,
-    };
-    Reply::refuse(outcome, failure.to_owner(role) + "\n")
+impl From<Refusal> for Reply {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::UnknownPod => Self::refuse(
+                Outcome::UnknownPod,
+                "no pod of this node is known by this UID\n",
+            ),
+            Refusal::NamespaceNotLoaded => Self::refuse(
+                Outcome::UnknownPod,
+                "the namespace of this pod is not loaded yet\n",
+            ),
+            Refusal::NoRole => Self::refuse(
+                Outcome::NoRole,
+                "this pod has no role: annotate it with iam.amazonaws.com/role\n",
+            ),
+            Refusal::Denied(body) => Self::refuse(Outcome::Denied, body),
+            Refusal::Failed(role, failure) => {
+                let outcome = match failure.kind {
+                    FailureKind::Final => Outcome::StsRefused,
+                    FailureKind::Throttled | FailureKind::Temporary => Outcome::StsUnavailable,
+                };
+                Self::refuse(outcome, failure.to_owner(&role) + "\n")
+            }
+            Refusal::Fetching => Self::refuse(
+                Outcome::StsUnavailable,
+                "STS has not responded yet, try again\n",
+            ),
+        }
+    }
 }

@@ -9,7 +9,7 @@ use http::header::HeaderValue;
 
 use super::reply::Reply;
 use crate::metrics::Outcome;
-use crate::redirect::check::AGENT_HEADER;
+use rolegate_redirect::check::AGENT_HEADER;
 
 /// The content of the health page. Cloning is cheap; clones share state.
 #[derive(Debug, Clone)]

@@ -7,8 +7,10 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::pod::{Authorization, DecisionRecord, PodEntry};
+use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_core::labels::Labels;
 use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_runtime::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -16,7 +18,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::*;
 use crate::address_verifier::tests::StandIn;
 use crate::attachment::Verdict;
-use crate::pod_table::Owner;
+use crate::decision_source::DecisionSource;
+use crate::metrics::AgentMetrics;
+use crate::pod_table::{Owner, PodTable};
 use crate::token::KeyRing;
 
 const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -61,20 +65,22 @@ async fn stage(verdict: Verdict, wait: Duration) -> Stage {
     pod_table.settle(true);
     let ring = KeyRing::generate(Clock::system().now()).unwrap();
     let parts = MetadataParts {
-        pod_table: pod_table.clone(),
-        decisions: DecisionSource::Broker(Clock::system()),
+        credentials: CredentialSource {
+            pod_table: pod_table.clone(),
+            decisions: DecisionSource::Broker(Clock::system()),
+            outcomes: OutcomeRecorder::new(None, Ledger::default()),
+            metrics: AgentMetrics::register(&mut Registry::default()),
+            clock: Clock::system(),
+            wait,
+        },
         verifier: AddressVerifier::new(None, Some(attachments.clone())),
         tokens: Arc::new(TokenKeys::new(ring)),
         imds: Imds::new("127.0.0.1:9").unwrap(),
-        clock: Clock::system(),
-        metrics: AgentMetrics::register(&mut Registry::default()),
-        outcomes: OutcomeRecorder::new(None, Ledger::default()),
         health: NodeHealth::new(None),
     };
     let options = MetadataOptions {
         imds_v2: ImdsV2::Optional,
         allow: AllowList::new(&[]).unwrap(),
-        wait,
         max_staleness: Duration::from_secs(3600),
         limits: LimitOptions::default(),
         header_time: Duration::from_secs(10),

@@ -1,19 +1,21 @@
 //! Tests of the pod reconciler: events in, pod table out.
 
+use std::net::IpAddr;
+
 use prometheus_client::registry::Registry;
-use rolegate_aws::sessions::Sessions;
-use rolegate_aws::sessions::{AssumeRole, SessionMetrics};
+use rolegate_core::arn::BaseArn;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::ReservedRole;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::labels::Labels;
 use rolegate_core::namespace::Namespace;
+use rolegate_core::rule_set_builder::Facts;
 use rolegate_core::session::{Credentials, Failure, SessionKey};
 use rolegate_core::session_name::SessionScope;
-use rolegate_core::workload::Phase;
-use rolegate_core::workload::RoleRequest;
+use rolegate_core::workload::{Change, Phase, RoleRequest, Update};
 use rolegate_runtime::clock::Clock;
+use rolegate_sessions::{AssumeRole, SessionMetrics, Sessions};
 
 use super::*;
 use crate::pod_table::Owner;
@@ -75,7 +77,7 @@ fn settled() -> Stage {
         .pod_reconciler
         .update(Update::Workloads(Change::Snapshot(Vec::new())));
     stage.pod_reconciler.update(namespaces("[\"reader\"]"));
-    stage.pod_reconciler.learn(Facts {
+    stage.pod_reconciler.set_facts(Facts {
         base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
         ..Facts::default()
     });
@@ -159,7 +161,7 @@ fn nothing_is_settled_before_everything_is_loaded() {
                     "a", "reader",
                 )]))),
             1 => stage.pod_reconciler.update(namespaces("[\"reader\"]")),
-            _ => stage.pod_reconciler.learn(Facts::default()),
+            _ => stage.pod_reconciler.set_facts(Facts::default()),
         }
     }
     assert!(stage.pod_table.is_settled() && stage.readiness.is_ready());
@@ -228,7 +230,7 @@ fn rule_04_a_right_taken_away_is_gone_at_once() {
         account: None,
         name: "reader".into(),
     };
-    stage.pod_reconciler.learn(Facts {
+    stage.pod_reconciler.set_facts(Facts {
         reserved_roles: vec![own],
         ..Facts::default()
     });
@@ -304,7 +306,7 @@ fn rule_changes_apply_before_pods_are_decided_again_once() {
         stage.pod_reconciler.update(namespaces("[\"reader\"]"));
     }
     stage.pod_reconciler.update(namespaces("[]"));
-    assert_eq!(stage.pod_reconciler.touched.len(), 1);
+    assert!(!stage.pod_reconciler.inputs.is_idle());
     let decided = |stage: &Stage| match stage.pod_table.owner(ADDRESS) {
         Some(Owner::Pod(entry)) => entry.decided.load().generation,
         other => panic!("{other:?}"),
@@ -312,6 +314,7 @@ fn rule_changes_apply_before_pods_are_decided_again_once() {
     let before = decided(&stage);
     assert_eq!(stage.seen(), "a denied");
     assert!(decided(&stage) > before, "it was decided when it asked");
-    stage.pod_reconciler.catch_up();
-    assert!(stage.pod_reconciler.touched.is_empty());
+    // One pod was queued, however many changes there were.
+    stage.pod_reconciler.reconcile_batch(1);
+    assert!(stage.pod_reconciler.inputs.is_idle());
 }

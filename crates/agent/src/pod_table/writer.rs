@@ -23,6 +23,15 @@ pub(crate) struct PodTableWriter {
     /// The UIDs of live pods that claim an address.
     claims: HashMap<IpAddr, Vec<Arc<str>>>,
     disputed: HashSet<IpAddr>,
+    /// The addresses and pods that changed since the last [`Self::publish`].
+    touched: Touched,
+}
+
+/// Addresses whose owner may have changed, and pods that have changed.
+#[derive(Debug, Default)]
+struct Touched {
+    addresses: HashSet<IpAddr>,
+    uids: HashSet<Arc<str>>,
 }
 
 impl PodTableWriter {
@@ -39,6 +48,7 @@ impl PodTableWriter {
             pods: HashMap::new(),
             claims: HashMap::new(),
             disputed: HashSet::new(),
+            touched: Touched::default(),
         }
     }
 
@@ -63,11 +73,11 @@ impl PodTableWriter {
         self.claims.is_empty() && self.pods.is_empty()
     }
 
-    /// Adds or replaces a pod. [`Self::publish`] then publishes the touched addresses.
-    pub(crate) fn put(&mut self, entry: Arc<PodEntry>, touched: &mut HashSet<IpAddr>) {
+    /// Adds or replaces a pod. Readers see it after the next [`Self::publish`].
+    pub(crate) fn put(&mut self, entry: Arc<PodEntry>) {
         let before = self.pods.get(&entry.workload.uid).cloned();
         if let Some(before) = &before {
-            self.unclaim(before, touched);
+            self.unclaim(before);
         }
         let own = entry.workload.own_addresses();
         if before.is_none_or(|before| before.workload.own_addresses() != own) {
@@ -76,28 +86,30 @@ impl PodTableWriter {
         for address in own {
             let claims = self.claims.entry(*address).or_default();
             claims.push(entry.workload.uid.clone());
-            touched.insert(*address);
+            self.touched.addresses.insert(*address);
         }
+        self.touched.uids.insert(entry.workload.uid.clone());
         self.pods.insert(entry.workload.uid.clone(), entry);
     }
 
     /// Removes a pod.
-    pub(crate) fn remove(&mut self, uid: &str, touched: &mut HashSet<IpAddr>) {
+    pub(crate) fn remove(&mut self, uid: &str) {
         if let Some(entry) = self.pods.remove(uid) {
             self.verifier.forget(uid);
-            self.unclaim(&entry, touched);
+            self.unclaim(&entry);
+            self.touched.uids.insert(entry.workload.uid.clone());
         }
     }
 
     /// Removes all pods except those that `kept` accepts.
-    pub(crate) fn keep(&mut self, kept: impl Fn(&str) -> bool, touched: &mut HashSet<IpAddr>) {
+    pub(crate) fn keep(&mut self, kept: impl Fn(&str) -> bool) {
         let gone: Vec<_> = self.pods.keys().filter(|uid| !kept(uid)).cloned().collect();
         for uid in gone {
-            self.remove(&uid, touched);
+            self.remove(&uid);
         }
     }
 
-    fn unclaim(&mut self, entry: &PodEntry, touched: &mut HashSet<IpAddr>) {
+    fn unclaim(&mut self, entry: &PodEntry) {
         for address in entry.workload.own_addresses() {
             if let Some(claims) = self.claims.get_mut(address) {
                 claims.retain(|uid| *uid != entry.workload.uid);
@@ -105,14 +117,20 @@ impl PodTableWriter {
                     self.claims.remove(address);
                 }
             }
-            touched.insert(*address);
+            self.touched.addresses.insert(*address);
         }
     }
 
-    /// Publishes the current owners of these addresses in the pod table.
-    pub(crate) fn publish(&mut self, touched: HashSet<IpAddr>) {
-        let mut changes = Vec::with_capacity(touched.len());
-        for address in touched {
+    /// Publishes all changes since the last call in the pod table.
+    pub(crate) fn publish(&mut self) {
+        let Touched { addresses, uids } = std::mem::take(&mut self.touched);
+        let pods = uids.into_iter().map(|uid| {
+            let entry = self.pods.get(&uid).cloned();
+            (uid, entry)
+        });
+        self.pod_table.publish_pods(pods.collect());
+        let mut changes = Vec::with_capacity(addresses.len());
+        for address in addresses {
             let claims = self.claims.get(&address).map_or(&[][..], Vec::as_slice);
             let owner = match claims {
                 [] => None,

@@ -45,7 +45,7 @@ async fn pain_02_a_reused_address_never_serves_the_pod_before() {
 #[tokio::test]
 async fn pain_05_a_herd_is_one_call_and_quick_while_sts_is_slow() {
     // However busy the machine is, all wait for the same call.
-    let stage = Stage::with(|options| options.metadata.wait = Duration::from_secs(60)).await;
+    let stage = Stage::with(|options| options.wait = Duration::from_secs(60)).await;
     stage.sts.set_latency(Duration::from_millis(300));
     for n in 10..110 {
         stage

@@ -1,5 +1,5 @@
-//! Tests of the security rules, by their number in SECURITY.md. Rules 7 (redirect) and 11 are
-//! tested in real network namespaces and with the certificates.
+//! Tests of the security rules, by their number in docs/security/guarantees.md. Rules 7 (redirect)
+//! and 11 are tested in real network namespaces and with the certificates.
 
 use std::time::Duration;
 

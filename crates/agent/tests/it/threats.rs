@@ -1,6 +1,6 @@
-//! Tests of attacks, by their number in SECURITY.md. Those on the network (2, 3, 15, 16, 21) are
-//! tested in real network namespaces, those on an address's owner (1) also with the pod reconciler
-//! alone.
+//! Tests of attacks, by their number in docs/security/threat-model.md. Attacks on the network (2, 3,
+//! 15, 16, 21) are tested in real network namespaces, those on an address's owner (1) also with the
+//! pod reconciler alone.
 
 use std::time::Duration;
 

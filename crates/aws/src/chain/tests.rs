@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rolegate_core::session::FailureKind;
-use zeroize::Zeroizing;
 
 use super::*;
 
@@ -29,15 +28,12 @@ impl AssumeRole for Counting {
                 cause: None,
             });
         }
-        Ok(session::Credentials {
-            access_key_id: format!("ASIA{number}"),
-            secret_access_key: Zeroizing::new("hidden".into()),
-            session_token: Zeroizing::new("hidden".into()),
-            life: Validity {
-                from,
-                until: from + Duration::from_secs(3600),
-            },
-        })
+        let id = format!("ASIA{number}");
+        let validity = Validity {
+            from,
+            until: from + Duration::from_secs(3600),
+        };
+        Ok(session::Credentials::new(id, "hidden", "hidden", validity))
     }
 }
 

@@ -140,9 +140,9 @@ async fn inherited_tags_are_distinguished() {
     let own = Sts::new(options(&service.url()));
     let own = own.assume_role(&tags).await.unwrap();
     let own = aws_credential_types::Credentials::new(
-        own.access_key_id,
-        own.secret_access_key.as_str(),
-        Some(own.session_token.to_string()),
+        &*own.access_key_id,
+        own.secret_access_key(),
+        Some(own.session_token().to_owned()),
         None,
         "test",
     );

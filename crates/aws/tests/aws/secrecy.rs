@@ -31,8 +31,8 @@ async fn sessions_and_our_own_credentials() {
     let secrets = [
         SECRET,
         TOKEN,
-        &session.secret_access_key,
-        &session.session_token,
+        session.secret_access_key(),
+        session.session_token(),
     ];
     assert_contains_no(&secrets, &[&options, &sts, &session]);
 }

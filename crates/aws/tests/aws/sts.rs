@@ -84,13 +84,10 @@ async fn the_call_is_signed_and_made_from_the_key() {
     assert!(call.tags.is_empty() && call.policy.is_none() && call.policy_arns.is_empty());
 
     assert!(session.access_key_id.starts_with("ASIA"), "{session:?}");
-    assert!(!session.secret_access_key.is_empty() && !session.session_token.is_empty());
-    assert!(session.life.from >= before && session.life.from <= clock.now());
-    let seconds = session
-        .life
-        .from
-        .duration_until(session.life.until)
-        .as_secs();
+    assert!(!session.secret_access_key().is_empty() && !session.session_token().is_empty());
+    let validity = session.validity;
+    assert!(validity.from >= before && validity.from <= clock.now());
+    let seconds = validity.from.duration_until(validity.until).as_secs();
     assert!((1790..=1810).contains(&seconds), "{seconds}");
 }
 
@@ -102,9 +99,9 @@ async fn the_session_works_and_belongs_to_the_role() {
         .await
         .unwrap();
     let theirs = Credentials::new(
-        session.access_key_id.clone(),
-        session.secret_access_key.as_str(),
-        Some(session.session_token.to_string()),
+        &*session.access_key_id,
+        session.secret_access_key(),
+        Some(session.session_token().to_owned()),
         None,
         "test",
     );

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use rolegate_aws::sessions::{Current, SessionMetrics, Sessions};
 use rolegate_aws::sts::Sts;
 use rolegate_core::arn::RoleArn;
 use rolegate_core::engine::{Cause, EngineOptions};
 use rolegate_core::session::SessionKey;
 use rolegate_runtime::clock::Clock;
+use rolegate_sessions::{Current, SessionMetrics, Sessions};
 
 use super::sts::{USER, key, options, service};
 

@@ -3,19 +3,22 @@
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
-use rolegate_aws::sessions::{RemoteSessions, Sessions};
+use rolegate_authorizer::work_queue::WorkQueue;
 use rolegate_core::annotation::POINTS;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, POLICY_LABEL, RuleConfig};
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::labels::Labels;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
+use rolegate_core::rule_set_builder::Facts;
 use rolegate_core::session_name::SessionScope;
-use rolegate_core::workload::{Phase, RoleRequest};
+use rolegate_core::workload::{Change, Phase, RoleRequest, Update};
 use rolegate_kube::config_maps::ConfigMap;
+use rolegate_rules::store::Report;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::keyed_limit::KeyedLimiter;
+use rolegate_sessions::{RemoteSessions, Sessions};
 
 mod activate;
 
@@ -127,21 +130,21 @@ impl Bench {
 
     fn allow(&mut self, roles: &str) {
         self.index.update(namespace(roles));
-        self.index.catch_up(BATCH_SIZE);
+        self.index.reconcile_batch(BATCH_SIZE);
     }
 
     fn learn(&mut self) {
-        self.index.learn(Facts {
+        self.index.set_facts(Facts {
             base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
             ..Facts::default()
         });
-        self.index.catch_up(BATCH_SIZE);
+        self.index.reconcile_batch(BATCH_SIZE);
     }
 
     /// Opens an active stream of `node`.
     fn serving(&mut self, node: &str, pod_uid: Option<&str>) -> Arc<Subscription> {
         let subscription = self.begins(node, pod_uid);
-        self.catch_up_with_all();
+        self.reconcile_all();
         subscription
     }
 
@@ -155,9 +158,9 @@ impl Bench {
         subscription
     }
 
-    fn catch_up_with_all(&mut self) {
-        while !self.index.pending.is_empty() {
-            self.index.catch_up(BATCH_SIZE);
+    fn reconcile_all(&mut self) {
+        while !self.index.inputs.is_idle() {
+            self.index.reconcile_batch(BATCH_SIZE);
         }
     }
 
@@ -255,8 +258,8 @@ fn a_change_of_the_rules_reaches_all_pods_that_it_touches() {
     assert_eq!(sent(&subscription).0.len(), 300);
     bench.allow(r#"["writer"]"#);
     // The work is batched, so sources are read in between.
-    assert!(!bench.index.pending.is_empty());
-    bench.catch_up_with_all();
+    assert!(!bench.index.inputs.is_idle());
+    bench.reconcile_all();
     assert_eq!(sent(&subscription).0.len(), 300);
     assert_eq!(authorization(&subscription, "uid-299"), "denied");
     assert_eq!(bench.leased(), 0);
@@ -295,10 +298,7 @@ fn policy(text: &str) -> Report {
 #[test]
 fn a_slow_policy_is_evaluated_again_and_delays_no_source() {
     let mut bench = empty_by(RuleConfig {
-        modes: Modes {
-            rego: Mode::Enforce,
-            ..Modes::default()
-        },
+        modes: Modes::default().with(LayerId::Rego, Mode::Enforce),
         ..RuleConfig::default()
     });
     let endless = "package kubernetes.admission\ndeny[msg] { r := numbers.range(1, 2000); x := r[_]; y := r[_]; \
@@ -310,20 +310,20 @@ fn a_slow_policy_is_evaluated_again_and_delays_no_source() {
     }
     let subscription = bench.serving("node-1", None);
     assert_eq!(authorization(&subscription, "uid-0"), "denied");
-    assert!(bench.index.pending.is_empty());
-    bench.index.time_went_by();
-    assert!(!bench.index.pending.is_empty());
+    assert!(bench.index.inputs.is_idle());
+    bench.index.recheck_timely();
+    assert!(!bench.index.inputs.is_idle());
     // One evaluation uses up the time of a batch, so the sources are read after each.
-    bench.index.catch_up(BATCH_SIZE);
-    assert!(!bench.index.pending.is_empty());
-    bench.catch_up_with_all();
+    bench.index.reconcile_batch(BATCH_SIZE);
+    assert!(!bench.index.inputs.is_idle());
+    bench.reconcile_all();
     assert_eq!(authorization(&subscription, "uid-0"), "denied");
     // The policy finishes the next time, although no change was reported.
-    bench.index.writer.apply(policy(
+    bench.index.inputs.writer().apply(policy(
         "package kubernetes.admission\ndeny[msg] { false; msg := 1 }",
     ));
-    bench.index.time_went_by();
-    bench.index.catch_up(BATCH_SIZE);
+    bench.index.recheck_timely();
+    bench.index.reconcile_batch(BATCH_SIZE);
     for number in 0..3 {
         assert_eq!(
             authorization(&subscription, &format!("uid-{number}")),
@@ -331,8 +331,8 @@ fn a_slow_policy_is_evaluated_again_and_delays_no_source() {
         );
     }
     // The decision is kept until something changes.
-    bench.index.time_went_by();
-    assert!(bench.index.pending.is_empty());
+    bench.index.recheck_timely();
+    assert!(bench.index.inputs.is_idle());
 }
 
 #[test]
@@ -474,7 +474,7 @@ fn rule_changes_skip_pods_of_unserved_nodes() {
     bench.apply(pod("uid-2", "node-2"));
     let _feed = bench.serving("node-1", None);
     bench.index.update(namespace(r#"["writer"]"#));
-    let touched: Vec<_> = std::iter::from_fn(|| bench.index.pending.take()).collect();
+    let touched: Vec<_> = std::iter::from_fn(|| bench.index.inputs.next_queued()).collect();
     assert_eq!(touched, [("uid-1".into(), Reason::Retry)]);
     assert_eq!(bench.leased(), 1);
     // Rules that affect one namespace do not affect pods of another.
@@ -484,19 +484,19 @@ fn rule_changes_skip_pods_of_unserved_nodes() {
     };
     let change = Update::Namespaces(Change::Apply(elsewhere));
     bench.index.update(change);
-    assert!(bench.index.pending.is_empty());
+    assert!(bench.index.inputs.is_idle());
 }
 
 #[test]
 fn retries_stay_queued_until_they_are_made() {
-    let mut pending = Pending::default();
-    for reason in [Reason::Changed, Reason::Retry, Reason::Begun] {
-        pending.touch("uid-1".into(), reason);
+    let mut queue = WorkQueue::default();
+    for reason in [Reason::Changed, Reason::Retry, Reason::Missing] {
+        queue.add("uid-1".into(), reason);
     }
-    assert_eq!(pending.take(), Some(("uid-1".into(), Reason::Retry)));
-    pending.touch("uid-1".into(), Reason::Changed);
-    assert_eq!(pending.take(), Some(("uid-1".into(), Reason::Changed)));
-    assert_eq!(pending.take(), None);
+    assert_eq!(queue.take(), Some(("uid-1".into(), Reason::Retry)));
+    queue.add("uid-1".into(), Reason::Changed);
+    assert_eq!(queue.take(), Some(("uid-1".into(), Reason::Changed)));
+    assert_eq!(queue.take(), None);
 }
 
 #[test]
@@ -551,7 +551,7 @@ fn pods_that_a_list_does_not_have_are_gone() {
     assert!(bench.metric("pods 1"));
     let update = Update::RetainNamespaces(HashSet::new());
     bench.index.update(update);
-    bench.index.catch_up(BATCH_SIZE);
+    bench.index.reconcile_batch(BATCH_SIZE);
     assert_eq!(authorization(&subscription, "uid-2"), "undecided");
 }
 

@@ -4,13 +4,15 @@ use std::collections::HashSet;
 
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::pod::Allowed;
-use rolegate_aws::sessions::{Document, RemoteSessions, Session, Sessions};
 use rolegate_core::arn::RoleArn;
-use rolegate_core::decision::Denial;
+use rolegate_core::decision::{Denial, RequestField};
 use rolegate_core::engine::Cause;
 use rolegate_core::labels::Labels;
+use rolegate_core::layer::LayerId;
+use rolegate_core::session::Credentials;
 use rolegate_core::workload::{Phase, RoleRequest};
 use rolegate_runtime::keyed_limit::KeyedLimiter;
+use rolegate_sessions::{RemoteSessions, Sessions};
 
 use super::*;
 
@@ -83,8 +85,9 @@ fn denied() -> DecisionRecord {
     decided(Authorization::Denied {
         denial: Denial {
             role: "reader".into(),
-            layer: "namespace",
+            denied_by: LayerId::Namespace.into(),
             rule: "annotation".into(),
+            field: RequestField::default(),
             reason: "it does not allow it".into(),
             transient: false,
         },
@@ -107,15 +110,12 @@ impl Bench {
 
     /// Stores credentials that STS issued.
     fn fetched(&self, role: &str, access_key_id: &str) {
-        let session = Session {
-            access_key_id: access_key_id.into(),
-            life: Validity {
-                from: at(0),
-                until: at(3600),
-            },
-            document: Document::new("{}".into()),
+        let validity = Validity {
+            from: at(0),
+            until: at(3600),
         };
-        self.fed.store(&key(role), Some(session), None);
+        let credentials = Credentials::new(access_key_id, "secret", "token", validity);
+        self.fed.store(&key(role), Some(credentials), None);
         self.subscription.session_changed(&key(role));
     }
 

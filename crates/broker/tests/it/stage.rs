@@ -386,11 +386,11 @@ impl Stage {
             metadata: MetadataOptions {
                 imds_v2: ImdsV2::Optional,
                 allow: AllowList::new(&[]).unwrap(),
-                wait: Duration::from_millis(800),
                 max_staleness: Duration::from_secs(3600),
                 limits: LimitOptions::default(),
                 header_time: Duration::from_secs(10),
             },
+            wait: Duration::from_millis(800),
             redirect: None,
             clock,
         }

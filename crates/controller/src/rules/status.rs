@@ -9,7 +9,7 @@ use kube::Client;
 use rolegate_api::{CONFIG_NAME, Status};
 use rolegate_core::annotation;
 use rolegate_core::grant::GrantError;
-use rolegate_core::layer::{Mode, Verdict};
+use rolegate_core::layer::{LayerId, Mode, Verdict};
 use rolegate_core::rule_set_builder::ClusterConfig;
 use rolegate_core::workload::{Phase, Workload};
 use rolegate_kube::events::{EventRecorder, RuleKind, RuleObject};
@@ -66,7 +66,7 @@ impl Statuses {
         now: Timestamp,
     ) {
         let layer = writer.builder().grants();
-        let mode = writer.builder().config().modes.grants;
+        let mode = writer.builder().config().modes[LayerId::Grants];
         let uses = uses(writer, pods, now);
         let generation = |name: &str| {
             writer
@@ -220,7 +220,7 @@ fn uses<'a>(
     let mut uses = HashMap::new();
     for pod in pods.filter(|pod| !matches!(pod.phase, Phase::Succeeded | Phase::Failed)) {
         for judgement in snapshot.admission.explain(pod, now).layer_results {
-            if judgement.layer == "grants"
+            if judgement.layer == LayerId::Grants
                 && let Verdict::Allow { rule, .. } = judgement.verdict
             {
                 *uses.entry(rule).or_default() += 1;

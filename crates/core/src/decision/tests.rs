@@ -286,11 +286,14 @@ fn rules_without_a_layer_have_all_the_others() {
     });
     let names = |rules: &RuleSet| {
         let layers = rules.layers.iter();
-        layers.map(|active| active.layer.name()).collect::<Vec<_>>()
+        layers.map(|active| active.layer.id()).collect::<Vec<_>>()
     };
-    assert_eq!(names(&rules), ["grants", "namespace"]);
-    assert_eq!(names(&rules.without("grants")), ["namespace"]);
-    assert_eq!(names(&rules.without("rego")), ["grants", "namespace"]);
+    assert_eq!(names(&rules), [LayerId::Grants, LayerId::Namespace]);
+    assert_eq!(names(&rules.without(LayerId::Grants)), [LayerId::Namespace]);
+    assert_eq!(
+        names(&rules.without(LayerId::Rego)),
+        [LayerId::Grants, LayerId::Namespace]
+    );
 }
 
 #[test]
@@ -334,7 +337,10 @@ fn missing_rules_take_precedence_in_denials() {
         let Decision::Deny(denial) = rules.decide(&pod(Some("reader")), NOW) else {
             panic!("allowed");
         };
-        assert_eq!((denial.layer, &*denial.reason), ("rules", "gone"));
+        assert_eq!(
+            (denial.denied_by, &*denial.reason),
+            (DenialSource::MissingRules, "gone")
+        );
     }
     assert_eq!(rules.decide(&pod(None), NOW), Decision::NoRole);
 }
@@ -374,19 +380,26 @@ fn an_unseen_namespace_is_not_decided() {
 
 #[test]
 fn an_owner_is_told_what_to_do_about_each_refusal() {
-    for (layer, remedy) in [
-        ("namespace", Some("must change its annotations")),
-        ("reserved-role", Some("request another role")),
-        ("request", Some("correct the pod's annotations")),
-        ("rego", Some("ask your cluster's administrator")),
+    for (denied_by, remedy) in [
+        (
+            LayerId::Namespace.into(),
+            Some("must change its annotations"),
+        ),
+        (DenialSource::ReservedRole, Some("request another role")),
+        (DenialSource::Request, Some("correct the pod's annotations")),
+        (
+            LayerId::Rego.into(),
+            Some("ask your cluster's administrator"),
+        ),
         // Their reasons say whom to ask.
-        ("grants", None),
-        ("rules", None),
+        (LayerId::Grants.into(), None),
+        (DenialSource::MissingRules, None),
     ] {
         let denial = Denial {
             role: "reader".into(),
-            layer,
+            denied_by,
             rule: "a rule".into(),
+            field: RequestField::Role,
             reason: "a reason".into(),
             transient: false,
         };

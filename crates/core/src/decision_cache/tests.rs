@@ -5,7 +5,7 @@ mod property;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::*;
-use crate::layer::{AccessRequest, ActiveLayer, Layer, Mode, Verdict};
+use crate::layer::{AccessRequest, ActiveLayer, Layer, LayerId, Mode, Verdict};
 use crate::namespace::NamespaceRules;
 use crate::workload::tests::pod;
 
@@ -18,8 +18,8 @@ struct Counting {
 }
 
 impl Layer for Counting {
-    fn name(&self) -> &'static str {
-        "counting"
+    fn id(&self) -> LayerId {
+        LayerId::Rego
     }
 
     fn evaluate(&self, _: &AccessRequest<'_>) -> Verdict {

@@ -9,12 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::line::Ticket;
 use crate::session::SessionKey;
-
-#[derive(Debug)]
-struct Bucket {
-    tokens: f64,
-    at: Timestamp,
-}
+use crate::token_bucket::{Rate, TokenBucket};
 
 /// The waiting sessions of a namespace; those that a pod waits for come first.
 #[derive(Debug)]
@@ -29,10 +24,8 @@ type Prefetch = bool;
 
 #[derive(Debug)]
 pub(super) struct NamespaceBudgets {
-    burst: f64,
-    /// The refill rate, per second.
-    rate: f64,
-    buckets: HashMap<Arc<str>, Bucket>,
+    rate: Rate,
+    buckets: HashMap<Arc<str>, TokenBucket<Timestamp>>,
     waiting: HashMap<Arc<str>, Waiting>,
     dues: BTreeSet<(Timestamp, Arc<str>)>,
     held: usize,
@@ -45,8 +38,10 @@ const TRIM_INTERVAL_SECONDS: f64 = 60.0;
 impl NamespaceBudgets {
     pub(super) fn new(burst: u32, rate: f64) -> Self {
         Self {
-            burst: f64::from(burst.max(1)),
-            rate: rate.max(0.01),
+            rate: Rate {
+                burst: f64::from(burst.max(1)),
+                per_second: rate.max(0.01),
+            },
             buckets: HashMap::new(),
             waiting: HashMap::new(),
             dues: BTreeSet::new(),
@@ -162,29 +157,27 @@ impl NamespaceBudgets {
         if wait > SignedDuration::ZERO {
             return Err(wait);
         }
-        let cost = cost.min(self.burst);
+        let cost = cost.min(self.rate.burst);
         if let Some(bucket) = self.buckets.get_mut(namespace) {
-            bucket.tokens -= cost;
+            bucket.charge(cost);
         }
         Ok(())
     }
 
     /// Returns the time until the namespace can pay.
     fn wait(&mut self, namespace: &Arc<str>, cost: f64, now: Timestamp) -> SignedDuration {
-        let (burst, rate) = (self.burst, self.rate);
-        let bucket = self.buckets.entry(namespace.clone()).or_insert(Bucket {
-            tokens: burst,
-            at: now,
-        });
-        bucket.refill(burst, rate, now);
+        let rate = self.rate;
+        let bucket = self.buckets.entry(namespace.clone());
+        let bucket = bucket.or_insert_with(|| TokenBucket::full(rate, now));
+        bucket.refill(rate, now);
         // A cost above the capacity takes a whole bucket.
-        let cost = cost.min(burst);
-        if bucket.tokens >= cost {
-            return SignedDuration::ZERO;
+        let wait = bucket.seconds_until(rate, cost.min(rate.burst));
+        if wait > 0.0 {
+            // Never zero, despite rounding.
+            SignedDuration::from_secs_f64(wait).max(SignedDuration::from_millis(1))
+        } else {
+            SignedDuration::ZERO
         }
-        // Never zero, despite rounding.
-        SignedDuration::from_secs_f64((cost - bucket.tokens) / rate)
-            .max(SignedDuration::from_millis(1))
     }
 
     /// Drops full buckets, since a missing bucket counts as full.
@@ -192,20 +185,12 @@ impl NamespaceBudgets {
         let since = self.trimmed.duration_until(now).as_secs_f64();
         if self.buckets.len() > 64 && !(0.0..TRIM_INTERVAL_SECONDS).contains(&since) {
             self.trimmed = now;
-            let (burst, rate) = (self.burst, self.rate);
+            let rate = self.rate;
             self.buckets.retain(|_, bucket| {
-                bucket.refill(burst, rate, now);
-                bucket.tokens < burst
+                bucket.refill(rate, now);
+                !bucket.is_full(rate)
             });
         }
-    }
-}
-
-impl Bucket {
-    fn refill(&mut self, burst: f64, rate: f64, now: Timestamp) {
-        let passed = self.at.duration_until(now).as_secs_f64().max(0.0);
-        self.tokens = (self.tokens + passed * rate).min(burst);
-        self.at = now;
     }
 }
 

@@ -19,7 +19,7 @@ const THROTTLING_WINDOW_SECONDS: f64 = 1.0;
 
 #[derive(Debug)]
 pub(super) struct AdaptiveRateLimiter {
-    /// The configured limit; infinite if there is none.
+    /// The configured limit; infinite if unlimited.
     limit: f64,
     /// The current rate.
     rate: f64,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::arn::BaseArn;
 use crate::attribution::WorkloadTags;
 use crate::grant::{CompiledGrant, Grant, GrantError, Specificity};
-use crate::layer::{AccessRequest, Inputs, Layer, Verdict};
+use crate::layer::{AccessRequest, Inputs, Layer, LayerId, Verdict};
 use crate::needs::Needs;
 use index::Index;
 
@@ -131,8 +131,8 @@ impl GrantsLayer {
 }
 
 impl Layer for GrantsLayer {
-    fn name(&self) -> &'static str {
-        "grants"
+    fn id(&self) -> LayerId {
+        LayerId::Grants
     }
 
     fn reads(&self) -> Inputs {

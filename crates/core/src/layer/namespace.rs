@@ -1,7 +1,7 @@
 //! Layer `namespace`: the annotations of kube2iam and kiam on the pod's namespace.
 
 use crate::annotation;
-use crate::layer::{AccessRequest, Layer, Verdict};
+use crate::layer::{AccessRequest, Layer, LayerId, Verdict};
 use crate::needs::Needs;
 use crate::pattern::Pattern;
 
@@ -13,8 +13,8 @@ pub struct NamespaceLayer {
 }
 
 impl Layer for NamespaceLayer {
-    fn name(&self) -> &'static str {
-        "namespace"
+    fn id(&self) -> LayerId {
+        LayerId::Namespace
     }
 
     fn needs(&self) -> Needs {

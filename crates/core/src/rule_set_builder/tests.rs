@@ -3,10 +3,10 @@ use jiff::Timestamp;
 use super::*;
 use crate::attribution::{Attribution, SourceIdentity, WorkloadTags};
 use crate::config::Modes;
-use crate::decision::{Decision, NotLoaded};
+use crate::decision::{Decision, DenialSource, NotLoaded};
 use crate::decision_cache::DecisionCache;
 use crate::grant::tests::grant;
-use crate::layer::{AccessRequest, Verdict};
+use crate::layer::{AccessRequest, LayerId, Verdict};
 use crate::session::SessionKey;
 use crate::workload::Workload;
 use crate::workload::tests::pod;
@@ -14,11 +14,9 @@ use crate::workload::tests::pod;
 fn config(namespace: Mode, grants: Mode) -> RuleConfig {
     RuleConfig {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
-        modes: Modes {
-            namespace,
-            grants,
-            rego: Mode::Off,
-        },
+        modes: Modes::OFF
+            .with(LayerId::Namespace, namespace)
+            .with(LayerId::Grants, grants),
         ..RuleConfig::default()
     }
 }
@@ -81,12 +79,12 @@ fn audit_mode_reports_and_allows() {
         panic!("refused");
     };
     assert_eq!((rules.len(), audited.len()), (1, 1));
-    assert_eq!(audited[0].layer, "namespace");
+    assert_eq!(audited[0].denied_by, LayerId::Namespace.into());
     builder.update(is(config(Mode::Off, Mode::Audit)));
     let Decision::Allow { audited, .. } = decide(&builder, "writer") else {
         panic!("refused");
     };
-    assert_eq!(audited[0].layer, "grants");
+    assert_eq!(audited[0].denied_by, LayerId::Grants.into());
 }
 
 #[test]
@@ -126,10 +124,7 @@ fn threat_10_what_was_never_loaded_refuses_everything() {
     builder.update(RuleUpdate::Grants(Change::Snapshot(grants)));
     assert!(allows(&builder, "reader") && builder.unseen().is_none());
     let rego = RuleConfig {
-        modes: Modes {
-            rego: Mode::Enforce,
-            ..Modes::default()
-        },
+        modes: Modes::default().with(LayerId::Rego, Mode::Enforce),
         ..config(Mode::Off, Mode::Enforce)
     };
     builder.update(is(rego));
@@ -143,11 +138,9 @@ fn threat_10_what_was_never_loaded_refuses_everything() {
 
 #[test]
 fn a_layer_in_audit_mode_does_not_delay_decisions() {
-    let modes = Modes {
-        namespace: Mode::Off,
-        grants: Mode::Audit,
-        rego: Mode::Audit,
-    };
+    let modes = Modes::OFF
+        .with(LayerId::Grants, Mode::Audit)
+        .with(LayerId::Rego, Mode::Audit);
     let config = RuleConfig {
         modes,
         ..config(Mode::Off, Mode::Off)
@@ -385,7 +378,7 @@ fn flags_complete_what_the_configuration_leaves_open() {
         said(&builder),
         (flagged, "node flagged-node found-node".into())
     );
-    assert_eq!(builder.config().modes.grants, Mode::Enforce);
+    assert_eq!(builder.config().modes[LayerId::Grants], Mode::Enforce);
     builder.update(is(RuleConfig {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
         default_role: Some("written".into()),
@@ -404,7 +397,7 @@ fn threat_06_own_roles_of_the_configuration_are_refused_whatever_allows_them() {
     let Decision::Deny(denial) = decide(&builder, "reader") else {
         panic!("allowed");
     };
-    assert_eq!(denial.layer, "reserved-role");
+    assert_eq!(denial.denied_by, DenialSource::ReservedRole);
     builder.update(is(config(Mode::Off, Mode::Enforce)));
     assert!(allows(&builder, "reader"));
 }
@@ -507,8 +500,8 @@ fn where_rules_come_from_is_said_in_words() {
 struct Refusing;
 
 impl Layer for Refusing {
-    fn name(&self) -> &'static str {
-        "rego"
+    fn id(&self) -> LayerId {
+        LayerId::Rego
     }
 
     fn evaluate(&self, _: &AccessRequest<'_>) -> Verdict {
@@ -524,16 +517,16 @@ impl Layer for Refusing {
 fn policies_count_from_when_they_are_set_until_they_are_taken_back() {
     let mut builder = builder();
     let mut asked = config(Mode::Off, Mode::Off);
-    asked.modes.rego = Mode::Enforce;
+    asked.modes[LayerId::Rego] = Mode::Enforce;
     builder.update(is(asked));
     let generation = builder.rule_set().generation;
     builder.set_rego(Some(Arc::new(Refusing)));
     assert_eq!(builder.unseen(), None);
     let set = builder.rule_set();
-    assert!(set.generation > generation, "kept decisions are made again");
+    assert!(set.generation > generation, "kept decisions are outdated");
     assert!(matches!(
         decide(&builder, "reader"),
-        Decision::Deny(denial) if denial.layer == "rego"
+        Decision::Deny(denial) if denial.denied_by == LayerId::Rego.into()
     ));
     builder.set_rego(None);
     assert_eq!(builder.unseen(), Some(NotLoaded::Policies));

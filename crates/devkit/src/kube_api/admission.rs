@@ -96,18 +96,18 @@ fn is_registered(webhook: &Value, asked: &Asked<'_>) -> bool {
             && has("resources", asked.resource)
             && has("operations", "CREATE")
     });
-    named && !is_spared(webhook, asked.namespace.unwrap_or_default())
+    named && !is_exempt(webhook, asked.namespace.unwrap_or_default())
 }
 
-fn is_spared(webhook: &Value, namespace: &str) -> bool {
-    let demands = webhook
+fn is_exempt(webhook: &Value, namespace: &str) -> bool {
+    let requirements = webhook
         .pointer("/namespaceSelector/matchExpressions")
         .and_then(Value::as_array);
-    demands.into_iter().flatten().any(|demand| {
-        let values = demand.get("values").and_then(Value::as_array);
+    requirements.into_iter().flatten().any(|requirement| {
+        let values = requirement.get("values").and_then(Value::as_array);
         let named = values.is_some_and(|all| all.iter().any(|value| value == namespace));
-        demand.get("key").is_some_and(|key| key == NAME_LABEL)
-            && match demand.get("operator").and_then(Value::as_str) {
+        requirement.get("key").is_some_and(|key| key == NAME_LABEL)
+            && match requirement.get("operator").and_then(Value::as_str) {
                 Some("NotIn") => named,
                 Some("In") => !named,
                 _ => false,

@@ -7,6 +7,7 @@
     clippy::indexing_slicing,
     reason = "a test that cannot continue has failed"
 )]
+#![allow(clippy::too_many_lines, reason = "a table of cases is one test")]
 
 mod imds;
 mod kube_api;

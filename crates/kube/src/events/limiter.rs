@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rolegate_core::token_bucket::{Rate, TokenBucket};
 use tokio::time::Instant;
 
 use super::EventReason;
@@ -22,57 +23,26 @@ pub(super) enum Verdict {
     TooMany,
 }
 
-/// A burst, then one event per period.
-#[derive(Debug, Clone, Copy)]
-struct Rate {
-    burst: u32,
-    period: Duration,
-}
-
-/// The tokens left of a [`Rate`].
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    tokens: u32,
-    filled: Instant,
-}
-
-impl Bucket {
-    fn full(rate: Rate, now: Instant) -> Self {
-        Self {
-            tokens: rate.burst,
-            filled: now,
-        }
-    }
-
-    fn fill(&mut self, rate: Rate, now: Instant) {
-        while self.tokens < rate.burst && now.duration_since(self.filled) >= rate.period {
-            self.tokens += 1;
-            self.filled += rate.period;
-        }
-        if self.tokens == rate.burst {
-            self.filled = now;
-        }
-    }
-}
-
 /// Allows one Event per object and reason in [`REPEAT_INTERVAL`], within the rates of the namespace and of
 /// the whole. Only allowed Events are remembered, so the rate bounds its size.
 pub(super) struct Limiter {
     count_allowed: HashMap<(Arc<str>, EventReason), Instant>,
+    /// The origin of the buckets' times.
+    origin: Instant,
     rate: Rate,
-    all: Bucket,
+    all: TokenBucket<Duration>,
     /// `None` if namespaces have no limits of their own.
     namespace_rate: Option<Rate>,
     /// Buckets of the namespaces that are not full.
-    namespaces: HashMap<Arc<str>, Bucket>,
+    namespaces: HashMap<Arc<str>, TokenBucket<Duration>>,
 }
 
 impl Limiter {
     /// Creates the limits for the pods of a node.
     pub(super) fn of_node() -> Self {
         let rate = Rate {
-            burst: 20,
-            period: Duration::from_secs(1),
+            burst: 20.0,
+            per_second: 1.0,
         };
         Self::new(rate, None)
     }
@@ -80,12 +50,12 @@ impl Limiter {
     /// Creates the limits for a whole cluster, of which one namespace gets a small part.
     pub(super) fn of_cluster() -> Self {
         let all = Rate {
-            burst: 60,
-            period: Duration::from_millis(200),
+            burst: 60.0,
+            per_second: 5.0,
         };
         let namespace = Rate {
-            burst: 20,
-            period: Duration::from_secs(5),
+            burst: 20.0,
+            per_second: 0.2,
         };
         Self::new(all, Some(namespace))
     }
@@ -93,8 +63,9 @@ impl Limiter {
     fn new(rate: Rate, namespace_rate: Option<Rate>) -> Self {
         Self {
             count_allowed: HashMap::new(),
+            origin: Instant::now(),
             rate,
-            all: Bucket::full(rate, Instant::now()),
+            all: TokenBucket::full(rate, Duration::ZERO),
             namespace_rate,
             namespaces: HashMap::new(),
         }
@@ -116,24 +87,24 @@ impl Limiter {
         {
             return Verdict::Repeat;
         }
-        self.all.fill(self.rate, now);
-        let Some(left) = self.all.tokens.checked_sub(1) else {
+        let since = now.duration_since(self.origin);
+        let mut all = self.all;
+        if !all.take(self.rate, since) {
             return Verdict::TooMany;
-        };
+        }
         if let Some(rate) = self.namespace_rate {
             self.namespaces.retain(|_, bucket| {
-                bucket.fill(rate, now);
-                bucket.tokens < rate.burst
+                bucket.refill(rate, since);
+                !bucket.is_full(rate)
             });
             let kept = self.namespaces.get(namespace).copied();
-            let mut bucket = kept.unwrap_or_else(|| Bucket::full(rate, now));
-            let Some(left) = bucket.tokens.checked_sub(1) else {
+            let mut bucket = kept.unwrap_or_else(|| TokenBucket::full(rate, since));
+            if !bucket.take(rate, since) {
                 return Verdict::TooMany;
-            };
-            bucket.tokens = left;
+            }
             self.namespaces.insert(Arc::clone(namespace), bucket);
         }
-        self.all.tokens = left;
+        self.all = all;
         self.count_allowed
             .retain(|_, &mut count_allowed| now.duration_since(count_allowed) < REPEAT_INTERVAL);
         self.count_allowed.insert(key, now);
@@ -180,8 +151,8 @@ mod tests {
     async fn all_pods_together_are_bounded_and_so_is_what_is_kept() {
         let second = Duration::from_secs(1);
         for mut limiter in [Limiter::of_node(), Limiter::of_cluster()] {
-            let Rate { burst, period } = limiter.rate;
-            let a_second = u32::try_from(second.as_millis() / period.as_millis()).unwrap();
+            let Rate { burst, per_second } = limiter.rate;
+            let (burst, a_second) = (burst as u32, per_second as u32);
             let mut now = Instant::now();
             let mut allowed = 0;
             for tenth in 0..10_000 {
@@ -204,9 +175,9 @@ mod tests {
         let later = Instant::now() + Duration::from_secs(3600);
         assert_eq!(
             count_allowed(&mut limiter, 0..1000, 0, later),
-            limiter.rate.burst
+            limiter.rate.burst as u32
         );
-        let next = later + limiter.rate.period;
+        let next = later + Duration::from_secs(1);
         assert_eq!(count_allowed(&mut limiter, 5000..5001, 0, next), 1);
     }
 

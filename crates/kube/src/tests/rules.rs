@@ -3,7 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 use rolegate_core::config::ResourceKind;
 use rolegate_core::grant::Grant;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::rule_set_builder::ClusterConfig;
 use serde_json::{Value, json};
 
@@ -150,7 +150,7 @@ async fn an_unreadable_grant_replaces_its_previous_version() {
     assert!(told.readiness.is_ready(), "the others go on");
 }
 
-/// A finalizer, which whoever may update the object can add, must not keep a revoked grant in force.
+/// A finalizer, which every writer of the object can add, must not keep a revoked grant in force.
 #[tokio::test]
 async fn a_grant_that_is_being_deleted_grants_nothing() {
     let api = api(KubeApiOptions::default()).await;
@@ -251,7 +251,7 @@ async fn the_configuration_is_followed_and_errors_are_reported() {
     let ClusterConfig::Is(found) = told.next().await else {
         panic!("not there")
     };
-    assert_eq!(found.modes.grants, Mode::Enforce);
+    assert_eq!(found.modes[LayerId::Grants], Mode::Enforce);
     until(|| told.readiness.is_ready()).await;
     for (spec, word) in [
         (json!({"rego": {"label": "x"}}), "spec.rego.label"),
@@ -405,7 +405,10 @@ async fn config_maps_of_one_namespace_and_their_status() {
     let Change::Apply(marked) = told.next().await else {
         panic!("not changed")
     };
-    assert!(marked.has_same_content(&one), "the status is no change");
+    assert!(
+        marked.has_same_content(&one),
+        "a new status is not a change"
+    );
     let status: Value = serde_json::from_str(marked.annotations.get(STATUS).unwrap()).unwrap();
     assert_eq!(status["status"], "error");
     assert_eq!(status["error"]["message"], "line 1");

@@ -5,9 +5,9 @@ use rolegate_core::annotation::{
     AnnotationKeys, DEFAULT_ROLE, PERMITTED, SESSION_NAME, WEB_IDENTITY_ROLE,
 };
 use rolegate_core::config::{RuleConfig, TemplateKind, presets};
+use rolegate_core::template_kinds::{BUILTIN_TEMPLATE_KINDS, BuiltinTemplateKind};
+use rolegate_report::findings::Level;
 use serde_json::Value;
-
-use super::Level;
 
 /// A finding about an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,28 +19,11 @@ pub(super) struct Hint {
     pub(super) message: String,
 }
 
-/// Objects that create pods or that define roles and rules: group, current version, kind, and the
-/// path of the pod template.
-const KINDS: &[(&str, &str, &str, &[&str])] = &[
-    ("", "v1", "Pod", &[]),
-    ("", "v1", "PodTemplate", &["template"]),
-    ("", "v1", "ReplicationController", &["spec", "template"]),
-    ("apps", "apps/v1", "DaemonSet", &["spec", "template"]),
-    ("apps", "apps/v1", "Deployment", &["spec", "template"]),
-    ("apps", "apps/v1", "ReplicaSet", &["spec", "template"]),
-    ("apps", "apps/v1", "StatefulSet", &["spec", "template"]),
-    (
-        "batch",
-        "batch/v1",
-        "CronJob",
-        &["spec", "jobTemplate", "spec", "template"],
-    ),
-    ("batch", "batch/v1", "Job", &["spec", "template"]),
-    ("", "v1", "Namespace", &[]),
-    ("", "v1", "ServiceAccount", &[]),
-    ("", "v1", "ConfigMap", &[]),
-    ("", "v1", "Service", &[]),
-];
+/// Kinds of the core group, other than those with a pod template, that create pods or define roles and
+/// rules.
+const CORE_KINDS: &[&str] = &["Pod", "Namespace", "ServiceAccount", "ConfigMap", "Service"];
+/// The `apiVersion` of those kinds.
+const CORE_VERSION: &str = "v1";
 /// Groups of objects that are rules for other programs, with advice for each.
 const FOREIGN: &[(&str, &str)] = &[
     (
@@ -163,15 +146,19 @@ fn misnamed(object: &Value) -> Option<Hint> {
         return None;
     }
     let plural = kind.strip_suffix(['s', 'S']).unwrap_or(kind);
-    let (known_group, version, known, _) = KINDS.iter().find(|(_, _, known, _)| {
+    let templates = BUILTIN_TEMPLATE_KINDS.iter();
+    let templates = templates.map(|known| (known.group, known.kind, known.api_version()));
+    let others = CORE_KINDS.iter();
+    let mut all = templates.chain(others.map(|known| ("", *known, CORE_VERSION.to_owned())));
+    let (known_group, known, version) = all.find(|(_, known, _)| {
         known.eq_ignore_ascii_case(kind) || known.eq_ignore_ascii_case(plural)
     })?;
-    if *known != kind {
+    if known != kind {
         let message =
             format!("no API server knows the kind {kind}, so it was not validated: write {known}");
         return Some(hint(Level::Warning, &["kind"], NOT_VALIDATED, message));
     }
-    (*known_group != group).then(|| {
+    (known_group != group).then(|| {
         let given = text(object, "apiVersion");
         let message = format!(
             "{kind} of {given} was not validated, and current clusters do not serve it: write \
@@ -196,15 +183,13 @@ enum Places<'a> {
 impl<'a> Places<'a> {
     fn of(object: &Value, config: &'a RuleConfig) -> Self {
         let (kind, group) = (text(object, "kind"), group(object));
-        let mut known = KINDS.iter();
-        if let Some((_, _, kind, path)) =
-            known.find(|(known, _, name, _)| *known == group && *name == kind)
-        {
-            return match path {
-                [] if *kind == "Pod" => Self::Itself,
-                [] => Self::None,
-                path => Self::Metadata(vec![metadata_of(path.iter().copied())]),
-            };
+        match (group, kind) {
+            ("", "Pod") => return Self::Itself,
+            ("", kind) if CORE_KINDS.contains(&kind) => return Self::None,
+            _ => {}
+        }
+        if let Some(builtin) = BuiltinTemplateKind::find(group, kind) {
+            return Self::Metadata(vec![metadata_of(builtin.path.iter().copied())]);
         }
         let mut custom = config.templates.iter();
         match custom.find(|known| *known.group == *group && *known.kind == *kind) {
@@ -325,7 +310,7 @@ fn makes_pods(steps: &[String], value: &Value, keys: &AnnotationKeys) -> bool {
         ("serviceAccountName" | "serviceAccount", Value::String(_)) => true,
         ("metadata", _) if steps.len() == 1 => false,
         (_, Value::Object(fields)) => {
-            let beside = [
+            let others = [
                 "command",
                 "args",
                 "env",
@@ -337,7 +322,7 @@ fn makes_pods(steps: &[String], value: &Value, keys: &AnnotationKeys) -> bool {
                 "resourcesPerNode",
                 "volumeMounts",
             ];
-            let runs = name == "container" || beside.iter().any(|one| fields.contains_key(*one));
+            let runs = name == "container" || others.iter().any(|one| fields.contains_key(*one));
             let annotated = name == "annotations"
                 && steps.len() > 2
                 && pod_keys(keys).iter().any(|key| fields.contains_key(*key));

@@ -1,6 +1,7 @@
 //! Converts manifests into the requests that the API server would send.
 
-use rolegate_admission::review::Operation;
+use rolegate_report::findings::ObjectName;
+use rolegate_review::admission_review::Operation;
 use serde_json::{Map, Value, json};
 
 use super::{Creator, defaults, values};
@@ -48,6 +49,17 @@ pub(super) struct Request {
     pub(super) name: String,
     /// The fields of the manifest that lead to the object.
     pub(super) prefix: &'static [&'static str],
+}
+
+impl Request {
+    /// Returns the kind and name of the object.
+    pub(super) fn object(&self) -> ObjectName {
+        ObjectName {
+            kind: self.kind.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
+    }
 }
 
 /// Returns whether an object is an AdmissionReview.
@@ -347,7 +359,7 @@ mod tests {
         assert_eq!(request.body["request"]["userInfo"]["username"], "bob");
         assert_eq!(request.body["request"]["operation"], "UPDATE");
         let body = request.body.to_string();
-        let read = rolegate_admission::Review::parse(body.as_bytes()).unwrap();
+        let read = rolegate_review::Review::parse(body.as_bytes()).unwrap();
         assert_eq!(read.namespace(), "shop");
         assert_eq!(namespace_of(&review, "default"), "shop");
     }

@@ -1,11 +1,11 @@
-use rolegate_admission::ValidationRules;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
+use rolegate_review::ValidationRules;
 
 use super::*;
 use crate::fixtures::{NOW, Stage, rules};
-use crate::manifest::documents;
+use rolegate_api::manifest::documents;
 
 const MANIFESTS: &str = "\
 ---
@@ -39,7 +39,7 @@ metadata:
   name: settings
 ";
 
-fn checked(stage: &Stage, text: &str) -> Report {
+fn checked(stage: &Stage, text: &str) -> Findings {
     let config = RuleConfig::default();
     let keys = AnnotationKeys::default();
     let rules = ValidationRules {
@@ -64,14 +64,14 @@ fn checked(stage: &Stage, text: &str) -> Report {
     check(&rules, manifests, &creator, "shop", NOW)
 }
 
-fn summaries(report: &Report) -> Vec<String> {
+fn summaries(report: &Findings) -> Vec<String> {
     let findings = report.findings.iter();
     findings
         .map(|one| {
             let level = one.level.as_str();
             format!(
                 "{level} {}:{} {} {}",
-                one.file, one.line, one.name, one.layer
+                one.location.file, one.location.line, one.object.name, one.category
             )
         })
         .collect()
@@ -80,13 +80,13 @@ fn summaries(report: &Report) -> Vec<String> {
 #[test]
 fn faults_are_found_on_the_lines_of_their_annotations() {
     let report = checked(&rules(&[], Mode::Off), MANIFESTS);
-    assert_eq!((report.checked, report.refused), (3, 1));
+    assert_eq!((report.objects.len(), report.failed()), (3, 1));
     assert_eq!(summaries(&report), ["error all.yaml:22 closed namespace"]);
     let report = checked(&rules(&[], Mode::Enforce), MANIFESTS);
-    assert_eq!(report.refused, 2);
+    assert_eq!(report.failed(), 2);
     assert_eq!(summaries(&report)[0], "error all.yaml:12 api grants");
     assert_eq!(
-        report.findings[0].template.as_deref(),
+        report.findings[0].location.template.as_deref(),
         Some("shop/templates/api.yaml")
     );
 }
@@ -94,7 +94,7 @@ fn faults_are_found_on_the_lines_of_their_annotations() {
 #[test]
 fn what_is_on_trial_warns() {
     let report = checked(&rules(&[], Mode::Audit), MANIFESTS);
-    assert_eq!(report.refused, 1);
+    assert_eq!(report.failed(), 1);
     assert_eq!(summaries(&report)[0], "warning all.yaml:12 api grants");
 }
 
@@ -109,9 +109,9 @@ fn a_namespace_that_nobody_knows_is_a_fault() {
 fn a_pod_that_is_malformed_is_refused_and_not_let_through() {
     let text =
         "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: shop, annotations: [a]}\n";
-    assert_eq!(checked(&rules(&[], Mode::Off), text).refused, 1);
+    assert_eq!(checked(&rules(&[], Mode::Off), text).failed(), 1);
     let text = "apiVersion: v1\nkind: Pod\nmetadata: 1\n";
-    assert_eq!(checked(&rules(&[], Mode::Off), text).refused, 1);
+    assert_eq!(checked(&rules(&[], Mode::Off), text).failed(), 1);
 }
 
 #[test]
@@ -142,8 +142,8 @@ apiVersion: v1
 kind: pod
 metadata: {name: p, namespace: shop}
 ";
-    let report = checked(&rules(&[], Mode::Enforce), text);
-    assert_eq!((report.refused, report.warnings), (0, 3));
+    let mut report = checked(&rules(&[], Mode::Enforce), text);
+    assert_eq!((report.failed(), report.warnings()), (0, 3));
     assert_eq!(
         summaries(&report),
         [
@@ -160,15 +160,16 @@ metadata: {name: p, namespace: shop}
         report.findings[1].path,
         "spec.headGroupSpec.template.spec.containers"
     );
-    let suites = report.suites(false);
+    let suites = report.cases().suites;
     assert!(suites[0].cases.iter().all(|case| case.remarks.len() == 1));
-    let failed = |suites: &[crate::case_report::Suite]| {
-        let passed = |case: &&crate::case_report::Case| {
-            case.result == crate::case_report::CaseResult::Passed
+    let failed = |suites: &[rolegate_report::cases::Suite]| {
+        let passed = |case: &&rolegate_report::cases::Case| {
+            case.result == rolegate_report::cases::CaseResult::Passed
         };
         suites[0].cases.iter().filter(|case| !passed(case)).count()
     };
-    assert_eq!((failed(&suites), failed(&report.suites(true))), (0, 3));
+    report.fails_on_warning = true;
+    assert_eq!((failed(&suites), failed(&report.cases().suites)), (0, 3));
 }
 
 #[test]
@@ -186,7 +187,7 @@ spec:
 ";
     let report = checked(&rules(&[], Mode::Enforce), text);
     assert_eq!(report.findings, []);
-    assert_eq!(report.objects[0].name, "Pod shop/x");
+    assert_eq!(report.objects[0].name.to_string(), "Pod shop/x");
 }
 
 #[test]
@@ -210,7 +211,7 @@ request:
     let answer =
         "apiVersion: admission.k8s.io/v1\nkind: AdmissionReview\nresponse: {allowed: true}\n";
     let report = checked(&rules(&[], Mode::Off), answer);
-    assert_eq!(report.refused, 1);
+    assert_eq!(report.failed(), 1);
 }
 
 #[test]
@@ -224,7 +225,7 @@ fn what_policies_are_not_asked_about_is_told() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: shop}\n";
     let documents = documents(text).unwrap().documents;
     let mut notes = |mode, operation| {
-        config.modes.rego = mode;
+        config.modes[LayerId::Rego] = mode;
         let rules = ValidationRules {
             rules: &stage.rules,
             config: &config,

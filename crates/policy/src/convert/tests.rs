@@ -123,7 +123,10 @@ spec:
         "{yaml}"
     );
     assert_eq!(
-        crate::manifest::documents(&yaml).unwrap().documents.len(),
+        rolegate_api::manifest::documents(&yaml)
+            .unwrap()
+            .documents
+            .len(),
         1
     );
     assert_eq!(converted.notes().len(), 3);

@@ -7,7 +7,7 @@ use rolegate_core::workload::{Phase, Workload};
 use serde::Serialize;
 
 use super::{Explained, Outcome, Question, explain};
-use crate::text::{BAD, GOOD, count, table};
+use rolegate_report::text::{BAD, GOOD, count, table};
 
 /// The decisions for all unfinished pods. Its JSON is the output of `rolegate policy explain -A -o
 /// json`.
@@ -126,7 +126,7 @@ fn row(one: &Explained, is_wide: bool) -> Vec<String> {
         let denial = one.denial.as_ref();
         row.extend([
             asker.service_account.clone(),
-            or_none(denial.map(|one| &*one.layer)),
+            or_none(denial.map(|one| one.denied_by.as_str())),
             or_none(denial.map(|one| &*one.rule)),
             or_none(one.advice.as_deref()),
         ]);

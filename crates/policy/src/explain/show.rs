@@ -4,7 +4,8 @@ use std::fmt::{self, Display, Write};
 
 use super::{Explained, Outcome, Refusal, Session};
 use crate::document;
-use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, plain};
+use rolegate_core::text::plain;
+use rolegate_report::text::{BAD, FAINT, GOOD, TITLE, WARN};
 
 /// STS's maximum duration of a session of a chained role, in seconds.
 const MAX_CHAINED_SECONDS: u32 = 3600;
@@ -59,14 +60,14 @@ impl Explained {
                 row(out, "decision", "none, since the namespace is unknown")?;
             }
             (Outcome::Denied, Some(denial)) => {
-                let (layer, reason) = (&denial.layer, plain(&denial.reason));
+                let (layer, reason) = (&denial.denied_by, plain(&denial.reason));
                 let decision = format_args!("{BAD}denied{BAD:#} by {layer}: {reason}");
                 row(out, "decision", decision)?;
             }
             (Outcome::Denied, None) => row(out, "decision", format_args!("{BAD}denied{BAD:#}"))?,
         }
         for would in &self.audited {
-            let (layer, reason) = (&would.layer, plain(&would.reason));
+            let (layer, reason) = (&would.denied_by, plain(&would.reason));
             row(
                 out,
                 "audit",
@@ -75,7 +76,7 @@ impl Explained {
         }
         if let Some(admission) = &self.admission {
             let (layer, rule, reason) = (
-                &admission.layer,
+                &admission.denied_by,
                 plain(&admission.rule),
                 plain(&admission.reason),
             );
@@ -108,7 +109,7 @@ impl Explained {
             let verdict_text = format_args!(
                 "{FAINT}{mode:8}{FAINT:#} {style}{verdict}{style:#} by {rule}{reason}"
             );
-            row(out, &layer.layer, verdict_text)?;
+            row(out, layer.layer.as_str(), verdict_text)?;
         }
         Ok(())
     }
@@ -125,7 +126,11 @@ impl Explained {
             let role = one.role.as_deref().map_or("no role".into(), plain);
             match &one.refusal {
                 None => row(out, &role, format_args!("{GOOD}allowed{GOOD:#}"))?,
-                Some(Refusal { layer, reason, .. }) => {
+                Some(Refusal {
+                    denied_by: layer,
+                    reason,
+                    ..
+                }) => {
                     let reason = plain(reason);
                     let verdict_text = format_args!("{BAD}denied{BAD:#} by {layer}: {reason}");
                     row(out, &role, verdict_text)?;
@@ -167,7 +172,7 @@ impl Explained {
         }
         writeln!(out, "\n{TITLE}minimal missing grant{TITLE:#}")?;
         if let Some(then) = &self.refused_with_grant {
-            let (layer, reason) = (&then.layer, plain(&then.reason));
+            let (layer, reason) = (&then.denied_by, plain(&then.reason));
             writeln!(out, "  {WARN}even then denied by {layer}{WARN:#}: {reason}")?;
         }
         for grant in grants {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use jiff::Timestamp;
-use rolegate_admission::{Review, ValidationRules, Violation, WebIdentity, validate};
+use rolegate_review::{Review, ValidationRules, Violation, WebIdentity, validate};
 use serde_json::Value;
 
 use super::{Affected, Group, Key, Simulation, affected};
@@ -63,7 +63,7 @@ impl Simulation {
                 namespace: namespace.to_owned(),
                 service_account: account.to_owned(),
                 role: role(after, pod),
-                reason: format!("denied by {}: {}", fault.layer, fault.reason),
+                reason: format!("denied by {}: {}", fault.denied_by, fault.reason),
                 changes: Vec::new(),
             };
             group.entry(key).or_default().push(id.1);
@@ -137,7 +137,7 @@ fn role(rules: &ValidationRules<'_>, pod: &Value) -> String {
 mod tests {
     use rolegate_core::annotation::AnnotationKeys;
     use rolegate_core::config::RuleConfig;
-    use rolegate_core::layer::Mode;
+    use rolegate_core::layer::{LayerId, Mode};
     use serde_json::json;
 
     use super::*;
@@ -157,7 +157,7 @@ mod tests {
         let keys = AnnotationKeys::default();
         let configs = [before.1, after.1].map(|mode| {
             let mut config = RuleConfig::default();
-            config.modes.grants = mode;
+            config.modes[LayerId::Grants] = mode;
             config
         });
         let [before, after] =

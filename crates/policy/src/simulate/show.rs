@@ -5,7 +5,8 @@ use std::fmt::{self, Write};
 use anstyle::Style;
 
 use super::{Affected, IfEnforced, Simulated, Simulation};
-use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, count, plain};
+use rolegate_core::text::plain;
+use rolegate_report::text::{BAD, FAINT, GOOD, TITLE, WARN, count};
 
 /// Maximum number of named pods per entry.
 const MAX_NAMES: usize = 3;
@@ -15,6 +16,7 @@ impl Simulated {
     pub fn text(&self) -> String {
         let mut text = self.as_configured.text();
         if let Some(IfEnforced { layers, simulation }) = &self.if_enforced {
+            let layers: Vec<_> = layers.iter().map(|layer| layer.as_str()).collect();
             let layers = layers.join(" and ");
             // Writing into a String cannot fail.
             let _ = writeln!(text, "\n{TITLE}if {layers} were enforced{TITLE:#}");

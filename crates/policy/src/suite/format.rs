@@ -5,7 +5,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use crate::check::Operation;
-use crate::manifest::Document;
+use rolegate_api::manifest::Document;
 
 /// The API group of files for the command line only.
 const GROUP: &str = "cli.rolegate.dev";
@@ -355,7 +355,7 @@ fn parse<T: DeserializeOwned>(value: &Value, line: u64) -> Result<T, FormatError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::documents;
+    use rolegate_api::manifest::documents;
 
     const FILE: &str = "\
 apiVersion: cli.rolegate.dev/v1alpha1

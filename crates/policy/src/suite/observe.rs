@@ -4,11 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rolegate_core::decision::RuleSet;
-use rolegate_core::layer::{AccessRequest, ActiveLayer, Inputs, Layer, Verdict};
+use rolegate_core::layer::{AccessRequest, ActiveLayer, Inputs, Layer, LayerId, Verdict};
 use rolegate_rego::Coverage;
-
-/// The name of the layer of grants.
-const GRANTS: &str = "grants";
 
 /// Records the grants that allow a role and the evaluated lines of policies.
 #[derive(Debug, Default)]
@@ -50,13 +47,13 @@ struct Observed {
 }
 
 impl Layer for Observed {
-    fn name(&self) -> &'static str {
-        self.layer.name()
+    fn id(&self) -> LayerId {
+        self.layer.id()
     }
 
     fn evaluate(&self, ask: &AccessRequest<'_>) -> Verdict {
         let verdict = self.layer.evaluate(ask);
-        if let (GRANTS, Verdict::Allow { rule, .. }) = (self.layer.name(), &verdict) {
+        if let (LayerId::Grants, Verdict::Allow { rule, .. }) = (self.id(), &verdict) {
             let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
             allowed.insert(rule.clone());
         }

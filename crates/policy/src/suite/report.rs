@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
+use rolegate_core::text::plain;
 use rolegate_rego::Lines;
+use rolegate_report::cases::Cases;
+use rolegate_report::text::count;
 use serde_json::{Value, json};
-
-use crate::case_report::{Case, CaseResult, Suite};
-use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, count, plain};
 
 /// The results of all tests.
 #[derive(Debug, Clone, Default)]
 pub struct TestReport {
     /// Suites with their cases: one for each test file, and one for each file with tests in Rego.
-    pub suites: Vec<Suite>,
+    pub cases: Cases,
     /// The used rules.
     pub covered: Covered,
 }
@@ -59,112 +59,21 @@ fn percent(part: usize, all: usize) -> usize {
 }
 
 impl TestReport {
-    fn cases(&self) -> impl Iterator<Item = &Case> {
-        self.suites.iter().flat_map(|suite| &suite.cases)
-    }
-
-    /// Returns the number of tests.
-    pub fn count(&self) -> usize {
-        self.cases().count()
-    }
-
-    /// Returns whether every test passed or was skipped.
-    pub fn has_passed(&self) -> bool {
-        let fine = |case: &Case| matches!(case.result, CaseResult::Passed | CaseResult::Skipped(_));
-        self.cases().all(fine)
-    }
-
     /// Formats the report as text with ANSI colours. `all` includes passed tests.
     pub fn text(&self, all: bool, with_coverage: bool) -> String {
-        let mut text = String::new();
-        // Writing into a String cannot fail.
-        let _ = self.write(&mut text, all, with_coverage);
-        text
-    }
-
-    fn write(&self, out: &mut String, all: bool, with_coverage: bool) -> fmt::Result {
-        let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-        for case in self.cases() {
-            let place = plain(&format!("{}:{}", case.file, case.line));
-            let name = plain(&case.name);
-            let mut line = |style: anstyle::Style, word: &str| {
-                writeln!(
-                    out,
-                    "{TITLE}{place}{TITLE:#}: {style}{word}{style:#} {name}"
-                )
-            };
-            match &case.result {
-                CaseResult::Passed => {
-                    passed += 1;
-                    if all {
-                        line(GOOD, "passed")?;
-                    }
-                }
-                CaseResult::Skipped(why) => {
-                    skipped += 1;
-                    line(WARN, "skipped")?;
-                    writeln!(out, "  {FAINT}{}{FAINT:#}", plain(why))?;
-                }
-                CaseResult::Failed(complaints) => {
-                    failed += 1;
-                    line(BAD, "failed")?;
-                    for complaint in complaints {
-                        writeln!(out, "  {}", plain(&complaint.message))?;
-                    }
-                }
-                CaseResult::Errored(why) => {
-                    failed += 1;
-                    line(BAD, "error")?;
-                    writeln!(out, "  {}", plain(why))?;
-                }
-            }
-        }
-        let tests = count(self.count(), "test", "tests");
-        let style = if failed == 0 { GOOD } else { BAD };
-        let skipped = match skipped {
-            0 => String::new(),
-            number => format!(", {number} skipped"),
-        };
-        writeln!(
-            out,
-            "{style}{tests}: {passed} passed, {failed} failed{skipped}{style:#}"
-        )?;
+        let mut text = self.cases.text(all);
         if with_coverage {
-            self.covered.write(out)?;
+            // Writing into a String cannot fail.
+            let _ = self.covered.write(&mut text);
         }
-        Ok(())
+        text
     }
 
     /// Formats the report as one JSON document.
     pub fn json(&self) -> Value {
-        let counted = |wanted: fn(&CaseResult) -> bool| {
-            self.cases().filter(|case| wanted(&case.result)).count()
-        };
-        let tests = self.suites.iter().flat_map(|suite| {
-            suite.cases.iter().map(|case| {
-                let (result, messages) = match &case.result {
-                    CaseResult::Passed => ("passed", Vec::new()),
-                    CaseResult::Failed(complaints) => {
-                        let messages = complaints.iter().map(|one| one.message.clone());
-                        ("failed", messages.collect())
-                    }
-                    CaseResult::Errored(why) => ("error", vec![why.clone()]),
-                    CaseResult::Skipped(why) => ("skipped", vec![why.clone()]),
-                };
-                json!({
-                    "suite": suite.name, "name": case.name, "file": case.file, "line": case.line,
-                    "result": result, "messages": messages,
-                })
-            })
-        });
-        json!({
-            "tests": tests.collect::<Vec<_>>(),
-            "passed": counted(|result| matches!(result, CaseResult::Passed)),
-            "failed": counted(|result| matches!(result, CaseResult::Failed(_))),
-            "errors": counted(|result| matches!(result, CaseResult::Errored(_))),
-            "skipped": counted(|result| matches!(result, CaseResult::Skipped(_))),
-            "coverage": self.covered.json(),
-        })
+        let mut fields = self.cases.json();
+        fields.insert("coverage".into(), self.covered.json());
+        fields.into()
     }
 }
 
@@ -226,8 +135,9 @@ fn ranges(numbers: impl Iterator<Item = u32>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rolegate_report::cases::{Case, CaseResult, Complaint, Suite};
+
     use super::*;
-    use crate::case_report::Complaint;
 
     #[test]
     fn failures_are_reported_with_their_line_and_passes_on_request() {
@@ -255,14 +165,17 @@ mod tests {
         covered.add_module("a.rego", &more);
         covered.add_grant("shop", false);
         let report = TestReport {
-            suites: vec![Suite {
-                name: "a".into(),
-                cases: vec![
-                    case("one", CaseResult::Passed),
-                    case("two", CaseResult::Failed(failed)),
-                    case("three", CaseResult::Skipped("to do".into())),
-                ],
-            }],
+            cases: Cases {
+                title: "test",
+                suites: vec![Suite {
+                    name: "a".into(),
+                    cases: vec![
+                        case("one", CaseResult::Passed),
+                        case("two", CaseResult::Failed(failed)),
+                        case("three", CaseResult::Skipped("to do".into())),
+                    ],
+                }],
+            },
             covered,
         };
         let plain = |text: String| {
@@ -282,7 +195,7 @@ mod tests {
              \u{20} a.rego: not evaluated: 6-8\n\u{20} RoleGrant shop: allowed nothing\n"
         );
         assert!(!report.text(false, false).contains("one"));
-        assert!(!report.has_passed());
+        assert!(!report.cases.has_passed());
         let json = report.json();
         assert_eq!(
             (&json["failed"], &json["coverage"]["percent"]),

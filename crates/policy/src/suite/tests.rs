@@ -1,10 +1,10 @@
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 
 use super::*;
 use crate::fixtures::{NOW, grant, rules};
-use crate::manifest::documents;
+use rolegate_api::manifest::documents;
 
 const PODS: &str = "\
 apiVersion: v1
@@ -132,7 +132,7 @@ fn what_refuses_must_be_what_is_expected_to() {
         rule: Some("images.rego".into()),
         ..Refuser::default()
     };
-    let is = |rule: &str| refuser.is(&Violation::new("", "rego", rule, ""), &str::to_owned);
+    let is = |rule: &str| refuser.is(&Violation::new("", LayerId::Rego, rule, ""), &str::to_owned);
     assert!(is("images.rego") && is("policies/images.rego") && !is("other-images.rego"));
 }
 

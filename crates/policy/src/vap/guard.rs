@@ -3,11 +3,11 @@
 //! Services that would divert the metadata address, tokens for AWS, the scheduling of pods, and the
 //! rules themselves.
 
-use rolegate_admission::audience;
-use rolegate_admission::validate::{CONTROLLERS, STARTUP_TAINTS};
 use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
 use rolegate_core::config::{DATA_LABEL, RuleConfig, Subjects};
 use rolegate_core::namespace::NAME_LABEL;
+use rolegate_review::audience;
+use rolegate_review::validate::{CONTROLLERS, STARTUP_TAINTS};
 use serde_json::Value;
 
 use super::VapInput;

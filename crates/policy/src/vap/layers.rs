@@ -4,7 +4,8 @@
 //! that requires it to be empty.
 
 use rolegate_core::annotation::PERMITTED;
-use rolegate_core::decision::ReservedRole;
+use rolegate_core::decision::{DenialSource, ReservedRole};
+use rolegate_core::layer::LayerId;
 use rolegate_core::pattern::PatternFormat;
 use serde_json::Value;
 
@@ -28,11 +29,11 @@ const ARN_EXPRESSION: &str = r#""^\\^?[aA][rR][nN]:""#;
 
 /// Returns the variable with sentences about denied requests. `sentence` is an expression that is
 /// empty for an allowed request `a`.
-fn refusals(asks: &str, layer: &str, sentence: &str, more: &str) -> Value {
+fn refusals(asks: &str, denied_by: DenialSource, sentence: &str, more: &str) -> Value {
     variable(
         "refusals",
         format!(
-            r#"variables.{asks}.map(g, g.map(a, [{sentence}].map(s, s == "" ? "" : "role " + {role} + " is refused by {layer}: " + s)[0]).filter(s, s != "")).filter(g, g.size() > 0).map(g, g[0]){more}"#,
+            r#"variables.{asks}.map(g, g.map(a, [{sentence}].map(s, s == "" ? "" : "role " + {role} + " is refused by {denied_by}: " + s)[0]).filter(s, s != "")).filter(g, g.size() > 0).map(g, g[0]){more}"#,
             role = shortened("a.role"),
         ),
     )
@@ -58,7 +59,7 @@ pub(super) fn request(input: &VapInput<'_>) -> Vec<Value> {
              that a base ARN completes"
         ),
     );
-    vec![refusals("asks", "request", &sentence, "")]
+    vec![refusals("asks", DenialSource::Request, &sentence, "")]
 }
 
 fn is_own(own: &ReservedRole) -> String {
@@ -139,7 +140,7 @@ pub(super) fn namespace(input: &VapInput<'_>) -> Vec<Value> {
         r#"a["default"] == "yes" ? "" : !variables.hasAllowed && !variables.hasPermitted ? {none} : [variables.hasAllowed ? ({by_list}) : ""].map(l, l != "" ? l : variables.hasPermitted ? ({by_expression}) : "")[0]"#,
         none = quote(&none),
     );
-    variables.push(refusals("judged", "namespace", &sentence, ""));
+    variables.push(refusals("judged", LayerId::Namespace.into(), &sentence, ""));
     variables
 }
 
@@ -269,7 +270,7 @@ pub(super) fn grants() -> Vec<Value> {
         unnamed(),
         refusals(
             "judged",
-            "grants",
+            LayerId::Grants.into(),
             &sentence,
             r#" + variables.unnamed.filter(s, s != "")"#,
         ),

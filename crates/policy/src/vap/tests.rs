@@ -3,6 +3,7 @@
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, TemplateKind};
 use rolegate_core::grant::{SessionRules, Subject};
+use rolegate_core::layer::LayerId;
 use rolegate_core::selector::{Operator, Requirement, Selector};
 
 use super::*;
@@ -10,10 +11,7 @@ use super::*;
 fn config() -> RuleConfig {
     RuleConfig {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
-        modes: Modes {
-            grants: Mode::Enforce,
-            ..Modes::default()
-        },
+        modes: Modes::default().with(LayerId::Grants, Mode::Enforce),
         ..RuleConfig::default()
     }
 }
@@ -142,7 +140,7 @@ fn what_nobody_can_meet_grants_nothing() {
 #[test]
 fn layers_keep_their_modes_apart() {
     let mut config = config();
-    config.modes.grants = Mode::Audit;
+    config.modes[LayerId::Grants] = Mode::Audit;
     let export = exported(&config, &[]).unwrap();
     let binding = |name| &find(&export, BINDING, name).unwrap()["spec"];
     let policy = |name| &find(&export, POLICY, name).unwrap()["spec"];
@@ -154,11 +152,7 @@ fn layers_keep_their_modes_apart() {
     assert_eq!(policy(grants)["failurePolicy"], "Ignore");
     assert_eq!(binding(namespace)["validationActions"], json!(["Deny"]));
     assert_eq!(policy(namespace)["failurePolicy"], "Fail");
-    config.modes = Modes {
-        namespace: Mode::Off,
-        grants: Mode::Off,
-        rego: Mode::Enforce,
-    };
+    config.modes = Modes::OFF.with(LayerId::Rego, Mode::Enforce);
     let export = exported(&config, &[]).unwrap();
     assert!(find(&export, POLICY, namespace).is_none());
     assert!(find(&export, POLICY, grants).is_none());

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use rolegate_admission::{ACCOUNTS_OF_OWNERS, ROLE_VARIABLE, audience};
 use rolegate_core::annotation::{DEFAULT_ROLE, MIRROR, SESSION_NAME, WEB_IDENTITY_ROLE};
 use rolegate_core::arn::resolve;
 use rolegate_core::config::{Audience, TemplateKind};
+use rolegate_review::{ACCOUNTS_OF_OWNERS, ROLE_VARIABLE, audience};
 use serde_json::{Value, json};
 
 use super::VapInput;

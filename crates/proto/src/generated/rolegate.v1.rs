@@ -241,19 +241,24 @@ pub struct Tag {
     #[prost(string, tag = "2")]
     pub value: ::prost::alloc::string::String,
 }
+/// The credentials that AssumeRole returned. The agent's endpoints render their documents from them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Credentials {
     /// AccessKeyId, which is not a secret.
     #[prost(string, tag = "1")]
     pub access_key_id: ::prost::alloc::string::String,
-    /// The JSON document of the metadata service.
-    #[prost(bytes = "vec", tag = "2")]
-    pub document: ::prost::alloc::vec::Vec<u8>,
-    /// The time of the STS call, and STS's Expiration, in milliseconds since 1970.
-    #[prost(int64, tag = "3")]
-    pub issued_at_ms: i64,
+    /// SecretAccessKey.
+    #[prost(string, tag = "2")]
+    pub secret_access_key: ::prost::alloc::string::String,
+    /// SessionToken.
+    #[prost(string, tag = "3")]
+    pub session_token: ::prost::alloc::string::String,
+    /// The time of the STS call, in milliseconds since 1970.
     #[prost(int64, tag = "4")]
+    pub issued_at_ms: i64,
+    /// STS's Expiration, in milliseconds since 1970.
+    #[prost(int64, tag = "5")]
     pub expires_at_ms: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -8,14 +8,14 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use rolegate_agent::attachment::cni_results::CNI_RESULTS_DIR;
 
-use crate::annotation_flags::AnnotationFlags;
+use crate::flags::annotations::AnnotationFlags;
+use crate::flags::given::Given;
+use crate::flags::kiam::KiamAgentFlags;
+use crate::flags::kubernetes::KubernetesFlags;
+use crate::flags::log::LogFlags;
+use crate::flags::rules::RuleFlags;
+use crate::flags::sts::StsFlags;
 use crate::flags::{SessionScopeFlag, duration, path};
-use crate::given_flags::Given;
-use crate::kiam_flags::KiamAgentFlags;
-use crate::kubernetes_flags::KubernetesFlags;
-use crate::log_flags::LogFlags;
-use crate::rule_flags::RuleFlags;
-use crate::sts_flags::StsFlags;
 
 const KUBERNETES: &str = "Kubernetes";
 const BROKER: &str = "Broker";

@@ -11,16 +11,16 @@ use rolegate_agent::attachment::{AttachmentOptions, EVENT_BUFFER, Unrecorded};
 use rolegate_agent::broker::{BrokerOptions, ClientAuth};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::metadata::{self, MetadataOptions};
-use rolegate_agent::redirect::check::NETNS_DIR;
-use rolegate_agent::redirect::{Backend, Choice};
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
-use rolegate_core::redirect::InterfacePattern;
+use rolegate_redirect::check::NETNS_DIR;
+use rolegate_redirect::rules::InterfacePattern;
+use rolegate_redirect::{Backend, Choice};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
 
 use super::flags::{AgentFlags, ImdsV2, UnrecordedAddresses};
-use crate::deciding_flags::DecidingFlags;
+use crate::flags::deciding::DecidingFlags;
 use crate::flags::{MIN_STALENESS, check_max_staleness, invalid, session_life};
 use crate::redirect::{choice, spec};
 
@@ -104,7 +104,6 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
                 ImdsV2::Required => metadata::ImdsV2::Required,
             },
             allow,
-            wait,
             max_staleness: flags.max_staleness,
             limits: LimitOptions {
                 connections: flags.max_connections.get(),
@@ -115,6 +114,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             },
             header_time: Duration::from_secs(10),
         },
+        wait,
         redirect,
         clock,
     })

@@ -3,24 +3,19 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use rolegate_api::{
-    CONFIG_NAME, Layers, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig,
-    RolegateConfigSpec,
-};
-use rolegate_core::config::{RegoConfig, ResourceKind, RuleConfig};
-use rolegate_core::decision::ReservedRole;
-use rolegate_core::pattern::PatternFormat;
+use rolegate_api::{CONFIG_NAME, RolegateConfig};
+use rolegate_core::config::RuleConfig;
+use rolegate_core::text::plain;
+use rolegate_inventory::in_force::{AgentFlags, Deciding, OF_CONFIG};
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_policy::document;
-use rolegate_policy::text::plain;
 
-use super::agents::{AgentFlags, Agents, AgentsAt};
-use super::cluster::Cluster;
-use super::in_force::OF_CONFIG;
-use crate::deciding_flags::Deciding;
-use crate::kubernetes_flags::ReadingFlags;
+use super::agents::AgentsAt;
+use super::connect::connect;
+use super::errors::of_cluster;
+use crate::flags::kubernetes::ReadingFlags;
 use crate::output::{self, ObjectOutputFlags};
 
 /// The introduction of the help text.
@@ -49,20 +44,19 @@ pub(super) struct AdoptArguments {
 
 /// Runs the command.
 pub(super) async fn run(arguments: AdoptArguments) -> anyhow::Result<ExitCode> {
-    let cluster = Cluster::connect(&arguments.reading).await?;
-    let flags = match arguments.agents.read(&cluster).await {
-        Agents::Known(flags) => flags,
-        Agents::Unknown(why) => bail!("cannot determine the flags of the agents: {why}"),
-    };
-    let deciding = flags.flags.validated()?;
-    if deciding.cluster_config != ConfigMode::Off && cluster.has_config().await? {
+    let cluster = connect(&arguments.reading).await.map_err(of_cluster)?;
+    let read = arguments.agents.read(&cluster).await;
+    let read = read.map_err(|why| anyhow!("cannot determine the flags of the agents: {why}"))?;
+    let (deciding, flags) = (read.flags.validated()?, read.origin);
+    let has_config = async || cluster.has_config().await.map_err(of_cluster);
+    if deciding.cluster_config != ConfigMode::Off && has_config().await? {
         bail!(
             "a RolegateConfig exists already and overrides the flags: `kubectl get \
              rolegateconfig {CONFIG_NAME} -o yaml` shows it"
         );
     }
     let left_out = left_out(&flags, &deciding)?;
-    let config = config_of(&deciding.flags);
+    let config = RolegateConfig::from(&deciding.flags);
     let read = RuleConfig::try_from(&config);
     let read = read.context("cannot express the flags as a RolegateConfig")?;
     if read != deciding.flags {
@@ -150,73 +144,12 @@ fn left_out(flags: &AgentFlags, deciding: &Deciding) -> anyhow::Result<Vec<Strin
     Ok(sentences)
 }
 
-/// Returns the configuration that is equivalent to the flags.
-fn config_of(flags: &RuleConfig) -> RolegateConfig {
-    let unless_given = RegoConfig::default();
-    let rego = (flags.rego != unless_given).then(|| Rego {
-        namespaces: Some(
-            flags
-                .rego
-                .namespaces
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
-        ),
-        label: Some(match &flags.rego.label {
-            Some((key, value)) => format!("{key}={value}"),
-            None => String::new(),
-        }),
-        replicate: flags.rego.replicate.iter().map(kind_text).collect(),
-        ..Rego::default()
-    });
-    let spec = RolegateConfigSpec {
-        base_role_arn: flags.base.as_ref().map(|base| base.as_str().to_owned()),
-        default_role: flags.default_role.as_deref().map(str::to_owned),
-        reserved_roles: flags.reserved_roles.iter().map(role_text).collect(),
-        layers: Some(Layers {
-            namespace: Some(flags.modes.namespace.into()),
-            grants: Some(flags.modes.grants.into()),
-            rego: Some(flags.modes.rego.into()),
-        }),
-        namespace_restriction_format: Some(match flags.restriction_format {
-            PatternFormat::Glob => RestrictionFormat::Glob,
-            PatternFormat::Regexp => RestrictionFormat::Regexp,
-        }),
-        namespace_restrictions_default: Some(match flags.allow_unannotated {
-            true => NamespaceDefault::Allow,
-            false => NamespaceDefault::Deny,
-        }),
-        rego,
-        ..RolegateConfigSpec::default()
-    };
-    RolegateConfig::new(CONFIG_NAME, spec)
-}
-
-fn role_text(role: &ReservedRole) -> String {
-    match &role.account {
-        Some(account) => format!("arn:aws:iam::{account}:role/{}", role.name),
-        None => role.name.clone(),
-    }
-}
-
-fn kind_text(kind: &ResourceKind) -> String {
-    let ResourceKind {
-        group,
-        version,
-        resource,
-    } = kind;
-    match group.is_empty() {
-        true => format!("{version}/{resource}"),
-        false => format!("{group}/{version}/{resource}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::rule_flags::RuleFlags;
+    use crate::flags::rules::RuleFlags;
 
     #[derive(Debug, Parser)]
     struct Flags {
@@ -248,7 +181,7 @@ mod tests {
         ] {
             let parsed = Flags::parse_from(std::iter::once("test").chain(flags.iter().copied()));
             let flags_say = parsed.rules.config().unwrap();
-            let config = config_of(&flags_say);
+            let config = RolegateConfig::from(&flags_say);
             let text = document::yaml(&serde_json::to_value(&config).unwrap()).unwrap();
             let read: RolegateConfig = serde_saphyr::from_str(&text).unwrap();
             assert_eq!(

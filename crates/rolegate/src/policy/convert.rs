@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use rolegate_inventory::in_force::Agents;
+use rolegate_inventory::objects::Objects;
 use rolegate_policy::convert::{Conversion, convert};
 
-use super::agents::Agents;
+use super::current::Current;
+use super::errors::refuse_idle;
 use super::files;
 use super::flags::{ReadFlags, ScopeFlags};
-use super::in_force::refuse_idle;
-use super::load::{Current, Objects};
 use crate::output::{self, ObjectOutputFlags};
 
 /// The introduction of the help text.
@@ -53,7 +54,7 @@ pub(super) async fn run(arguments: ConvertArguments) -> anyhow::Result<ExitCode>
     current
         .add_users(false, arguments.scope.namespace.as_deref())
         .await?;
-    let loaded = current.objects.load(&current.sources)?;
+    let loaded = current.load()?;
     refuse_idle(&[&loaded.idle])?;
     for note in &loaded.notes {
         output::note(note);

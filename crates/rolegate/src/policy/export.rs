@@ -5,16 +5,18 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
-use rolegate_admission::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_api::crds_yaml;
 use rolegate_core::config::RuleConfig;
+use rolegate_inventory::load::Loaded;
 use rolegate_policy::document;
 use rolegate_policy::vap::{VapInput, export};
+use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 
+use super::current::Current;
+use super::errors::refuse_idle;
 use super::files;
-use super::flags::{ReadFlags, RulesFrom, name};
-use super::in_force::refuse_idle;
-use super::load::{Current, Loaded};
+use super::flags::{ReadFlags, RulesFrom};
+use crate::flags::name;
 use crate::output::{self, ObjectOutputFlags};
 
 /// The kind of exported objects.
@@ -74,7 +76,7 @@ pub(super) async fn run(arguments: ExportArguments) -> anyhow::Result<ExitCode> 
     }
     let current = Current::laid_over(&arguments.read, &arguments.from).await?;
     let current = current.guessing();
-    let loaded = current.objects.load(&current.sources)?;
+    let loaded = current.load()?;
     refuse_idle(&[&loaded.idle])?;
     output::note_rules(&loaded.basis);
     for note in &loaded.notes {

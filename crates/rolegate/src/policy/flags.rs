@@ -4,15 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use rolegate_policy::document::is_plain_name;
 
 use super::agents::AgentsAt;
-use crate::annotation_flags::AnnotationFlags;
-use crate::deciding_flags::DecidingFlags;
-use crate::flags::{SessionScopeFlag, duration, session_life};
-use crate::given_flags::Given;
-use crate::kubernetes_flags::ReadingFlags;
-use crate::rule_flags::RuleFlags;
+use crate::flags::annotations::AnnotationFlags;
+use crate::flags::deciding::DecidingFlags;
+use crate::flags::given::Given;
+use crate::flags::kubernetes::ReadingFlags;
+use crate::flags::rules::RuleFlags;
+use crate::flags::{SessionScopeFlag, duration, name, session_life};
 
 const SESSIONS: &str = "Sessions";
 
@@ -143,14 +142,4 @@ pub(super) struct RulesFrom {
     /// Do not connect to a cluster: the files of --rules contain all rules
     #[arg(long, requires = "rules")]
     pub(super) offline: bool,
-}
-
-/// Parses the name of a namespace, for clap.
-///
-/// # Errors
-/// Returns an error for an invalid name.
-pub(super) fn name(text: &str) -> Result<String, String> {
-    is_plain_name(text)
-        .then(|| text.to_owned())
-        .ok_or_else(|| "use a name of lower-case letters, digits, - and .".into())
 }

@@ -5,12 +5,14 @@ use std::process::ExitCode;
 
 use clap::Args;
 use jiff::Timestamp;
+use rolegate_inventory::load::Loaded;
+use rolegate_inventory::objects::Objects;
 use rolegate_policy::suggest::{Users, suggest};
 
+use super::current::Current;
+use super::errors::refuse_idle;
 use super::files;
 use super::flags::{ReadFlags, ScopeFlags};
-use super::in_force::refuse_idle;
-use super::load::{Current, Loaded, Objects};
 use crate::output::{self, ObjectOutputFlags};
 
 /// The introduction of the help text.
@@ -54,7 +56,7 @@ pub(super) async fn run(arguments: SuggestArguments) -> anyhow::Result<ExitCode>
     current
         .add_users(false, arguments.scope.namespace.as_deref())
         .await?;
-    let loaded = current.objects.load(&current.sources)?;
+    let loaded = current.load()?;
     refuse_idle(&[&loaded.idle])?;
     let now = Timestamp::now();
     let suggested = |loaded: &Loaded| {

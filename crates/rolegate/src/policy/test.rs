@@ -1,31 +1,27 @@
 //! `rolegate policy test`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path, PathBuf};
+mod file;
+mod tester;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use jiff::Timestamp;
 use regex::Regex;
-use rolegate_policy::case_report::{Case, CaseResult, Complaint, Suite, junit, tap};
-use rolegate_policy::check::namespace_of;
-use rolegate_policy::manifest::Document;
-use rolegate_policy::overlay::{is_core, is_rule};
-use rolegate_policy::suite::{Objects as Subject, Observer, PolicyTest, Subjects, TestReport};
-use rolegate_policy::text::plain;
-use rolegate_rego::{RegoResult, RegoTest};
-use serde_json::{Value, json};
+use rolegate_inventory::ignore::Pattern;
+use rolegate_inventory::in_force::FlagSources;
+use rolegate_report::EXIT_FAULT;
 
-use super::files::{Contents, Manifests, Modules, Selection};
+use super::current::flag_sources;
+use super::errors::refuse_idle;
+use super::files;
 use super::flags::LocalFlags;
-use super::ignore::{Ignore, Pattern, pattern};
-use super::in_force::{FlagSources, refuse_idle};
-use super::load::{Loaded, Objects};
-use super::{REFUSED, files};
 use crate::flags::invalid;
 use crate::output::{self, Format, ReportFormat};
+
+use tester::Tester;
 
 /// The introduction of the help text.
 pub(super) const LONG_ABOUT: &str = "Test rules against objects with expected verdicts, and run tests in Rego.\n\n\
@@ -50,7 +46,7 @@ pub(super) struct TestArguments {
     #[arg(long, value_name = "PATH")]
     rules: Vec<PathBuf>,
     /// File or directory to skip, in the syntax of .gitignore. May be repeated
-    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
     ignore: Vec<Pattern>,
     /// Run only tests whose names match this regular expression
     #[arg(long, value_name = "REGEX")]
@@ -71,24 +67,19 @@ pub(super) struct TestArguments {
 /// Parses the formats of reports of tests, which are not about lines of manifests.
 fn format() -> impl TypedValueParser<Value = ReportFormat> {
     let formats = ReportFormat::value_variants().iter();
-    let formats =
-        formats.filter(|format| !matches!(format, ReportFormat::Sarif | ReportFormat::Github));
+    let formats = formats.filter(|format| match format {
+        ReportFormat::Data(_) => true,
+        ReportFormat::Exchange(format) => format.takes_cases(),
+    });
     PossibleValuesParser::new(formats.filter_map(ValueEnum::to_possible_value))
         .try_map(|name| ReportFormat::from_str(&name, false))
-}
-
-/// A file of tests.
-struct TestFile {
-    file: String,
-    test: PolicyTest,
 }
 
 /// Runs the command.
 pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
     let sources = FlagSources {
-        own: arguments.read.own()?,
-        agents: None,
         guesses: true,
+        ..flag_sources(&arguments.read.own()?, None)?
     };
     files::validate(arguments.paths.iter().chain(&arguments.rules))?;
     let mut tester = Tester::read(&arguments, &sources)?;
@@ -100,7 +91,7 @@ pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
     let idle: Vec<_> = tester.idle.iter().map(Vec::as_slice).collect();
     refuse_idle(&idle)?;
     let report = tester.report;
-    if report.count() == 0 {
+    if report.cases.count() == 0 {
         match &arguments.run {
             Some(run) => bail!("no test name matches {run}"),
             None => bail!("found no test: neither a PolicyTest nor a Rego rule named test_…"),
@@ -110,369 +101,20 @@ pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
         ReportFormat::Data(Format::Text | Format::Wide) => {
             output::text(&report.text(arguments.verbose, arguments.coverage))?;
         }
-        ReportFormat::Data(Format::Name) => output::names(&names(&report))?,
+        ReportFormat::Data(Format::Name) => output::names(&report.cases.failed_names())?,
         ReportFormat::Data(format) => output::value(format, &report.json())?,
-        ReportFormat::Junit => output::raw(&junit("rolegate policy test", &report.suites))?,
-        ReportFormat::Tap => output::raw(&tap(&report.suites))?,
-        ReportFormat::Sarif | ReportFormat::Github => {
-            return Err(invalid(
-                "-o: a test report supports text, wide, name, yaml, json, junit and tap",
-            ));
-        }
+        ReportFormat::Exchange(format) => match format.cases(&report.cases) {
+            Some(text) => output::raw(&text)?,
+            None => {
+                return Err(invalid(
+                    "-o: a test report supports text, wide, name, yaml, json, junit and tap",
+                ));
+            }
+        },
     }
-    Ok(if report.has_passed() {
+    Ok(if report.cases.has_passed() {
         ExitCode::SUCCESS
     } else {
-        ExitCode::from(REFUSED)
+        ExitCode::from(EXIT_FAULT)
     })
-}
-
-/// Returns the names of failed tests.
-fn names(report: &TestReport) -> Vec<String> {
-    let suites = report.suites.iter();
-    let cases = suites.flat_map(|suite| suite.cases.iter().map(move |case| (suite, case)));
-    let failed = cases
-        .filter(|(_, case)| matches!(case.result, CaseResult::Failed(_) | CaseResult::Errored(_)));
-    failed
-        .map(|(suite, case)| format!("{}/{}", suite.name, case.name))
-        .collect()
-}
-
-struct Tester<'a> {
-    arguments: &'a TestArguments,
-    sources: &'a FlagSources,
-    tests: Vec<TestFile>,
-    /// Rules in the test directories, including tests in Rego.
-    beside: Contents,
-    observer: Observer,
-    report: TestReport,
-    notes: BTreeSet<String>,
-    /// Flags without effect, for each set of rules.
-    idle: Vec<Vec<(String, &'static str)>>,
-    now: Timestamp,
-}
-
-impl<'a> Tester<'a> {
-    fn read(arguments: &'a TestArguments, sources: &'a FlagSources) -> anyhow::Result<Self> {
-        let ignore = Ignore::of(arguments.ignore.clone());
-        let mut contents = files::read(
-            &arguments.paths,
-            Selection {
-                ignore: ignore.as_ref(),
-                modules: Modules::All,
-                ..Selection::default()
-            },
-        )?;
-        let mut tests = Vec::new();
-        for one in &contents.manifests {
-            let found = one
-                .documents
-                .iter()
-                .filter(|one| PolicyTest::is_one(&one.value));
-            for document in found {
-                let file = one.file.clone();
-                let test = PolicyTest::read(document)
-                    .map_err(|error| anyhow!("{}:{}: {error}", plain(&file), error.line))?;
-                tests.push(TestFile { file, test });
-            }
-        }
-        let subjects: BTreeSet<PathBuf> = tests.iter().flat_map(TestFile::subjects).collect();
-        contents.manifests.retain(|one| {
-            let path = Path::new(&one.file).canonicalize();
-            path.map_or(true, |path| !subjects.contains(&path))
-        });
-        for one in &mut contents.manifests {
-            let makes_rules = |value: &Value| is_rule(value) || is_core(value, "Namespace");
-            one.documents
-                .retain(|document| makes_rules(&document.value));
-        }
-        Ok(Self {
-            arguments,
-            sources,
-            tests,
-            beside: contents,
-            observer: Observer::default(),
-            report: TestReport::default(),
-            notes: BTreeSet::new(),
-            idle: Vec::new(),
-            now: Timestamp::now(),
-        })
-    }
-
-    fn is_wanted(&self, name: &str) -> bool {
-        let run = self.arguments.run.as_ref();
-        run.is_none_or(|run| run.is_match(name))
-    }
-
-    /// Collects notes about rules, each once.
-    fn note(&mut self, loaded: &Loaded) {
-        self.idle.push(loaded.idle.clone());
-        for note in &loaded.notes {
-            if self.notes.insert(note.clone()) {
-                output::note(note);
-            }
-        }
-    }
-
-    /// Returns the rules of a test file.
-    fn rules(&self, file: &TestFile) -> anyhow::Result<Objects> {
-        let of = |paths: &[PathBuf]| Objects::of_files(paths);
-        match &file.test.rules {
-            Some(paths) => {
-                let paths: Vec<_> = paths.iter().map(|path| file.beside(path)).collect();
-                of(&paths)
-            }
-            None if !self.arguments.rules.is_empty() => of(&self.arguments.rules),
-            None => Ok(Objects::of_contents(self.beside.policies())),
-        }
-    }
-
-    fn run_file(&mut self, file: &TestFile) -> anyhow::Result<()> {
-        let cases = file.test.cases.iter();
-        let wanted: Vec<_> = cases.filter(|case| self.is_wanted(&case.name)).collect();
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let mut read: BTreeMap<&str, Vec<Document>> = BTreeMap::new();
-        for case in &wanted {
-            for subject in [Some(&case.objects), case.old.as_ref()]
-                .into_iter()
-                .flatten()
-            {
-                if let Subject::File(path) = subject {
-                    let place = || format!("{}:{}", plain(&file.file), case.line);
-                    let selection = Selection {
-                        requires_objects: true,
-                        ..Selection::default()
-                    };
-                    let found = files::read(&[file.beside(path)], selection)
-                        .map_err(|error| error.context(place()))?;
-                    let documents = found.manifests.into_iter();
-                    read.insert(path, documents.flat_map(|one| one.documents).collect());
-                }
-            }
-        }
-        let documents = |subject: Option<&'_ Subject>| -> Vec<Document> {
-            match subject {
-                None => Vec::new(),
-                Some(Subject::Here(documents)) => documents.clone(),
-                Some(Subject::File(path)) => read.get(path.as_str()).cloned().unwrap_or_default(),
-            }
-        };
-        let cases = wanted.iter().map(|case| {
-            let objects = documents(Some(&case.objects));
-            (*case, objects, documents(case.old.as_ref()))
-        });
-        let cases: Vec<_> = cases.collect();
-        let mentioned = cases.iter().flat_map(|(case, objects, _)| {
-            let objects = objects.iter().map(|one| &one.value);
-            objects.map(|value| namespace_of(value, &case.namespace))
-        });
-        let rules = self.rules(file)?;
-        // An error in the rules is reported with its line.
-        rules.load(self.sources)?;
-        let rules = rules.overlaid(&missing_namespaces(&rules, mentioned), false);
-        let loaded = rules.load(self.sources)?;
-        refuse_unusable(&loaded)?;
-        self.note(&loaded);
-        let observed = self.observer.observed(&loaded.snapshot.admission);
-        let policies = loaded.snapshot.policies.observed(&self.observer.lines);
-        let mut gate = loaded.gate();
-        gate.rules = &observed;
-        gate.policies = Some(&policies);
-        let shown = |text: &str| loaded.names.in_sentence(text);
-        let results = cases.iter().map(|(case, objects, old)| {
-            let subjects = Subjects { objects, old };
-            Case {
-                name: case.name.clone(),
-                file: file.file.clone(),
-                line: case.line,
-                result: case.run(&gate, subjects, shown, self.now),
-                remarks: Vec::new(),
-            }
-        });
-        let suite = Suite {
-            name: file.test.name.clone(),
-            cases: results.collect(),
-        };
-        self.report.suites.push(suite);
-        self.cover(&loaded);
-        Ok(())
-    }
-
-    /// Runs the tests in Rego with all rules.
-    fn run_rego(&mut self) -> anyhow::Result<()> {
-        let mut all = self.beside.all();
-        if !self.arguments.rules.is_empty() {
-            let selection = Selection {
-                modules: Modules::All,
-                ..Selection::default()
-            };
-            let more = files::read(&self.arguments.rules, selection)?;
-            all.add(more);
-        }
-        let loaded = Objects::of_contents(all).load(self.sources)?;
-        refuse_unusable(&loaded)?;
-        let tests = loaded
-            .writer
-            .policies()
-            .run_tests(self.now, &self.observer.lines, |name| self.is_wanted(name))
-            .map_err(|error| anyhow!("{}", loaded.names.in_sentence(&error.to_string())))?;
-        let mut suites: BTreeMap<String, Vec<Case>> = BTreeMap::new();
-        for test in tests {
-            let file = loaded.names.module(&test.policy, &test.entry);
-            let case = rego_case(&test, file.clone());
-            suites.entry(file).or_default().push(case);
-        }
-        let is_rego = !suites.is_empty();
-        let suites = suites
-            .into_iter()
-            .map(|(name, cases)| Suite { name, cases });
-        self.report.suites.extend(suites);
-        if is_rego {
-            self.note(&loaded);
-            self.cover(&loaded);
-        }
-        Ok(())
-    }
-
-    fn cover(&mut self, loaded: &Loaded) {
-        let lines = loaded.writer.policies().coverage(&self.observer.lines);
-        for (policy, entry, lines) in lines {
-            let name = loaded.names.module(&policy, &entry);
-            self.report.covered.add_module(&name, &lines);
-        }
-        for grant in &loaded.grants {
-            let is_used = self.observer.has_allowed(&grant.name);
-            self.report.covered.add_grant(&grant.name, is_used);
-        }
-    }
-}
-
-impl TestFile {
-    /// Resolves a path in the file relative to the file's directory.
-    fn beside(&self, path: &str) -> PathBuf {
-        let folder = Path::new(&self.file).parent().unwrap_or(Path::new(""));
-        let whole = folder.join(path);
-        let short = without_detours(&whole);
-        // A symbolic link could lead elsewhere.
-        match (whole.canonicalize(), short.canonicalize()) {
-            (Ok(one), Ok(other)) if one == other => short,
-            _ => whole,
-        }
-    }
-
-    /// Returns the object files that its cases name.
-    fn subjects(&self) -> impl Iterator<Item = PathBuf> {
-        let subjects = self.test.cases.iter();
-        let subjects = subjects.flat_map(|case| [Some(&case.objects), case.old.as_ref()]);
-        subjects.flatten().filter_map(|subject| match subject {
-            Subject::File(path) => self.beside(path).canonicalize().ok(),
-            Subject::Here(_) => None,
-        })
-    }
-}
-
-/// Removes `.` from a path, and directories that `..` leaves again.
-fn without_detours(path: &Path) -> PathBuf {
-    let mut short = PathBuf::new();
-    for part in path.components() {
-        let leaves = matches!(short.components().next_back(), Some(Component::Normal(_)));
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir if leaves => {
-                short.pop();
-            }
-            part => short.push(part),
-        }
-    }
-    match short.as_os_str().is_empty() {
-        true => ".".into(),
-        false => short,
-    }
-}
-
-/// Rejects rules with unusable policies: their tests would be missing, and a test that expects a
-/// denial could pass without them.
-fn refuse_unusable(loaded: &Loaded) -> anyhow::Result<()> {
-    let unusable = loaded.names.unusable(&loaded.writer);
-    match unusable.is_empty() {
-        true => Ok(()),
-        false => bail!("{}", unusable.join("\n")),
-    }
-}
-
-/// Returns the namespaces that objects are in but rules do not describe, without annotations.
-fn missing_namespaces<'a>(rules: &Objects, mentioned: impl Iterator<Item = &'a str>) -> Objects {
-    let described = rules
-        .values()
-        .iter()
-        .filter(|value| is_core(value, "Namespace"));
-    let described: BTreeSet<_> = described
-        .filter_map(|value| value.pointer("/metadata/name")?.as_str())
-        .collect();
-    let missing: BTreeSet<_> = mentioned.filter(|name| !described.contains(name)).collect();
-    let made = missing.into_iter().map(|name| {
-        json!({
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": name},
-        })
-    });
-    Objects::of_values(made.collect())
-}
-
-fn rego_case(test: &RegoTest, file: String) -> Case {
-    Case {
-        name: test.name.clone(),
-        file,
-        line: test.line.into(),
-        result: match &test.result {
-            RegoResult::Passed => CaseResult::Passed,
-            RegoResult::Failed => CaseResult::Failed(vec![Complaint {
-                kind: "rego".into(),
-                message: format!("{} is not true", test.name),
-            }]),
-            RegoResult::Skipped => CaseResult::Skipped("its name begins with todo_".into()),
-            RegoResult::Errored(why) => CaseResult::Errored(why.clone()),
-        },
-        remarks: Vec::new(),
-    }
-}
-
-impl Contents {
-    /// Returns a copy of everything.
-    fn all(&self) -> Self {
-        let manifests = self.manifests.iter().map(|one| Manifests {
-            file: one.file.clone(),
-            documents: one.documents.clone(),
-        });
-        Self {
-            manifests: manifests.collect(),
-            modules: self.modules.clone(),
-            skipped: Vec::new(),
-        }
-    }
-
-    /// Returns a copy of everything except test modules.
-    fn policies(&self) -> Self {
-        let mut policies = self.all();
-        let is_test = |file: &str| file.ends_with(files::TESTS);
-        policies.modules.retain(|module| !is_test(&module.file));
-        policies
-    }
-
-    /// Adds the contents of other files.
-    fn add(&mut self, more: Self) {
-        let path = |file: &str| Path::new(file).canonicalize().unwrap_or(file.into());
-        let manifests = self.manifests.iter().map(|one| path(&one.file));
-        let modules = self.modules.iter().map(|one| path(&one.file));
-        let known: BTreeSet<_> = manifests.chain(modules).collect();
-        let is_new = |file: &str| !known.contains(&path(file));
-        let manifests = more.manifests.into_iter();
-        self.manifests
-            .extend(manifests.filter(|one| is_new(&one.file)));
-        let modules = more.modules.into_iter();
-        self.modules.extend(modules.filter(|one| is_new(&one.file)));
-    }
 }

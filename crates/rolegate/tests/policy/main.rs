@@ -1,5 +1,9 @@
 //! Tests of `rolegate policy` on files with the real binary.
 #![cfg(test)]
+#![allow(
+    clippy::too_many_lines,
+    reason = "a test is one scenario, from its start to its end"
+)]
 
 mod basis;
 mod check;

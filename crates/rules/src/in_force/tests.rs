@@ -1,6 +1,6 @@
 use rolegate_core::config::RuleConfig;
 use rolegate_core::enforcement::EnforcementPoint;
-use rolegate_core::layer::Mode;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::rule_set_builder::{ClusterConfig, Facts, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Change;
@@ -15,11 +15,7 @@ fn base(path: &str) -> BaseArn {
 }
 
 fn modes(namespace: Mode) -> Modes {
-    Modes {
-        namespace,
-        grants: Mode::Off,
-        rego: Mode::Off,
-    }
+    Modes::OFF.with(LayerId::Namespace, namespace)
 }
 
 /// Returns a writer without namespaces, with a base ARN from flags.

@@ -11,18 +11,14 @@ use serde_json::json;
 
 use super::*;
 
-const DENY_ALL: &str = "package kubernetes.admission\ndeny[msg] { msg := \"nobody\" }\n";
+const DENY_ALL: &str = "package kubernetes.admission\ndeny[msg] { msg := \"denied\" }\n";
 const NEEDS_A_TEAM: &str = "package kubernetes.admission\nimport data.kubernetes.namespaces\n\
     deny[msg] { not namespaces[input.request.namespace].metadata.labels.team; msg := \"no team\" }\n";
 const DENY_NONE: &str = "package kubernetes.admission\ndeny[msg] { false; msg := \"\" }\n";
 
 fn config(rego: RegoConfig) -> RuleConfig {
     RuleConfig {
-        modes: Modes {
-            namespace: Mode::Off,
-            grants: Mode::Off,
-            rego: Mode::Enforce,
-        },
+        modes: Modes::OFF.with(LayerId::Rego, Mode::Enforce),
         rego,
         ..RuleConfig::default()
     }

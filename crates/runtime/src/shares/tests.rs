@@ -198,7 +198,7 @@ fn a_holder_that_becomes_known_takes_its_connections_along() {
     assert_eq!(evicted(&mut own), Some(Evicted::Finish));
     assert_eq!(shares.0.lock().unknown_peers, 4);
     // A holder without connections has no class.
-    shares.classify(&known("nobody"));
+    shares.classify(&known("stranger"));
     drop((own, others, unknown_peers));
     assert!(shares.0.lock().holders.is_empty());
 }

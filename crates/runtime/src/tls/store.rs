@@ -87,12 +87,12 @@ impl CertificateStore {
     }
 
     /// Returns the remaining validity of the current certificate, negative if it has expired.
-    /// `None` while there is none.
+    /// `None` before the first one is loaded.
     pub fn left(&self) -> Option<SignedDuration> {
         Some(self.expires_at()?.duration_since(self.clock.now()))
     }
 
-    /// Returns the expiration of the current certificate. `None` while there is none.
+    /// Returns the expiration of the current certificate. `None` before the first one is loaded.
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.served.load().as_ref().map(|pair| pair.not_after)
     }

@@ -119,8 +119,8 @@ impl Drop for Site {
     }
 }
 
-/// Starts a child that removes everything with this name once this process has ended, however it
-/// did, or the site is dropped.
+/// Starts a child that removes everything with this name once this process exits, in any way,
+/// or the site is dropped.
 fn janitor(name: &str) -> anyhow::Result<Child> {
     script("cleanup.sh")
         .args(["--after", name])

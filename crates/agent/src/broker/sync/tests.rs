@@ -1,9 +1,11 @@
 //! Tests of the broker sync: messages in, pod table out.
 
+use std::net::IpAddr;
+
 use futures::FutureExt;
 use prometheus_client::registry::Registry;
-use rolegate_aws::sessions::Current;
 use rolegate_core::session::Validity;
+use rolegate_sessions::Current;
 
 use super::*;
 use crate::address_verifier::AddressVerifier;
@@ -63,7 +65,8 @@ fn credentials(access_key_id: &str) -> v1::Credentials {
 
 fn credentials_since(access_key_id: &str, from: jiff::Timestamp) -> v1::Credentials {
     let until = from + std::time::Duration::from_secs(3600);
-    v1::Credentials::new(access_key_id, b"{}", Validity { from, until })
+    let validity = Validity { from, until };
+    (&Credentials::new(access_key_id, "secret", "token", validity)).into()
 }
 
 fn failure() -> v1::Failure {
@@ -133,7 +136,7 @@ impl Bench {
             return None;
         };
         match allowed.lease.cell().current(jiff::Timestamp::now()) {
-            Current::Live(session) => Some(session.access_key_id.clone()),
+            Current::Live(session) => Some(session.credentials.access_key_id.to_string()),
             _ => None,
         }
     }
@@ -366,7 +369,8 @@ fn a_message_that_makes_no_sense_ends_the_stream() {
         entry(&|it| it.addresses = vec![vec![1, 2, 3]]),
         with(&|it| it.key = None),
         with(&|it| it.key.as_mut().unwrap().role = "no ARN".into()),
-        with(&|it| it.credentials.as_mut().unwrap().document.clear()),
+        with(&|it| it.credentials.as_mut().unwrap().access_key_id.clear()),
+        with(&|it| it.credentials.as_mut().unwrap().secret_access_key.clear()),
         with(&|it| it.credentials.as_mut().unwrap().expires_at_ms = i64::MAX),
         with(&|it| it.failure = Some(v1::Failure::default())),
     ] {

@@ -1,5 +1,7 @@
 //! Streams that activate and end: their pods are decided in batches and delay nothing else.
 
+use tokio::sync::watch;
+
 use super::*;
 
 fn name(number: usize) -> String {
@@ -21,10 +23,12 @@ async fn run(
     let (_reporter, reports) = mpsc::channel(1);
     let (_learner, facts) = watch::channel(None);
     let (_changer, sessions) = mpsc::unbounded_channel();
-    let sources = Sources {
-        updates,
-        reports,
-        facts,
+    let sources = IndexSources {
+        cluster: Sources {
+            updates,
+            reports,
+            facts,
+        },
         commands,
         sessions,
     };
@@ -48,14 +52,14 @@ fn a_stream_is_complete_once_all_pods_of_its_node_are_decided() {
         assert!(!subscription.is_complete());
         let (_, _, complete) = sent(&subscription);
         assert!(!complete, "after {} pods", decided(&subscription, 300));
-        bench.index.catch_up(BATCH_SIZE);
+        bench.index.reconcile_batch(BATCH_SIZE);
         portions += 1;
         assert!(decided(&subscription, 300) <= portions * BATCH_SIZE);
     }
     assert!(subscription.is_complete());
     let (last, _, complete) = sent(&subscription);
     assert!(!last.is_empty() && complete);
-    assert!(bench.index.pending.is_empty());
+    assert!(bench.index.inputs.is_idle());
 }
 
 #[test]
@@ -73,7 +77,7 @@ fn a_new_stream_does_not_affect_an_existing_one() {
 fn changing_pods_do_not_delay_a_new_stream() {
     let mut bench = with_pods(synced(), 200);
     let subscription = bench.begins("node-1", None);
-    bench.index.catch_up(BATCH_SIZE);
+    bench.index.reconcile_batch(BATCH_SIZE);
     assert!(!subscription.is_complete());
     bench.apply(pod("new", "node-1"));
     assert_eq!(authorization(&subscription, "new"), "allowed");
@@ -112,7 +116,7 @@ fn early_decisions_are_repeated_before_a_stream_is_complete() {
     bench.learn();
     assert!(bench.readiness.is_ready() && !subscription.is_complete());
     assert!(!sent(&subscription).2);
-    bench.catch_up_with_all();
+    bench.reconcile_all();
     assert!(sent(&subscription).2);
     assert!((0..200).all(|number| authorization(&subscription, &name(number)) == "allowed"));
 
@@ -125,7 +129,7 @@ fn early_decisions_are_repeated_before_a_stream_is_complete() {
     let all = Change::Snapshot(pods.collect());
     bench.index.update(Update::Workloads(all));
     assert!(!subscription.is_complete());
-    bench.catch_up_with_all();
+    bench.reconcile_all();
     assert!(subscription.is_complete());
 }
 

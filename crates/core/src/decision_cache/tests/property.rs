@@ -23,8 +23,8 @@ const NAMES: [&str; 2] = ["one", "two"];
 struct Reader(Inputs);
 
 impl Layer for Reader {
-    fn name(&self) -> &'static str {
-        "reader"
+    fn id(&self) -> LayerId {
+        LayerId::Rego
     }
 
     fn evaluate(&self, request: &AccessRequest<'_>) -> Verdict {

@@ -109,7 +109,7 @@ proptest! {
             let wanted = engine.entries.values().filter(|entry| entry.users > 0);
             let served = |entry: &Entry| entry.life.is_some_and(|life| life.is_valid(now));
             if wanted.into_iter().all(served) { break; }
-            prop_assert!(round < 1999, "somebody never gets a session");
+            prop_assert!(round < 1999, "an entry never gets a session");
             now = engine.wake_at().unwrap_or(now).max(now);
             for action in engine.handle(Event::Tick, now) {
                 if let Action::Fetch(key) = action { flying.push(key); }

@@ -270,7 +270,7 @@ proptest! {
             for ((_, waiting), _) in left.iter().filter(|(line, left)| line.0 == urgent && **left > 0) {
                 if *waiting != namespace {
                     let passed = passed.entry((urgent, *waiting)).or_default();
-                    prop_assert!(!passed.contains(&namespace), "{namespace} goes before {waiting} twice");
+                    prop_assert!(!passed.contains(&namespace), "{namespace} overtakes {waiting} twice");
                     passed.push(namespace);
                 }
             }

@@ -1,0 +1,123 @@
+//! A second, tiny endpoint: callers prove their pod by a token, and documents have another format.
+
+use prometheus_client::registry::Registry;
+use rolegate_authorizer::ledger::Ledger;
+use rolegate_authorizer::pod::DecisionRecord;
+use rolegate_core::engine::Cause;
+use rolegate_core::labels::Labels;
+use rolegate_core::session::{Credentials, SessionKey, Validity};
+use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_sessions::{Document, RemoteSessions, Sessions};
+use zeroize::Zeroizing;
+
+use super::*;
+
+/// The document of the tiny endpoint.
+struct KeyDocument;
+
+impl Document for KeyDocument {
+    fn render(session: &Session) -> Zeroizing<Vec<u8>> {
+        let credentials = &session.credentials;
+        let text = format!("key={}", credentials.access_key_id);
+        Zeroizing::new(text.into_bytes())
+    }
+}
+
+/// The whole endpoint: the caller has verified the token that names the pod's UID.
+async fn respond(source: &CredentialSource, uid: &str) -> (u16, Bytes) {
+    match source.session_of(uid).await {
+        Ok(session) => (200, session.document::<KeyDocument>()),
+        Err(Refusal::UnknownPod) => (404, "unknown pod".into()),
+        Err(Refusal::NoRole) => (404, "no role".into()),
+        Err(Refusal::Denied(reason)) => (403, reason),
+        Err(Refusal::NamespaceNotLoaded | Refusal::Failed(..) | Refusal::Fetching) => {
+            (503, "try again".into())
+        }
+    }
+}
+
+fn source() -> CredentialSource {
+    CredentialSource {
+        pod_table: Arc::default(),
+        decisions: DecisionSource::Broker(Clock::system()),
+        outcomes: OutcomeRecorder::new(None, Ledger::default()),
+        metrics: AgentMetrics::register(&mut Registry::default()),
+        clock: Clock::system(),
+        wait: Duration::from_secs(60),
+    }
+}
+
+/// Publishes a pod without any address.
+fn publish(source: &CredentialSource, uid: &str, authorization: Authorization) {
+    let workload = Workload {
+        namespace: "shop".into(),
+        name: "web".into(),
+        uid: uid.into(),
+        node: None,
+        service_account: "default".into(),
+        addresses: Vec::new(),
+        phase: Phase::Running,
+        host_network: true,
+        mirror: false,
+        wish: RoleRequest::default(),
+        labels: Labels::default(),
+        annotations: Labels::default(),
+    };
+    let decided = DecisionRecord {
+        generation: 0,
+        until: None,
+        authorization,
+    };
+    let entry = Arc::new(PodEntry::new(Arc::new(workload), decided));
+    source
+        .pod_table
+        .publish_pods(vec![(uid.into(), Some(entry))]);
+}
+
+fn lease() -> (Lease, RemoteSessions) {
+    let key = SessionKey {
+        role: RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap(),
+        name: "shop.web".into(),
+        external_id: None,
+        duration_seconds: 3600,
+        limits: None,
+    };
+    let (sessions, remote) = Sessions::remote();
+    (sessions.lease(key, "shop".into(), Cause::New), remote)
+}
+
+#[tokio::test]
+async fn a_second_endpoint_serves_pods_by_uid() {
+    let source = source();
+    let (lease, remote) = lease();
+    let key = lease.cell().key().clone();
+    let allowed = Allowed {
+        role: key.role.clone(),
+        role_name: "reader".into(),
+        since: source.clock.now(),
+        rules: [].into(),
+        audited: Vec::new(),
+        lease: Arc::new(lease),
+    };
+    publish(&source, "u1", Authorization::Allowed(allowed));
+    publish(&source, "u2", Authorization::NoRole);
+    let waiting = {
+        let source = source.clone();
+        tokio::spawn(async move { respond(&source, "u1").await })
+    };
+    tokio::task::yield_now().await;
+    let from = source.clock.now();
+    let until = from + Duration::from_secs(3600);
+    let credentials = Credentials::new("ASIA1", "secret", "token", Validity { from, until });
+    remote.store(&key, Some(credentials), None);
+    assert_eq!(waiting.await.unwrap(), (200, "key=ASIA1".into()));
+    assert_eq!(respond(&source, "u2").await, (404, "no role".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_stay_unknown_are_refused_at_the_deadline() {
+    let source = source();
+    assert_eq!(respond(&source, "u1").await, (404, "unknown pod".into()));
+    publish(&source, "u1", Authorization::Pending);
+    assert_eq!(respond(&source, "u1").await, (503, "try again".into()));
+}

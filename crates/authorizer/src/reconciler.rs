@@ -1,0 +1,275 @@
+//! The reconciler: applies the events of sources to the pods of a process, and decides again for the
+//! pods that a rule change affects.
+//!
+//! Agents and brokers keep different tables of pods, and implement [`Reconciler`] for them. A rule
+//! change only creates a new generation and queues the affected pods, which are decided again in
+//! batches. Between batches the process reads its sources, so that a revocation never waits for
+//! earlier work.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rolegate_core::arn::BaseArn;
+use rolegate_core::rule_set_builder::{Facts, Invalidated, RuleUpdate};
+use rolegate_core::workload::{Change, Update, Workload};
+use rolegate_rules::store::{Report, RuleStoreWriter};
+use rolegate_runtime::logging::list;
+use rolegate_runtime::readiness::{Block, Condition, Readiness};
+use tokio::sync::{mpsc, watch};
+use tracing::info;
+
+use crate::work_queue::{Reason, WorkQueue};
+
+/// Maximum number of pods decided in one batch.
+pub const BATCH_SIZE: usize = 128;
+/// Time limit of a batch. The last pod may exceed it, since policies can be slow.
+const MAX_BATCH_TIME: Duration = Duration::from_millis(50);
+
+/// The sources of a reconciler.
+#[derive(Debug)]
+pub struct Sources {
+    /// Changes of pods and namespaces.
+    pub updates: mpsc::Receiver<Update>,
+    /// Changes of rules.
+    pub reports: mpsc::Receiver<Report>,
+    /// The AWS environment, once it is detected.
+    pub facts: watch::Receiver<Option<Facts>>,
+}
+
+/// An event of a source.
+#[derive(Debug)]
+pub enum Event {
+    /// The AWS environment was detected, or has changed.
+    Facts(Facts),
+    /// The rules have changed.
+    Report(Report),
+    /// A pod or namespace has changed.
+    Update(Update),
+}
+
+impl Sources {
+    /// Returns the next event: facts before rules, and rules before pods. Returns `None` if the
+    /// source of pods has exited. Cancelling the call loses no event.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = self.facts.changed() => {
+                    if let Some(facts) = self.facts.borrow_and_update().clone() {
+                        return Some(Event::Facts(facts));
+                    }
+                }
+                Some(report) = self.reports.recv() => return Some(Event::Report(report)),
+                update = self.updates.recv() => return update.map(Event::Update),
+            }
+        }
+    }
+}
+
+/// The effect of missing rules on readiness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MissingRules {
+    /// The process is not ready.
+    NotReady,
+    /// The process is ready and denies every request, and readiness contains a note.
+    Note,
+}
+
+/// The inputs of decisions, and the pods whose decision may be outdated.
+#[derive(Debug)]
+pub struct Inputs {
+    writer: RuleStoreWriter,
+    queue: WorkQueue,
+    workloads: Option<Block>,
+    rules: Condition,
+    missing_rules: MissingRules,
+}
+
+impl Inputs {
+    /// Creates inputs before anything is loaded.
+    pub fn new(
+        writer: RuleStoreWriter,
+        readiness: &Readiness,
+        missing_rules: MissingRules,
+    ) -> Self {
+        let rules = readiness.condition("rules");
+        rules.fail("rules are not loaded");
+        Self {
+            writer,
+            queue: WorkQueue::default(),
+            workloads: Some(readiness.block("workloads are not loaded")),
+            rules,
+            missing_rules,
+        }
+    }
+
+    /// Queues a pod by its UID.
+    pub fn queue(&mut self, uid: Arc<str>, reason: Reason) {
+        self.queue.add(uid, reason);
+    }
+
+    /// Removes and returns the next queued pod.
+    pub fn next_queued(&mut self) -> Option<(Arc<str>, Reason)> {
+        self.queue.take()
+    }
+
+    /// Returns the writer of the rules. Its changes queue no pods.
+    pub fn writer(&mut self) -> &mut RuleStoreWriter {
+        &mut self.writer
+    }
+
+    /// Returns true if no pod is queued.
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Returns true if pods, rules and the AWS environment are loaded. No decision is final before.
+    pub fn is_loaded(&self) -> bool {
+        self.workloads.is_none() && self.writer.unseen().is_none()
+    }
+
+    /// Updates the readiness condition `rules`.
+    fn report_readiness(&self) {
+        match (self.writer.unseen(), self.writer.missing()) {
+            (Some(unseen), _) => self.rules.fail(unseen.as_str()),
+            (None, Some(missing)) => match self.missing_rules {
+                MissingRules::NotReady => self.rules.fail(&*missing),
+                MissingRules::Note => self.rules.note(&*missing),
+            },
+            (None, None) => self.rules.ok(),
+        }
+    }
+}
+
+/// A table of pods that follows the sources of a process.
+pub trait Reconciler {
+    /// Returns the inputs of decisions.
+    fn inputs(&mut self) -> &mut Inputs;
+
+    /// Adds a pod or replaces it.
+    fn apply(&mut self, pod: Workload);
+
+    /// Removes a pod.
+    fn remove(&mut self, uid: &Arc<str>);
+
+    /// Removes all pods except these.
+    fn retain(&mut self, uids: &HashSet<Arc<str>>);
+
+    /// Returns the UIDs of the pods that a rule change affects.
+    fn affected(&self, change: &Invalidated) -> Vec<Arc<str>>;
+
+    /// Decides again for a queued pod.
+    fn reconcile(&mut self, uid: &Arc<str>, reason: Reason);
+
+    /// Publishes the changes of one update.
+    fn publish(&mut self) {}
+
+    /// Handles a new generation of the rules, after the affected pods were queued.
+    fn rules_changed(&mut self) {}
+
+    /// Handles a change of the inputs. `loaded` is [`Inputs::is_loaded`].
+    fn inputs_changed(&mut self, loaded: bool);
+
+    /// Applies an event of a source.
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Facts(facts) => self.set_facts(facts),
+            Event::Report(report) => self.report(report),
+            Event::Update(update) => self.update(update),
+        }
+    }
+
+    /// Sets the AWS environment.
+    fn set_facts(&mut self, facts: Facts) {
+        info!(
+            base = facts.base.as_ref().map(BaseArn::as_str),
+            reserved_roles = list(facts.reserved_roles.iter().map(|own| &own.name)),
+            "detected the AWS environment"
+        );
+        self.inputs().writer.learn(facts);
+        self.queue_affected(&Invalidated::All, Reason::Retry);
+    }
+
+    /// Applies a change of the rules.
+    fn report(&mut self, report: Report) {
+        let reason = match report {
+            Report::RuleStore(_) => Reason::Retry,
+            // Policy data changes with every namespace, which is not a reason to call STS again.
+            Report::ConfigMaps(..) | Report::Replicated(..) | Report::Unwatched(_) => {
+                Reason::Changed
+            }
+        };
+        let change = self.inputs().writer.apply(report);
+        self.queue_affected(&change, reason);
+    }
+
+    /// Applies a change of a pod or namespace.
+    fn update(&mut self, update: Update) {
+        match update {
+            Update::Workloads(Change::Snapshot(all)) => {
+                self.retain(&all.iter().map(|pod| pod.uid.clone()).collect());
+                for pod in all {
+                    self.apply(pod);
+                }
+                self.publish();
+                self.inputs().workloads = None;
+            }
+            Update::Workloads(Change::Apply(pod)) => {
+                self.apply(pod);
+                self.publish();
+            }
+            Update::Workloads(Change::Delete(pod)) => {
+                self.remove(&pod.uid);
+                self.publish();
+            }
+            Update::RetainWorkloads(uids) => {
+                self.retain(&uids);
+                self.publish();
+            }
+            Update::Namespaces(change) => {
+                self.report(Report::RuleStore(RuleUpdate::Namespaces(change)));
+            }
+            Update::RetainNamespaces(names) => {
+                self.report(Report::RuleStore(RuleUpdate::RetainNamespaces(names)));
+            }
+        }
+        self.settle();
+    }
+
+    /// Queues the pods that a rule change affects.
+    fn queue_affected(&mut self, change: &Invalidated, reason: Reason) {
+        let changed = *change != Invalidated::Nothing;
+        if changed {
+            for uid in self.affected(change) {
+                self.inputs().queue(uid, reason);
+            }
+        }
+        self.settle();
+        if changed {
+            self.rules_changed();
+        }
+    }
+
+    /// Updates the readiness, and everything that depends on whether all inputs are loaded.
+    fn settle(&mut self) {
+        let inputs = self.inputs();
+        inputs.report_readiness();
+        let loaded = inputs.is_loaded();
+        self.inputs_changed(loaded);
+    }
+
+    /// Decides again for up to `limit` queued pods.
+    fn reconcile_batch(&mut self, limit: usize) {
+        let began = Instant::now();
+        for _ in 0..limit {
+            let Some((uid, reason)) = self.inputs().next_queued() else {
+                return;
+            };
+            self.reconcile(&uid, reason);
+            if began.elapsed() >= MAX_BATCH_TIME {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Runs `nft` and `iptables` with limits on time and output, in the C locale, without a shell.
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+use crate::RedirectError;
+
+/// Timeout of a program. iptables itself waits 5 s for its lock.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
+/// Maximum size of a program's output, in bytes. rolegate's own chains and the built-in chains have
+/// a few kilobytes.
+const MAX_OUTPUT: usize = 1024 * 1024;
+/// Maximum size of a program's error output in an error, in bytes.
+const MAX_ERROR_OUTPUT: usize = 600;
+/// Directories of the programs in images without a PATH for them.
+const ADMIN_PATHS: &str = "/usr/sbin:/sbin:/usr/local/sbin";
+
+/// The result of a program.
+pub(crate) struct Done {
+    /// Its standard output.
+    pub(crate) stdout: String,
+    /// Its error output if it failed: one line, truncated.
+    pub(crate) error_output: Option<String>,
+}
+
+/// Runs a program to its end, with `input` on its standard input.
+pub(crate) async fn run(
+    program: &'static str,
+    hint: &'static str,
+    args: &[&str],
+    input: &str,
+) -> Result<Done, RedirectError> {
+    let io = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => RedirectError::Missing { program, hint },
+        _ => RedirectError::Io { program, source },
+    };
+    let mut path = env::var_os("PATH").unwrap_or_default();
+    if !path.is_empty() {
+        path.push(":");
+    }
+    path.push(OsString::from(ADMIN_PATHS));
+    let mut child = Command::new(program)
+        .args(args)
+        .env_clear()
+        .env("LC_ALL", "C")
+        .env("PATH", path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(io)?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // A program that fails early closes its input; its error output has the reason.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+    };
+    let work = async {
+        let ((), stdout, stderr) = tokio::join!(feed, read(stdout), read(stderr));
+        Ok::<_, io::Error>((stdout?, stderr?, child.wait().await?))
+    };
+    let (stdout, stderr, status) = tokio::time::timeout(COMMAND_TIMEOUT, work)
+        .await
+        .map_err(|_| RedirectError::TimedOut {
+            program,
+            seconds: COMMAND_TIMEOUT.as_secs(),
+        })?
+        .map_err(io)?;
+    if stdout.len() > MAX_OUTPUT {
+        let limit = MAX_OUTPUT;
+        return Err(RedirectError::TooMuch { program, limit });
+    }
+    Ok(Done {
+        stdout: String::from_utf8_lossy(&stdout).into_owned(),
+        error_output: (!status.success()).then(|| error_output(&stderr, status)),
+    })
+}
+
+/// Reads to the end, so that the writer never blocks, and keeps one byte more than the limit.
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut kept = Vec::new();
+    if let Some(mut pipe) = pipe {
+        (&mut pipe)
+            .take(MAX_OUTPUT as u64 + 1)
+            .read_to_end(&mut kept)
+            .await?;
+        tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
+    }
+    Ok(kept)
+}
+
+/// Returns the error output of a failed program on one line.
+fn error_output(stderr: &[u8], status: std::process::ExitStatus) -> String {
+    let said = String::from_utf8_lossy(stderr);
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    if said.is_empty() {
+        return status.to_string();
+    }
+    said.chars().take(MAX_ERROR_OUTPUT).collect()
+}

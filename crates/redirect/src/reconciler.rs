@@ -1,0 +1,186 @@
+//! The task that keeps the redirect in the kernel while the agent runs.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::monitor::Changes;
+use crate::{Redirect, RedirectError, State};
+
+/// Minimum time from restoring the redirect, or failing to, to the next check: a program that
+/// removes it at once must not keep this host busy.
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The reconciler's last results, for metrics and readiness.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// True if the redirect is in the kernel as it should be.
+    pub in_place: bool,
+    /// The number of times that the redirect was missing or changed and was restored.
+    pub restored: u64,
+    /// The error of the last check or change; `None` if it succeeded.
+    pub error: Option<String>,
+}
+
+/// Applies a redirect, and restores it when a program removes, changes or reorders its rules: at
+/// once if the kernel reports the change, otherwise at the next check (legacy iptables). The
+/// redirect stays when the reconciler exits, so that pods are refused rather than given the node's
+/// role. Removing it is an option.
+#[derive(Debug)]
+pub struct RedirectReconciler {
+    redirect: Redirect,
+    interval: Duration,
+    remove_at_exit: bool,
+    status: watch::Sender<Status>,
+    losses: Counter,
+}
+
+impl RedirectReconciler {
+    /// Default interval of checks.
+    pub const INTERVAL: Duration = Duration::from_secs(5);
+
+    /// Creates a reconciler that checks every `interval`.
+    pub fn new(redirect: Redirect, interval: Duration) -> Self {
+        Self {
+            redirect,
+            interval,
+            remove_at_exit: false,
+            status: watch::Sender::new(Status::default()),
+            losses: Counter::default(),
+        }
+    }
+
+    /// Removes the redirect at the end of [`run`](Self::run).
+    #[must_use]
+    pub fn remove_at_exit(mut self, remove: bool) -> Self {
+        self.remove_at_exit = remove;
+        self
+    }
+
+    /// Subscribes to its status.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Returns the counter of lost notifications about the kernel's rules.
+    pub fn losses(&self) -> Counter {
+        self.losses.clone()
+    }
+
+    /// Applies the redirect and maintains it until `cancel`. Errors are logged, reported in the
+    /// [`Status`], and retried.
+    pub async fn run(self, cancel: CancellationToken) {
+        let mut ticks = tokio::time::interval(self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Opened before the first check, so that nothing is missed in between.
+        let mut changes = match Changes::open(self.redirect.backend(), &self.losses) {
+            Ok(changes) => Some(changes),
+            Err(error) => {
+                unheard(&error);
+                None
+            }
+        };
+        let mut applied = false;
+        while cancel
+            .run_until_cancelled(cause(&mut ticks, &mut changes))
+            .await
+            .is_some()
+        {
+            // Not cancelled: a change in progress is finished.
+            let outcome = self.ensure_installed(applied).await;
+            applied |= outcome.is_ok();
+            if self.report(outcome) {
+                cancel
+                    .run_until_cancelled(tokio::time::sleep(MIN_CHECK_INTERVAL))
+                    .await;
+            }
+        }
+        if self.remove_at_exit {
+            match self.redirect.remove().await {
+                Ok(()) => tracing::warn!(
+                    "removed the metadata redirect: pods reach the node's metadata service"
+                ),
+                Err(error) => tracing::error!(%error, "cannot remove the metadata redirect"),
+            }
+        }
+    }
+
+    /// Reports the result of a check: whether another program changed the redirect, or it cannot be
+    /// maintained.
+    fn report(&self, outcome: Result<CheckOutcome, RedirectError>) -> bool {
+        let backend = self.redirect.backend();
+        match &outcome {
+            Ok(CheckOutcome::InPlace) => {}
+            Ok(CheckOutcome::Applied) => {
+                tracing::info!(%backend, "the metadata redirect is installed")
+            }
+            Ok(CheckOutcome::Restored) => tracing::warn!(
+                %backend,
+                "another program removed or changed the metadata redirect; restored it"
+            ),
+            Err(error) => tracing::error!(%error, "cannot maintain the metadata redirect"),
+        }
+        let restored = matches!(outcome, Ok(CheckOutcome::Restored));
+        self.status.send_if_modified(|status| {
+            let now = Status {
+                in_place: outcome.is_ok(),
+                restored: status.restored + u64::from(restored),
+                error: outcome.as_ref().err().map(ToString::to_string),
+            };
+            std::mem::replace(status, now.clone()) != now
+        });
+        restored || outcome.is_err()
+    }
+
+    /// Ensures that the redirect is installed.
+    async fn ensure_installed(&self, applied: bool) -> Result<CheckOutcome, RedirectError> {
+        if applied && self.redirect.state().await? == State::InPlace {
+            return Ok(CheckOutcome::InPlace);
+        }
+        self.redirect.apply().await?;
+        Ok(if applied {
+            CheckOutcome::Restored
+        } else {
+            CheckOutcome::Applied
+        })
+    }
+}
+
+/// The result of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CheckOutcome {
+    /// The redirect was installed already.
+    InPlace,
+    /// It was installed for the first time.
+    Applied,
+    /// It was removed or changed, and has been restored.
+    Restored,
+}
+
+/// Waits for the next check: an interval, or a notification of the kernel.
+async fn cause(ticks: &mut Interval, changes: &mut Option<Changes>) {
+    let notified = async {
+        match changes {
+            Some(changes) => changes.next().await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        _ = ticks.tick() => return,
+        notified = notified => notified.err(),
+    };
+    if let Some(error) = ended {
+        unheard(&error);
+        *changes = None;
+    }
+}
+
+fn unheard(error: &std::io::Error) {
+    tracing::warn!(
+        %error,
+        "the kernel does not report changes of its rules; checking them periodically only"
+    );
+}

@@ -1,0 +1,383 @@
+//! What rules themselves consist of: role annotations and granting labels of namespaces, grants,
+//! the configuration, ConfigMaps of policies, and the ways around a pod's own endpoint.
+
+use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
+use rolegate_core::config::{DATA_LABEL, Subjects};
+use rolegate_core::decision::NotLoaded;
+use rolegate_core::layer::LayerId;
+use rolegate_core::namespace::NAME_LABEL;
+use serde_json::value::RawValue;
+
+use super::{Change, Validator, read};
+use crate::admission_review::Operation;
+use crate::field_path::{FieldRef, Malformed, StringMap};
+use crate::json::{Map, Node};
+use crate::outcome::{NotSynced, Violation};
+use crate::target::ReviewTarget;
+
+/// Where the state of a policy is told, which is no part of it.
+const STATUS_ANNOTATION: &str = "openpolicyagent.org/kube-mgmt-status";
+/// The ConfigMap that the control plane keeps in every namespace, and who does.
+const ROOT_CA: (&str, &str) = (
+    "kube-root-ca.crt",
+    "system:serviceaccount:kube-system:root-ca-cert-publisher",
+);
+/// Who empties namespaces that are deleted.
+const NAMESPACE_CONTROLLER: &str = "system:serviceaccount:kube-system:namespace-controller";
+
+/// The control plane's controllers that make, scale and release what others wrote, by their service
+/// accounts in `kube-system`. Whatever else runs there is nobody special.
+pub const CONTROLLERS: &[&str] = &[
+    "cronjob-controller",
+    "daemon-set-controller",
+    "deployment-controller",
+    "generic-garbage-collector",
+    "job-controller",
+    "replicaset-controller",
+    "replication-controller",
+    "statefulset-controller",
+];
+
+const ASK: &str = "ask your cluster's administrator";
+
+impl Validator<'_> {
+    /// A deletion takes nothing that pods have been given, but may take rules away.
+    pub(super) fn deletion(&mut self, subject: ReviewTarget<'_>) -> Result<(), Malformed> {
+        let guarded = matches!(
+            subject,
+            ReviewTarget::Rules | ReviewTarget::ConfigMap | ReviewTarget::Namespace
+        );
+        if guarded && self.waits_for(&[NotLoaded::Config]) {
+            return Ok(());
+        }
+        let guarded = match subject {
+            ReviewTarget::Rules => true,
+            ReviewTarget::ConfigMap => {
+                let controller = self.review.user().name == NAMESPACE_CONTROLLER;
+                let old = self.review.old_object().map(read).transpose()?;
+                !controller && self.is_policy(old.as_ref())?
+            }
+            ReviewTarget::Namespace => {
+                let namespaces = &self.rules.config.rego.namespaces;
+                self.review.subresource().is_empty() && namespaces.contains(self.review.name())
+            }
+            _ => false,
+        };
+        if guarded && !self.may_write_rules() {
+            self.guard(
+                "",
+                "rule writers",
+                &format!("only the configuration's ruleWriters may delete it; {ASK}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Grants and the configuration.
+    pub(super) fn rule_object(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
+        if self.waits_for(&[NotLoaded::Config]) {
+            return Ok(());
+        }
+        self.validity(change);
+        self.rule_change(change, "a grant or the configuration")
+    }
+
+    /// ConfigMaps that hold policies or their data, or did.
+    pub(super) fn config_map(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
+        if self.waits_for(&[NotLoaded::Config]) {
+            return Ok(());
+        }
+        let publisher =
+            self.review.user().name == ROOT_CA.1 && self.object_name(&change.new)? == ROOT_CA.0;
+        let is_policy =
+            self.is_policy(Some(&change.new))? || self.is_policy(change.old.as_ref())?;
+        if publisher || !is_policy {
+            return Ok(());
+        }
+        self.rule_change(change, "a ConfigMap of policies or their data")
+    }
+
+    fn rule_change(&mut self, change: &Change<'_>, what: &str) -> Result<(), Malformed> {
+        if self.may_write_rules() {
+            return Ok(());
+        }
+        let unchanged = match &change.old {
+            Some(old) => content(old) == content(&change.new),
+            None => false,
+        };
+        if !unchanged {
+            self.guard(
+                "",
+                "rule writers",
+                &format!("only the configuration's ruleWriters may write {what}; {ASK}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Leaves the review undecided while one of the `parts` that says who may write is not loaded. It
+    /// waits for nothing else, so that a configuration whose policies or grants cannot be loaded can be
+    /// taken back. Members of `system:masters` may write in any case.
+    fn waits_for(&mut self, parts: &[NotLoaded]) -> bool {
+        let master = self.review.user().is_in("system:masters");
+        let unseen = self.rules.rules.unseen.filter(|_| !master);
+        let unseen = unseen.filter(|part| parts.contains(part));
+        if let Some(part) = unseen {
+            self.outcome.undecided = Some(NotSynced::Rules(part.as_str()));
+        }
+        unseen.is_some()
+    }
+
+    /// Returns whether the user may write rules. While the configuration is missing or cannot be used,
+    /// it does not say who may: then members of `system:masters` may write grants and policies, and the
+    /// configuration itself may be written by those whom the old object names, so that it can be
+    /// restored by the people who kept it.
+    fn may_write_rules(&self) -> bool {
+        if self.rules.rules.missing.is_none() {
+            let writers = self.rules.config.rule_writers.as_ref();
+            return writers.is_none_or(|writers| self.is_among(writers));
+        }
+        if &*self.review.kind().kind != "RolegateConfig" {
+            return self.is_among(&Subjects::default());
+        }
+        let old = self.review.old_object().and_then(old_rule_writers);
+        old.is_none_or(|writers| self.is_among(&writers))
+    }
+
+    pub(super) fn is_rule_writer(&self) -> bool {
+        let nobody = Subjects::default();
+        let writers = self.rules.config.rule_writers.as_ref();
+        self.is_among(writers.unwrap_or(&nobody))
+    }
+
+    fn is_namespace_writer(&self) -> bool {
+        let nobody = Subjects::default();
+        let writers = self.rules.config.namespace_writers.as_ref();
+        self.is_among(writers.unwrap_or(&nobody))
+    }
+
+    pub(super) fn is_among(&self, subjects: &Subjects) -> bool {
+        let user = self.review.user();
+        subjects.contains(&user.name, user.groups.iter().map(String::as_str))
+    }
+
+    /// Whether it is one of the control plane's own controllers, whichever account they use.
+    pub(super) fn is_controller(&self) -> bool {
+        let name = &*self.review.user().name;
+        let account = name.strip_prefix("system:serviceaccount:kube-system:");
+        name == "system:kube-controller-manager"
+            || account.is_some_and(|account| CONTROLLERS.contains(&account))
+    }
+
+    pub(super) fn in_policy_namespace(&self) -> bool {
+        let namespaces = &self.rules.config.rego.namespaces;
+        namespaces.contains(self.review.namespace())
+    }
+
+    fn object_name(&self, object: &Node<'_>) -> Result<String, Malformed> {
+        if !self.review.name().is_empty() {
+            return Ok(self.review.name().to_owned());
+        }
+        let metadata = FieldRef::root(object).field("metadata")?;
+        let name = metadata.map(|metadata| metadata.text("name")).transpose()?;
+        Ok(name.flatten().unwrap_or_default().to_owned())
+    }
+
+    fn is_policy(&self, object: Option<&Node<'_>>) -> Result<bool, Malformed> {
+        let Some(object) = object.filter(|_| self.in_policy_namespace()) else {
+            return Ok(false);
+        };
+        let rego = &self.rules.config.rego;
+        let Some((key, value)) = &rego.label else {
+            return Ok(true);
+        };
+        let name = self.object_name(object)?;
+        let required = rego
+            .required
+            .iter()
+            .any(|(namespace, known)| **namespace == *self.review.namespace() && **known == *name);
+        let labels = match FieldRef::root(object).field("metadata")? {
+            Some(metadata) => metadata.texts("labels")?,
+            None => StringMap::default(),
+        };
+        Ok(required
+            || labels.get(key) == Some(value)
+            || labels.get(DATA_LABEL.0) == Some(DATA_LABEL.1))
+    }
+
+    /// Who may say what a namespace's pods may have.
+    pub(super) fn namespace(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
+        // Grants say which labels count.
+        let parts = [NotLoaded::Config, NotLoaded::Grants];
+        if self.waits_for(&parts) || self.is_namespace_writer() {
+            return Ok(());
+        }
+        let metadata = |object| -> Result<(StringMap<'_>, StringMap<'_>), Malformed> {
+            match FieldRef::root(object).field("metadata")? {
+                Some(place) => Ok((place.texts("annotations")?, place.texts("labels")?)),
+                None => Ok(Default::default()),
+            }
+        };
+        let (annotations, labels) = metadata(&change.new)?;
+        let old = change.old.as_ref();
+        let (old_annotations, old_labels) =
+            old.and_then(|old| metadata(old).ok()).unwrap_or_default();
+        let allowed = &self.rules.keys.allowed_roles;
+        let mut keys = vec![allowed, ALLOWED_ROLES, PERMITTED, DEFAULT_ROLE];
+        keys.sort_unstable();
+        keys.dedup();
+        let annotations = keys
+            .into_iter()
+            .filter(|key| annotations.get(key) != old_annotations.get(key))
+            .map(|key| (format!("metadata.annotations[{key}]"), "role annotations"));
+        let keys = self.rules.grants.namespace_label_keys();
+        let labels = keys
+            .filter(|key| *key != NAME_LABEL)
+            .filter(|key| labels.get(key) != old_labels.get(key))
+            .map(|key| (format!("metadata.labels[{key}]"), "labels that grants use"));
+        if self.is_creation() {
+            self.namespace_name_is_free(&change.new)?;
+        }
+        for (path, what) in annotations.chain(labels).collect::<Vec<_>>() {
+            self.guard(
+                &path,
+                "namespace writers",
+                &format!(
+                    "only the configuration's namespaceWriters may set, change or remove {what} of \
+                     namespaces; {ASK}"
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// Whoever chooses the name of a namespace must not choose one that grants wait for.
+    fn namespace_name_is_free(&mut self, namespace: &Node<'_>) -> Result<(), Malformed> {
+        let Some(metadata) = FieldRef::root(namespace).field("metadata")? else {
+            return Ok(());
+        };
+        let mut name = self.object_name(namespace)?;
+        if name.is_empty()
+            && let Some(start) = metadata.text("generateName")?
+        {
+            // What the API server appends.
+            name = format!("{start}xxxxx");
+        }
+        let labels = metadata.texts("labels")?;
+        let labels = labels.iter().chain([(NAME_LABEL, name.as_str())]).collect();
+        let mut grants = self.rules.grants.grants().iter();
+        if !grants.any(|grant| grant.looks_for(&name, &labels)) {
+            return Ok(());
+        }
+        let reason = format!(
+            "a RoleGrant gives roles to a namespace of this name, so only the configuration's \
+             namespaceWriters may make it; choose another name, or {ASK}"
+        );
+        let mode = self.rules.config.modes[LayerId::Grants];
+        let fault = Violation::new(
+            "metadata.name",
+            LayerId::Grants,
+            "namespace writers",
+            &reason,
+        );
+        self.by_mode(mode, fault);
+        Ok(())
+    }
+
+    /// A kubelet may write metadata of its pods through their status, and so may whoever has the
+    /// right to it: nothing that decides about roles.
+    pub(super) fn pod_status(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
+        let metadata = |object| -> Result<(StringMap<'_>, StringMap<'_>), Malformed> {
+            match FieldRef::root(object).field("metadata")? {
+                Some(place) => Ok((place.texts("annotations")?, place.texts("labels")?)),
+                None => Ok(Default::default()),
+            }
+        };
+        let (annotations, labels) = metadata(&change.new)?;
+        let (old_annotations, old_labels) = match &change.old {
+            Some(old) => metadata(old)?,
+            None => Default::default(),
+        };
+        let mut changed = self.changed_annotations(annotations, old_annotations);
+        if let Some(key) = self.changed_label(labels, old_labels) {
+            changed.push(format!("metadata.labels[{key}]"));
+        }
+        for path in changed {
+            self.guard(
+                &path,
+                "pod status",
+                "what decides about a pod's role cannot be changed through its status; change the \
+                 pod itself",
+            );
+        }
+        Ok(())
+    }
+
+    /// A binding's metadata is copied onto its pod.
+    pub(super) fn binding(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
+        let metadata = FieldRef::root(&change.new).field("metadata")?;
+        let (annotations, labels) = match &metadata {
+            Some(place) => (place.texts("annotations")?, place.texts("labels")?),
+            None => Default::default(),
+        };
+        let mut changed = self.changed_annotations(annotations, StringMap::default());
+        if let Some(key) = self.changed_label(labels, StringMap::default()) {
+            changed.push(format!("metadata.labels[{key}]"));
+        }
+        for path in changed {
+            self.guard(
+                &path,
+                "binding",
+                "a binding copies this onto its pod, where it decides about the role; write it into \
+                 the pod itself",
+            );
+        }
+        self.chosen_node(change)
+    }
+
+    /// Paths of a pod's annotations that decide about its role and differ.
+    fn changed_annotations(&self, new: StringMap<'_>, old: StringMap<'_>) -> Vec<String> {
+        let keys = self.rules.keys;
+        [&*keys.role, &*keys.external_id, SESSION_NAME, MIRROR]
+            .into_iter()
+            .filter(|key| new.get(key) != old.get(key))
+            .map(|key| format!("metadata.annotations[{key}]"))
+            .collect()
+    }
+
+    pub(super) fn is_creation(&self) -> bool {
+        self.review.operation() == Operation::Create
+    }
+}
+
+/// The `ruleWriters` of a RolegateConfig that cannot be used as a whole; `None` where it has none.
+/// Where the field itself cannot be read, it names nobody.
+fn old_rule_writers(object: &RawValue) -> Option<Subjects> {
+    let object: serde_json::Value = serde_json::from_str(object.get()).ok()?;
+    let writers = object.pointer("/spec/ruleWriters")?.clone();
+    let writers = serde_json::from_value::<rolegate_api::Writers>(writers);
+    Some(writers.as_ref().map(Subjects::from).unwrap_or_default())
+}
+
+/// What an object that holds rules says: not its status, nor the records kept of it.
+fn content<'a>(object: &Node<'a>) -> Node<'a> {
+    let mut content = object.clone();
+    let Node::Map(fields) = &mut content else {
+        return content;
+    };
+    fields.retain(|key| key != "status");
+    if let Some(Node::Map(metadata)) = fields.get_mut("metadata") {
+        metadata.retain(|key| matches!(key, "name" | "labels" | "annotations" | "ownerReferences"));
+        let nothing_left = match metadata.get_mut("annotations") {
+            Some(Node::Map(annotations)) => {
+                annotations.retain(|key| key != STATUS_ANNOTATION);
+                *annotations == Map::default()
+            }
+            _ => false,
+        };
+        if nothing_left {
+            metadata.retain(|key| key != "annotations");
+        }
+    }
+    content
+}

@@ -1,0 +1,312 @@
+//! The driver on paused time. The caller stands in for STS's timing only; the client's tests cover
+//! STS's responses.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use rolegate_core::arn::RoleArn;
+use rolegate_core::engine::{Cause, EngineOptions};
+use rolegate_core::session::{Credentials, Failure, FailureKind, SessionKey, Validity};
+use rolegate_runtime::clock::Clock;
+use tokio::task::JoinSet;
+
+use super::*;
+
+const START: &str = "2024-06-01T00:00:00Z";
+
+/// An STS that takes a while, and fails on demand.
+#[derive(Clone)]
+struct Slow {
+    clock: Clock,
+    calls: Arc<AtomicU32>,
+    takes: Duration,
+    fails: Arc<Mutex<Option<FailureKind>>>,
+    life: Duration,
+}
+
+impl AssumeRole for Slow {
+    async fn assume_role(&self, _: &SessionKey) -> Result<Credentials, Failure> {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        let from = self.clock.now();
+        tokio::time::sleep(self.takes).await;
+        if let Some(kind) = *self.fails.lock().unwrap() {
+            return Err(Failure {
+                kind,
+                code: "Told".into(),
+                message: "told to fail".into(),
+                cause: None,
+            });
+        }
+        let validity = Validity {
+            from,
+            until: from + self.life,
+        };
+        let id = format!("ASIA{number}");
+        Ok(Credentials::new(id, "hidden", "hidden", validity))
+    }
+}
+
+struct Bench {
+    sts: Slow,
+    sessions: Sessions,
+    clock: Clock,
+    registry: Registry,
+    _driver: JoinSet<()>,
+}
+
+fn bench() -> Bench {
+    bench_with(EngineOptions::default())
+}
+
+fn bench_with(options: EngineOptions) -> Bench {
+    let clock = Clock::tokio(START.parse().unwrap());
+    let sts = Slow {
+        clock: clock.clone(),
+        calls: Arc::default(),
+        takes: Duration::from_millis(50),
+        fails: Arc::default(),
+        life: Duration::from_secs(3600),
+    };
+    let mut registry = Registry::default();
+    let metrics = SessionMetrics::register(&mut registry);
+    let (sessions, driver) = Sessions::new(sts.clone(), options, clock.clone(), metrics);
+    let mut task = JoinSet::new();
+    task.spawn(driver.run());
+    Bench {
+        sts,
+        sessions,
+        clock,
+        registry,
+        _driver: task,
+    }
+}
+
+impl Bench {
+    fn lease(&self) -> Lease {
+        self.lease_of("reader")
+    }
+
+    fn lease_of(&self, role: &str) -> Lease {
+        let key = SessionKey {
+            role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{role}")).unwrap(),
+            name: "default.default".into(),
+            external_id: None,
+            duration_seconds: 3600,
+            limits: None,
+        };
+        self.sessions.lease(key, "default".into(), Cause::New)
+    }
+
+    fn oldest_wait(&self) -> f64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix("sts_queue_oldest_wait_seconds "));
+        value.unwrap().parse().unwrap()
+    }
+
+    fn calls(&self) -> u32 {
+        self.sts.calls.load(Ordering::Relaxed)
+    }
+
+    fn fail(&self, kind: Option<FailureKind>) {
+        *self.sts.fails.lock().unwrap() = kind;
+    }
+}
+
+async fn pass(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+async fn served(lease: &Lease, clock: &Clock) -> Arc<Session> {
+    loop {
+        let changed = lease.cell().changed();
+        if let Current::Live(session) = lease.cell().current(clock.now()) {
+            return session;
+        }
+        changed.await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_wait_is_a_metric() {
+    let bench = bench_with(EngineOptions::of_node(1));
+    let _leases = ["a", "b", "c", "d"].map(|role| bench.lease_of(role));
+    assert_eq!(bench.oldest_wait(), 0.0);
+    // A call takes 50 ms, and calls are sequential.
+    for waited in [0.0, 0.05, 0.1, 0.0, 0.0] {
+        pass(Duration::from_millis(25)).await;
+        let metric = bench.oldest_wait();
+        assert!((metric - waited).abs() < 1e-9, "{metric} and not {waited}");
+        pass(Duration::from_millis(25)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_05_a_herd_waits_for_one_call() {
+    let bench = bench();
+    let leases: Vec<_> = (0..500).map(|_| bench.lease()).collect();
+    let waiting = leases.iter().map(|lease| served(lease, &bench.clock));
+    for session in futures_join(waiting).await {
+        assert_eq!(&*session.credentials.access_key_id, "ASIA0");
+    }
+    assert_eq!(bench.calls(), 1);
+}
+
+async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut results = Vec::new();
+    for future in futures {
+        results.push(future.await);
+    }
+    results
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_09_a_first_caller_who_leaves_fails_nobody() {
+    let bench = bench();
+    let first = bench.lease();
+    first.prioritize();
+    pass(Duration::from_millis(10)).await;
+    let second = bench.lease();
+    drop(first);
+    assert_eq!(
+        &*served(&second, &bench.clock)
+            .await
+            .credentials
+            .access_key_id,
+        "ASIA0"
+    );
+    assert_eq!(bench.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_of_a_node_wait_for_the_calls_in_flight_alone() {
+    let bench = bench_with(EngineOptions::of_node(64));
+    let began = bench.clock.now();
+    let leases: Vec<_> = (0..500)
+        .map(|number| bench.lease_of(&format!("r{number}")))
+        .collect();
+    leases.iter().for_each(Lease::prioritize);
+    for lease in &leases {
+        served(lease, &bench.clock).await;
+    }
+    let took = began.duration_until(bench.clock.now());
+    assert!(took.as_millis() < 800, "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_09_none_of_five_thousand_is_dropped() {
+    let bench = bench_with(EngineOptions::of_cluster(64).without_rate_limit());
+    let began = bench.clock.now();
+    let leases: Vec<_> = (0..5000)
+        .map(|number| bench.lease_of(&format!("r{number}")))
+        .collect();
+    for lease in &leases {
+        served(lease, &bench.clock).await;
+    }
+    assert_eq!(bench.calls(), 5000);
+    let took = began.duration_until(bench.clock.now());
+    assert!(took.as_secs() < 6, "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_always_get_half_the_life_and_more() {
+    let bench = bench();
+    let lease = bench.lease();
+    served(&lease, &bench.clock).await;
+    for _ in 0..24 * 60 {
+        pass(Duration::from_secs(60)).await;
+        let session = served(&lease, &bench.clock).await;
+        assert!(
+            session
+                .credentials
+                .validity
+                .left(bench.clock.now())
+                .as_secs()
+                >= 1800
+        );
+    }
+    assert!((50..=61).contains(&bench.calls()), "{}", bench.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_07_valid_credentials_survive_sts_and_expired_ones_are_never_served() {
+    let bench = bench();
+    let lease = bench.lease();
+    let until = served(&lease, &bench.clock)
+        .await
+        .credentials
+        .validity
+        .until;
+    bench.fail(Some(FailureKind::Temporary));
+    while bench.clock.now() + Duration::from_secs(1) < until {
+        assert!(matches!(
+            lease.cell().current(bench.clock.now()),
+            Current::Live(_)
+        ));
+        pass(Duration::from_secs(1)).await;
+    }
+    pass(Duration::from_secs(1)).await;
+    assert!(matches!(
+        lease.cell().current(bench.clock.now()),
+        Current::Failed(_)
+    ));
+    bench.fail(None);
+    assert_ne!(
+        &*served(&lease, &bench.clock).await.credentials.access_key_id,
+        "ASIA0"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn pain_06_a_failing_role_is_not_asked_for_again_and_again() {
+    let bench = bench();
+    bench.fail(Some(FailureKind::Final));
+    let lease = bench.lease();
+    for _ in 0..300 {
+        lease.prioritize();
+        pass(Duration::from_millis(10)).await;
+    }
+    assert_eq!(bench.calls(), 1);
+    assert!(matches!(
+        lease.cell().current(bench.clock.now()),
+        Current::Failed(_)
+    ));
+    // Once the role is fixed, a change of the pod is enough.
+    bench.fail(None);
+    lease.retry();
+    served(&lease, &bench.clock).await;
+    assert_eq!(bench.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unused_sessions_are_wiped_and_not_refreshed() {
+    let bench = bench();
+    let lease = bench.lease();
+    let session = Arc::downgrade(&served(&lease, &bench.clock).await);
+    drop(lease);
+    pass(Duration::from_secs(7200)).await;
+    assert_eq!(bench.calls(), 1);
+    assert!(session.upgrade().is_none());
+    assert_eq!(
+        bench.sessions.stats(bench.clock.now()),
+        SessionStats::default()
+    );
+    let again = bench.lease();
+    assert_eq!(
+        &*served(&again, &bench.clock).await.credentials.access_key_id,
+        "ASIA1"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_driver_ends_with_its_last_handle() {
+    let mut bench = bench();
+    let lease = bench.lease();
+    served(&lease, &bench.clock).await;
+    drop(bench.sessions);
+    drop(lease);
+    bench._driver.join_next().await.unwrap().unwrap();
+}
