@@ -178,31 +178,7 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     }
     let policies = writer.builder().config().rego.clone();
     let from_files = file_policies(&options.modules, &policies);
-    for namespace in &policies.namespaces {
-        let maps = read
-            .config_maps
-            .iter()
-            .map(|(_, map)| map)
-            .chain(from_files.iter())
-            .filter(|map| map.namespace == *namespace)
-            .cloned();
-        writer.apply(Report::ConfigMaps(
-            namespace.clone(),
-            Change::Snapshot(maps.collect()),
-        ));
-    }
-    let kinds = policies.replicate.iter().cloned();
-    for kind in kinds.chain([ResourceKind::namespaces()]) {
-        let objects = read
-            .objects
-            .iter()
-            .filter(|object| is_of(object, &kind))
-            .filter_map(|object| replicated(object, &kind));
-        writer.apply(Report::Replicated(
-            kind.clone(),
-            Change::Snapshot(objects.collect()),
-        ));
-    }
+    apply_policies(&mut writer, &read, &policies, &from_files);
     let named = |map: &ConfigMap| format!("{}/{}", map.namespace, map.name);
     let maps = read
         .config_maps
@@ -225,6 +201,40 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
         workloads: read.workloads,
         assumed,
     })
+}
+
+/// Applies the ConfigMaps and replicated objects that the configuration selects.
+fn apply_policies(
+    writer: &mut RuleStoreWriter,
+    read: &Documents,
+    config: &RegoConfig,
+    from_files: &[ConfigMap],
+) {
+    for namespace in &config.namespaces {
+        let maps = read
+            .config_maps
+            .iter()
+            .map(|(_, map)| map)
+            .chain(from_files)
+            .filter(|map| map.namespace == *namespace)
+            .cloned();
+        writer.apply(Report::ConfigMaps(
+            namespace.clone(),
+            Change::Snapshot(maps.collect()),
+        ));
+    }
+    let kinds = config.replicate.iter().cloned();
+    for kind in kinds.chain([ResourceKind::namespaces()]) {
+        let objects = read
+            .objects
+            .iter()
+            .filter(|object| is_of(object, &kind))
+            .filter_map(|object| replicated(object, &kind));
+        writer.apply(Report::Replicated(
+            kind.clone(),
+            Change::Snapshot(objects.collect()),
+        ));
+    }
 }
 
 /// Returns the ConfigMaps that would contain the modules of files.
