@@ -211,19 +211,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_runs_until_it_is_cancelled() {
+    async fn it_installs_the_redirect_at_once() {
         let reconciler = reconciler();
         let mut status = reconciler.status();
-        let cancel = CancellationToken::new();
-        let stop = async {
-            status.wait_for(|status| status.in_place).await.unwrap();
-            cancel.cancel();
+        let installed = async {
+            let installed = status.wait_for(|status| status.in_place);
+            let deadline = Duration::from_secs(60);
+            tokio::time::timeout(deadline, installed).await.is_ok()
         };
-        let run = reconciler.run(cancel.clone());
-        let both = async { tokio::join!(run, stop) };
-        tokio::time::timeout(Duration::from_secs(60), both)
-            .await
-            .unwrap();
+        tokio::select! {
+            () = reconciler.run() => panic!("it exited"),
+            installed = installed => assert!(installed),
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -131,9 +131,9 @@ fn client(folder: &Path) -> anyhow::Result<ImageBuilder> {
 
 /// Adds the Python of the test environment, and the packages that pods use.
 fn with_python(mut image: ImageBuilder) -> anyhow::Result<ImageBuilder> {
-    let question = "import sys, sysconfig; paths = sysconfig.get_paths(); \
+    let query = "import sys, sysconfig; paths = sysconfig.get_paths(); \
         print(sys._base_executable, paths['stdlib'], paths['purelib'], sep='\\n')";
-    let output = run(Command::new(python::program("python")?).args(["-c", question]))?;
+    let output = run(Command::new(python::program("python")?).args(["-c", query]))?;
     let mut lines = output.lines().map(PathBuf::from);
     let mut next = || lines.next().context("Python doesn't say where it is");
     let (interpreter, library, packages) = (next()?, next()?, next()?);
