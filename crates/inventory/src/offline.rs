@@ -180,33 +180,41 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     }
     let policies = writer.builder().config().rego.clone();
     let from_files = file_policies(&options.modules, &policies);
-    apply_policies(&mut writer, &policies, &read.config_maps, &from_files);
-    apply_replicated(&mut writer, &policies, &read.objects);
-    let unused = unused::find(
-        documents,
-        &read.config_maps,
-        &from_files,
-        &options.modules,
-        &writer,
-    );
+    apply_policies(&mut writer, &read, &policies, &from_files);
+    let named = |map: &ConfigMap| format!("{}/{}", map.namespace, map.name);
+    let maps = read
+        .config_maps
+        .iter()
+        .map(|(place, map)| (named(map), Origin::Document(*place)));
+    let files = from_files
+        .iter()
+        .enumerate()
+        .map(|(place, map)| (named(map), Origin::Module(place)));
     Ok(Offline {
-        unused,
-        policies: origins(&read.config_maps, &from_files),
+        unused: unused::find(
+            documents,
+            &read.config_maps,
+            &from_files,
+            &options.modules,
+            &writer,
+        ),
+        policies: maps.chain(files).collect(),
         writer,
         workloads: read.workloads,
         assumed,
     })
 }
 
-/// Applies the ConfigMaps of documents and of files.
+/// Applies the ConfigMaps and replicated objects that the configuration selects.
 fn apply_policies(
     writer: &mut RuleStoreWriter,
+    read: &Documents,
     config: &RegoConfig,
-    config_maps: &[(usize, ConfigMap)],
     from_files: &[ConfigMap],
 ) {
     for namespace in &config.namespaces {
-        let maps = config_maps
+        let maps = read
+            .config_maps
             .iter()
             .map(|(_, map)| map)
             .chain(from_files)
@@ -217,13 +225,10 @@ fn apply_policies(
             Change::Snapshot(maps.collect()),
         ));
     }
-}
-
-/// Applies the objects that policies replicate.
-fn apply_replicated(writer: &mut RuleStoreWriter, config: &RegoConfig, objects: &[Value]) {
     let kinds = config.replicate.iter().cloned();
     for kind in kinds.chain([ResourceKind::namespaces()]) {
-        let objects = objects
+        let objects = read
+            .objects
             .iter()
             .filter(|object| is_of(object, &kind))
             .filter_map(|object| replicated(object, &kind));
@@ -232,19 +237,6 @@ fn apply_replicated(writer: &mut RuleStoreWriter, config: &RegoConfig, objects: 
             Change::Snapshot(objects.collect()),
         ));
     }
-}
-
-/// Returns the name and origin of each policy.
-fn origins(config_maps: &[(usize, ConfigMap)], from_files: &[ConfigMap]) -> Vec<(String, Origin)> {
-    let named = |map: &ConfigMap| format!("{}/{}", map.namespace, map.name);
-    let maps = config_maps
-        .iter()
-        .map(|(place, map)| (named(map), Origin::Document(*place)));
-    let files = from_files
-        .iter()
-        .enumerate()
-        .map(|(place, map)| (named(map), Origin::Module(place)));
-    maps.chain(files).collect()
 }
 
 /// Returns the ConfigMaps that would contain the modules of files.

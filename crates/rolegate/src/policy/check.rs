@@ -200,13 +200,7 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
         namespace,
         now: Timestamp::now(),
     };
-    let created = checking.created();
-    if created > 0 && arguments.operation == Action::Update {
-        anyhow::bail!(
-            "--old lacks {created} of the objects of -f: without \
-             --operation=update they are validated as created"
-        );
-    }
+    let created = checking.created()?;
     let documents = manifests.iter().flat_map(|one| &one.documents);
     let judged = documents.map(|document| &document.value);
     let verdicts = |report: &Findings| -> Vec<_> {

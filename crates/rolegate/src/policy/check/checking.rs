@@ -23,17 +23,29 @@ pub(super) struct Checking<'a> {
 
 impl Checking<'_> {
     /// Returns the number of objects that are created rather than updated from --old.
-    pub(super) fn created(&self) -> usize {
+    ///
+    /// # Errors
+    /// Returns an error if all objects are to be validated as updates.
+    pub(super) fn created(&self) -> anyhow::Result<usize> {
         if self.arguments.old.is_empty() {
-            return 0;
+            return Ok(0);
         }
-        let documents = self.manifests.iter().flat_map(|one| &one.documents);
-        let values = documents.map(|document| &document.value);
-        values
+        let created = self
+            .manifests
+            .iter()
+            .flat_map(|one| &one.documents)
+            .map(|document| &document.value)
             .filter(|value| {
                 !is_review(value) && self.existing.get(value, &self.namespace).is_none()
             })
-            .count()
+            .count();
+        if created > 0 && self.arguments.operation == Action::Update {
+            anyhow::bail!(
+                "--old lacks {created} of the objects of -f: without \
+                 --operation=update they are validated as created"
+            );
+        }
+        Ok(created)
     }
 
     /// Validates the manifests with rules.
