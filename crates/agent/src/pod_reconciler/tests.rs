@@ -22,9 +22,9 @@ use crate::pod_table::Owner;
 use rolegate_authorizer::pod::DecisionRecord;
 
 /// An STS client that is never called, since the driver does not run.
-struct Nobody;
+struct PendingSts;
 
-impl AssumeRole for Nobody {
+impl AssumeRole for PendingSts {
     async fn assume_role(&self, _: &SessionKey) -> Result<Credentials, Failure> {
         std::future::pending().await
     }
@@ -40,7 +40,7 @@ struct Stage {
 fn stage() -> Stage {
     let registry = &mut Registry::default();
     let (sessions, _) = Sessions::new(
-        Nobody,
+        PendingSts,
         EngineOptions::default(),
         Clock::system(),
         SessionMetrics::register(registry),
@@ -132,7 +132,7 @@ impl Stage {
     /// Returns the state of the address in a few words.
     fn seen(&self) -> String {
         match self.pod_table.owner(ADDRESS) {
-            None => "nobody".into(),
+            None => "no pod".into(),
             Some(Owner::Disputed) => "disputed".into(),
             Some(Owner::Pod(entry)) => match &self.authorization(&entry).authorization {
                 Authorization::Allowed(allowed) => {
@@ -180,7 +180,7 @@ fn pain_02_an_address_is_its_living_owners_alone() {
         phase: Phase::Succeeded,
         ..first.clone()
     });
-    assert_eq!(stage.seen(), "nobody");
+    assert_eq!(stage.seen(), "no pod");
     stage.apply(pod("b", "other"));
     assert_eq!(stage.seen(), "b denied");
     stage.delete(Workload {
@@ -207,12 +207,12 @@ fn threat_01_mirror_and_host_network_pods_own_no_address() {
         mirror: true,
         ..pod("a", "reader")
     });
-    assert_eq!(stage.seen(), "nobody");
+    assert_eq!(stage.seen(), "no pod");
     stage.apply(Workload {
         host_network: true,
         ..pod("b", "reader")
     });
-    assert_eq!(stage.seen(), "nobody");
+    assert_eq!(stage.seen(), "no pod");
     stage.apply(pod("c", "reader"));
     assert_eq!(stage.seen(), "c reader");
 }
@@ -292,7 +292,7 @@ fn a_snapshot_removes_what_is_not_in_it() {
     stage
         .pod_reconciler
         .update(Update::Workloads(Change::Snapshot(Vec::new())));
-    assert_eq!(stage.seen(), "nobody");
+    assert_eq!(stage.seen(), "no pod");
     assert!(stage.pod_reconciler.pods.is_empty());
 }
 

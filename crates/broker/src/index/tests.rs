@@ -448,7 +448,7 @@ fn a_new_pod_on_an_emptied_node_reaches_its_stream() {
     bench.index.update(Update::Workloads(removed_pod_uids));
     bench.apply(pod("uid-2", "node-1"));
     assert_eq!(authorization(&subscription, "uid-2"), "allowed");
-    // After its streams have ended as well, nothing of the node is left.
+    // Once the node has neither pods nor streams, the index drops it.
     bench.index.command(StreamCommand::Leave(subscription));
     let removed_pod_uids = Change::Delete(pod("uid-2", "node-1"));
     bench.index.update(Update::Workloads(removed_pod_uids));

@@ -476,5 +476,5 @@ fn audited_denials_are_recorded_when_the_agent_reports_them() {
     bench
         .subscription
         .record("uid-1", &RequestOutcome::Audited, &recorder, at(1));
-    assert!(told(), "nothing was told");
+    assert!(told(), "the outcome was not recorded");
 }

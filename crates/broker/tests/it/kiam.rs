@@ -280,7 +280,8 @@ async fn rule_04_a_right_withdrawn_while_kiams_agent_waits_is_not_served() {
         };
         waiting.get_pod_credentials(request).await
     });
-    // Requests of one connection are in order, so the previous one was processed.
+    // The server handles the requests of a connection one after another, so the previous request
+    // is done.
     assert_eq!(one.role("127.1.0.4").await.unwrap(), "writer");
     stage.kube.put_namespace(
         Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", r#"["reader"]"#),

@@ -76,7 +76,7 @@ impl Raw {
 
     pub(crate) async fn say(&self, body: from_agent::Body) {
         let message = v1::FromAgent { body: Some(body) };
-        // The stream may have ended.
+        // The broker may have closed the stream, which the caller checks.
         let _ = self.sender.send(message).await;
     }
 

@@ -115,7 +115,11 @@ fn authorities_are_trusted_until_they_end_and_are_not_too_many() {
     assert_eq!(both.with(&second.authority, second.not_after), both);
     assert_eq!(Authorities::read(text.as_bytes(), after(60)), both);
     let later = Authorities::read(text.as_bytes(), after(91));
-    assert_eq!(later.to_pem(), second.authority, "the first has ended");
+    assert_eq!(
+        later.to_pem(),
+        second.authority,
+        "the first authority has expired"
+    );
 
     let noise = format!(
         "# a comment\r\n{text}garbage\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"

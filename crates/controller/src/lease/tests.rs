@@ -218,7 +218,7 @@ async fn a_lease_taken_away_by_hand_ends_the_lead() {
     {
         let mut stored = server.0.lock().unwrap();
         let lease = stored.lease.as_mut().unwrap();
-        lease["spec"]["holderIdentity"] = json!("somebody");
+        lease["spec"]["holderIdentity"] = json!("other-replica");
         lease["metadata"]["resourceVersion"] = json!("1000");
     }
     leaders.until(&[]).await;

@@ -60,7 +60,7 @@ enum Shape {
 pub(super) struct Wishes<'a> {
     input: &'a VapInput<'a>,
     pod_labels: &'a [String],
-    /// The administrator's default role as an ARN; empty if there is none.
+    /// The administrator's default role as an ARN; empty without a default role.
     default: String,
 }
 

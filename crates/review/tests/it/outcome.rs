@@ -272,7 +272,7 @@ fn threat_10_what_is_guarded_waits_until_the_rules_were_seen() {
     }
 }
 
-/// A review of an object of rolegate's kinds, by a user who is no member of `system:masters`.
+/// A review of an object of rolegate's kinds, by a user outside the group `system:masters`.
 fn rules_review(kind: &str, operation: &str) -> Value {
     let mut review = pod("", None);
     review["request"]["kind"] = json!({"group": "rolegate.dev", "version": "v1", "kind": kind});

@@ -288,7 +288,7 @@ fn pending_requests_are_repeated_to_the_next_broker() {
     assert_eq!(
         bench.fed.next_requested().now_or_never(),
         None,
-        "nobody waits"
+        "no request waits for the session yet"
     );
     bench.sync.table.get(&1).unwrap().prioritize();
     let asked = |bench: &mut Bench| {
