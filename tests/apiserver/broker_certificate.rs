@@ -1,4 +1,5 @@
-//! The brokers' certificate: made where there are brokers, and its authorities told to agents.
+//! The brokers' certificate: the controller creates it if the cluster has brokers, and publishes
+//! its authorities to agents.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A broker that shows what the controller makes, as it is shipped, and agents that know of it what
-//! the controller tells them: both in this process, with stand-ins for AWS.
+//! A broker that serves the certificate of the shipped controller, and agents that read the
+//! published authorities. Broker and agents run in this process, with stand-ins for AWS.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -39,12 +39,12 @@ use super::controller::{DEADLINE, Site};
 
 const NAMESPACE: &str = "broker-served";
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// The lifetime of a certificate. It is renewed at two thirds.
+/// The lifetime of a certificate, which is renewed after two thirds of it.
 const LIFE: Duration = Duration::from_secs(18);
 const SERVING: &str = r#"rolegate_broker_streams{use="serving"}"#;
 const ENDED: &str = r#"rolegate_broker_refused_total{reason="ended"}"#;
 
-/// AWS.
+/// The stand-ins for AWS.
 struct Aws {
     imds: Imds,
     sts: Sts,
@@ -118,7 +118,7 @@ async fn broker(site: &Site, aws: &Aws) -> anyhow::Result<Broker> {
     Ok(broker)
 }
 
-/// The agent of a node, which is a pod with a token.
+/// The agent of a node. The agent is a pod with a token.
 async fn agent(
     site: &Site,
     aws: &Aws,
@@ -172,7 +172,7 @@ async fn ready(readiness: &Readiness) -> anyhow::Result<()> {
     waiting.with_context(|| readiness.report().to_text(true))
 }
 
-/// A GET: the status and all of the answer.
+/// Sends a GET request and returns the status and the whole response.
 async fn get(from: Ipv4Addr, to: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((from, 0).into())?;
@@ -186,7 +186,7 @@ async fn get(from: Ipv4Addr, to: SocketAddr, path: &str) -> anyhow::Result<(u16,
     Ok((status, answer))
 }
 
-/// A pod of node `node`, which asks once.
+/// A pod of node `node` that requests credentials once.
 async fn starts(site: &Site, agent: &Agent, node: u8, last: u8) -> anyhow::Result<Ipv4Addr> {
     let address = Ipv4Addr::new(127, node, 0, last);
     let pod = TestPod::new(NAMESPACE, &format!("pod-{node}-{last}"), &name(node))
@@ -215,7 +215,7 @@ async fn metric(broker: &Broker, series: &str) -> anyhow::Result<u64> {
     Ok(value.map_or(Ok(0), |value| value.trim().parse())?)
 }
 
-/// Writes into the agents' file what the ConfigMap says, as a kubelet does.
+/// Writes the content of the ConfigMap to the agents' file, as a kubelet does.
 async fn project(maps: Api<ConfigMap>, file: &Path) -> anyhow::Result<()> {
     loop {
         let map = maps.get("rolegate-broker-ca").await?;
@@ -295,7 +295,7 @@ async fn agents_are_served_across_the_ends_of_the_certificates_that_the_controll
             ensure!(metric(&broker, SERVING).await? == 1, "no stream");
             ensure!(metric(&broker, ENDED).await? == 0, "a stream ended");
             starts(&site, &one, 1, 2).await?;
-            // Who begins now trusts what is shown now.
+            // An agent that starts now trusts the certificate that is served now.
             let two = agent(&site, &aws, &broker, &name(2), dir.path()).await?;
             starts(&site, &two, 2, 1).await?;
             anyhow::Ok(())

@@ -1,4 +1,4 @@
-//! A webhook whose certificate the controller makes, called by a real API server.
+//! A real API server calls a webhook whose certificate the controller creates.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -33,7 +33,7 @@ use super::controller::{DEADLINE, Site};
 
 const SECRET: &str = "rolegate-admission-tls";
 
-/// A webhook that allows everything, and the configuration that asks it about ConfigMaps.
+/// A webhook that allows everything, and the configuration that registers it for ConfigMaps.
 struct Webhook {
     site: Site,
     calls: Arc<AtomicU64>,
@@ -74,7 +74,7 @@ impl Webhook {
         Api::all(self.site.cluster.admin().unwrap())
     }
 
-    /// One request that the API server asks the webhook about.
+    /// Sends one request for which the API server calls the webhook.
     async fn ask(&self) -> anyhow::Result<()> {
         let maps = Api::<ConfigMap>::namespaced(self.site.cluster.admin()?, self.site.namespace);
         let map = serde_json::from_value(json!({"metadata": {"name": "any"}}))?;
@@ -129,7 +129,8 @@ fn answer(store: Arc<CertificateStore>, calls: Arc<AtomicU64>) -> SocketAddr {
                     "kind": "AdmissionReview",
                     "response": {"uid": review["request"]["uid"], "allowed": true},
                 });
-                // Each request makes its own handshake: what is trusted is tried each time.
+                // Each request opens a new connection, so the API server verifies the certificate
+                // each time.
                 let answer = Response::builder()
                     .header("content-type", "application/json")
                     .header("connection", "close")
@@ -193,7 +194,7 @@ async fn the_api_server_calls_a_webhook_with_the_certificate_that_the_controller
         let before = webhook.bundles().await;
         let (name, patch) = (webhook.site.namespace, Patch::Strategic(patch));
         let configurations = webhook.configurations();
-        // The API server may refuse nonsense itself.
+        // The API server may reject an invalid value itself.
         let _ = configurations
             .patch(name, &PatchParams::default(), &patch)
             .await;
@@ -206,7 +207,7 @@ async fn the_api_server_calls_a_webhook_with_the_certificate_that_the_controller
         webhook.until_it_works().await;
     }
 
-    // The Secret is lost: a new one is made, and served.
+    // The Secret is lost: the controller creates a new one, and the webhook serves it.
     let before = webhook.value("tls.crt").await.unwrap();
     let secrets = webhook.site.secrets();
     secrets

@@ -1,4 +1,4 @@
-//! Two controllers at a real API server, each with no more rights than its documentation asks for.
+//! Two controllers at a real API server, each with only the rights that its documentation lists.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use rolegate_testkit::{Cluster, eventually};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
-/// A namespace of its own with a service account that may do what a controller needs.
+/// A separate namespace with a service account that has the rights of a controller.
 pub(crate) struct Site {
     pub(crate) cluster: &'static Cluster,
     pub(crate) namespace: &'static str,
@@ -59,7 +59,7 @@ impl Site {
         Controller::start(options).await.unwrap()
     }
 
-    /// One that makes the brokers' certificate and none of a webhook.
+    /// Returns an issuer of the brokers' certificate without that of a webhook.
     pub(crate) async fn controller_of_broker(
         &self,
         identity: &str,
@@ -190,12 +190,12 @@ async fn one_controller_leads_and_the_other_takes_over_when_it_stops_or_dies() {
     first.stop(Duration::from_secs(30)).await;
     assert_ne!(site.holder().await.unwrap(), "first", "not released");
     site.until_led_by("second").await;
-    // What the first made is kept.
+    // The new leader keeps the certificate that the first one created.
     let third = site.controller("third", site.self_signed()).await;
     let kept = site.secrets().get("rolegate-admission-tls").await.unwrap();
     assert_eq!(kept.data, certificate.data);
 
-    // Without a word, as when its node dies.
+    // The leader stops without releasing the Lease, as when its node fails.
     drop(second);
     site.until_led_by("third").await;
     assert!(third.readiness().is_ready());

@@ -1,4 +1,4 @@
-//! Elections by a Lease of a real API server, with a leader that is cut off.
+//! Leader elections by a Lease on a real API server, with a leader that loses its connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::controller::{DEADLINE, Site, quick};
 
-/// A way to the API server that can be cut: connections stay open, and nothing comes through.
+/// A connection to the API server that can be interrupted: it stays open, but no data passes.
 struct Way {
     url: String,
     open: watch::Sender<bool>,
@@ -42,7 +42,7 @@ impl Way {
                         _ = tokio::io::copy_bidirectional(&mut inside, &mut outside) => return,
                         () = cut => {}
                     }
-                    // Both ends stay open, and hear nothing.
+                    // Both ends stay open and receive no data.
                     std::future::pending::<()>().await;
                 });
             }
@@ -51,7 +51,7 @@ impl Way {
     }
 }
 
-/// The number of replicas at work. More than one at a time is the fault that a Lease prevents.
+/// The number of replicas that work as the leader. A Lease prevents more than one at a time.
 #[derive(Clone, Default)]
 struct Works(Arc<AtomicI64>);
 

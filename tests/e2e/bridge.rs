@@ -1,5 +1,5 @@
-//! Pods that share a bridge, one of which takes its neighbours' addresses: by frames that it makes
-//! itself with CAP_NET_RAW, and by what CAP_NET_ADMIN lets it write in its own namespace.
+//! Pods that share a bridge. One of them takes over its neighbors' addresses: with forged frames,
+//! by CAP_NET_RAW, and by configuring them in its own namespace, by CAP_NET_ADMIN.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command, Stdio};
@@ -17,7 +17,7 @@ use crate::site::{DEADLINE, Site, credentials};
 /// The node's addresses on the bridge.
 const NODE: [&str; 2] = ["10.2.0.1", "fd02::1"];
 const CAP_NET_RAW: u64 = 1 << 13;
-/// Sends one HTTP request from an address of its own interface: ADDRESS TARGET PATH.
+/// Sends one HTTP request from an address of the pod's own interface: ADDRESS TARGET PATH.
 const FROM_ADDRESS: &str = r#"
 import socket, sys
 address, target, path = sys.argv[1:]
@@ -30,12 +30,12 @@ except OSError as error:
     print(error)
 "#;
 
-/// Ways in which a neighbour deceives the node.
+/// Ways in which a neighbor deceives the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// It announces the victim's address at its own MAC address.
     Address,
-    /// It sends from the victim's MAC address, so that the bridge takes its port for the victim's.
+    /// It sends from the victim's MAC address, so that the bridge learns its port for that address.
     Mac,
 }
 
@@ -53,7 +53,7 @@ struct Try {
 
 impl Theft {
     fn of(mut child: Child) -> anyhow::Result<Self> {
-        // It goes on until it has no standard input any more.
+        // It continues until its standard input is closed.
         drop(child.stdin.take());
         let output = child.wait_with_output()?;
         ensure!(output.status.success(), "{output:?}");
@@ -88,7 +88,7 @@ impl Bridged {
         [self.pod.v4.into(), self.pod.v6.into()]
     }
 
-    /// Asks for its credentials as any SDK does.
+    /// Requests the pod's credentials as an SDK does.
     fn ask(&self, target: SocketAddr) -> anyhow::Result<()> {
         let reply = ask::get_at(&self.pod, target, &self.path())?;
         ensure!(
@@ -116,8 +116,8 @@ impl<'a> Bridge<'a> {
         })
     }
 
-    /// A pod that the runtime has joined to the bridge and recorded, and whose kubelet says that it
-    /// is in `phase`.
+    /// A pod that the runtime has connected to the bridge and recorded, and whose phase in
+    /// Kubernetes is `phase`.
     async fn pod(&self, name: &'static str, address: &str, phase: &str) -> anyhow::Result<Bridged> {
         let pod = self.site.bridged(address)?;
         let object = self.site.object("a", name, &pod).role(name);
@@ -147,7 +147,7 @@ impl<'a> Bridge<'a> {
         Ok(agent)
     }
 
-    /// A neighbour with CAP_NET_RAW alone begins to take an address of the victim's.
+    /// A neighbor that has only CAP_NET_RAW starts to take over an address of the victim.
     fn begin(
         &self,
         thief: &Bridged,
@@ -201,7 +201,8 @@ impl<'a> Bridge<'a> {
         Theft::of(self.begin(thief, victim, v6, way, &[])?)
     }
 
-    /// Every way to take either of the victim's addresses: the request arrives and gets nothing.
+    /// Takes over each of the victim's addresses in every way: the requests arrive and get no
+    /// credentials.
     fn gets_nothing(&self, case: &str, thief: &Bridged, victim: &Bridged) -> anyhow::Result<()> {
         for v6 in [false, true] {
             self.gets_nothing_by(case, thief, victim, v6)?;
@@ -228,8 +229,8 @@ impl<'a> Bridge<'a> {
         Ok(())
     }
 
-    /// Has a neighbour with CAP_NET_ADMIN write into its own namespace: the victim's address, its
-    /// MAC address, and both.
+    /// Makes a neighbor with CAP_NET_ADMIN configure in its own namespace: the victim's address,
+    /// its MAC address, and both.
     fn writes_nothing_true(&self, thief: &Bridged, victim: &Bridged) -> anyhow::Result<()> {
         let own = thief.pod.mac("eth0")?;
         let victims = victim.pod.mac("eth0")?;
@@ -277,7 +278,7 @@ impl<'a> Bridge<'a> {
     }
 }
 
-/// A command in a pod's namespace that has one capability.
+/// A command that runs in a pod's namespace with one capability.
 fn with_only(pod: &lab::Pod, capability: &str) -> Command {
     let mut command = pod.command("setpriv");
     for set in ["--bounding-set", "--inh-caps"] {
@@ -296,7 +297,7 @@ async fn bridge_neighbour_gets_nothing() -> anyhow::Result<()> {
             neighbours(&bridge).await.context(backend)
         })
     };
-    // Most of the time is spent on waiting.
+    // Most of the time is spent waiting.
     tokio::task::block_in_place(|| {
         thread::scope(|scope| {
             let other = scope.spawn(|| on("iptables-nft"));
@@ -310,7 +311,7 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
     let thief = bridge.pod("thief", "10.2.0.66", "Running").await?;
     let silent = bridge.pod("silent", "10.2.0.5", "Running").await?;
 
-    // Without the runtime's records the theft works: the node believes what it is sent.
+    // Without the runtime's records the theft succeeds, because the node trusts the packets.
     let learn = ["--unrecorded-addresses=learn", "--cni-results-dir="];
     let mut open = bridge.agent(&learn).await?;
     for v6 in [false, true] {
@@ -369,7 +370,7 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
     bridge.writes_nothing_true(&thief, &silent)?;
     routed(bridge, &thief).await?;
 
-    // Once the neighbour is quiet, all are served, as themselves.
+    // Once the neighbor stops, all pods get their own credentials.
     for pod in [&silent, &pending, &reachable, &dual, &known, &thief] {
         for target in [METADATA, METADATA_6] {
             eventually(DEADLINE, async || pod.ask(target)).await?;
@@ -381,10 +382,10 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The victim has talked to the node, which knows its MAC address then.
+/// The victim has sent packets to the node, so the node knows its MAC address.
 fn talk(bridge: &Bridge<'_>, victim: &Bridged) -> anyhow::Result<()> {
     for (node, addr) in NODE.into_iter().zip(victim.addresses()) {
-        // A refused connection is an answer too.
+        // A refused connection is a response too.
         let _ = ask::get_at(&victim.pod, SocketAddr::new(node.parse()?, 9), "/");
         let known = bridge
             .site
@@ -396,7 +397,7 @@ fn talk(bridge: &Bridge<'_>, victim: &Bridged) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A pod with a route of its own needs no record, and its addresses can't be borrowed.
+/// A pod with its own route needs no record, and other pods cannot take over its addresses.
 async fn routed(bridge: &Bridge<'_>, thief: &Bridged) -> anyhow::Result<()> {
     let site = &bridge.site;
     let pod = site.pod("10.1.0.5")?;

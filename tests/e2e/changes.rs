@@ -1,4 +1,4 @@
-//! A revoked right is gone with the next answer, whatever was cached.
+//! A revocation applies to the next response, whatever is cached.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use crate::site::{DEADLINE, Site, served};
 
 const ALLOWED: &str = "iam.amazonaws.com/allowed-roles";
 
-/// Waits until the pod's answer for a role has this status.
+/// Waits until the pod's response for a role has this status.
 async fn answers(pod: &Namespace, role: &str, status: u16) -> anyhow::Result<Reply> {
     eventually(DEADLINE, async || {
         let reply = ask::get(pod, &format!("{CREDENTIALS}{role}"))?;
@@ -39,7 +39,8 @@ async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
     let arn = |role: &str| format!("arn:aws:iam::123456789012:role/{role}");
     assert_eq!(served(&site, &pod, "reader").await?, arn("reader"));
 
-    // The namespace no longer allows it: refused, with credentials that would be good for an hour.
+    // The namespace no longer allows the role: it is denied, although its credentials are valid for
+    // an hour.
     cluster
         .annotate_namespace(&namespace, &[(ALLOWED, Some(r#"["writer"]"#))])
         .await?;
@@ -48,12 +49,13 @@ async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
     for path in [CREDENTIALS, "/latest/meta-data/iam/info"] {
         assert_eq!(ask::get(&pod, path)?.status, 403);
     }
-    // A role for the pod that is allowed: that one, and the other one never again.
+    // The pod requests an allowed role instead: it gets that role, and the previous one is never
+    // served again.
     let role = [("iam.amazonaws.com/role", Some("writer"))];
     cluster.annotate_pod(&namespace, "app", &role).await?;
     assert_eq!(served(&site, &pod, "writer").await?, arn("writer"));
     assert_eq!(ask::get(&pod, &format!("{CREDENTIALS}reader"))?.status, 403);
-    // Allowed again.
+    // The role is allowed again.
     cluster
         .annotate_namespace(&namespace, &[(ALLOWED, Some(r#"["*"]"#))])
         .await?;
@@ -61,7 +63,7 @@ async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
         .annotate_pod(&namespace, "app", &[("iam.amazonaws.com/role", None)])
         .await?;
     answers(&pod, "writer", 404).await?;
-    // A finished pod has no address, and so no role.
+    // A finished pod owns no address, and so gets no role.
     cluster.annotate_pod(&namespace, "app", &role).await?;
     served(&site, &pod, "writer").await?;
     let addresses: [IpAddr; 2] = [pod.v4.into(), pod.v6.into()];
@@ -86,14 +88,15 @@ async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() 
     let _agent = site.ready_agent(&[]).await?;
     served(&site, &old, "old").await?;
 
-    // The network plugin gives the address to the next pod before the cluster tells of any of it.
+    // The network plugin assigns the address to the next pod before the cluster reports either
+    // change.
     drop(old);
     let new = site.pod("10.1.0.5")?;
     for path in [CREDENTIALS.to_owned(), format!("{CREDENTIALS}old")] {
         let reply = ask::get(&new, &path)?;
         assert_eq!(reply.status, 404, "{reply:?}");
     }
-    // Nor while both are known, or the old one alone.
+    // No pod is served while both are known, or only the old one is.
     cluster
         .run_pod(&site.object("a", "new", &new).role("new"))
         .await?;
@@ -113,7 +116,7 @@ async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() 
     });
     assert_eq!(role.await?, "arn:aws:iam::123456789012:role/new");
 
-    // Deleted, and its namespace still there: nothing.
+    // The pod is deleted and its namespace still exists: no credentials.
     cluster.delete_pod(&namespace, "new").await?;
     answers(&new, "new", 404).await?;
     Ok(())
@@ -145,7 +148,7 @@ deny[msg] {
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once()
 -> anyhow::Result<()> {
-    // The cluster's configuration would count for the other tests too.
+    // A RolegateConfig would apply to the other tests too.
     let cluster = &Cluster::start().await?;
     let crds = repository().join("deploy/crds.yaml");
     cluster.apply_file(&crds).await?;
@@ -181,7 +184,7 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
     let arn = "arn:aws:iam::123456789012:role/reader";
     assert_eq!(served(&site, &pod, "reader").await?, arn);
 
-    // The grant is taken away, with credentials that would be good for an hour, and given back.
+    // The grant is deleted, although its credentials are valid for an hour, and created again.
     let path = format!("{RULES}/rolegrants/reader");
     admin.delete(&path).await?.object()?;
     let denied = answers(&pod, "reader", 403).await?;
@@ -192,7 +195,7 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
     give().await?;
     served(&site, &pod, "reader").await?;
 
-    // A layer is only to tell: it is served, and told by a metric and the log.
+    // A layer in audit mode: the request is served and reported by a metric and the log.
     admin.delete(&path).await?.object()?;
     answers(&pod, "reader", 403).await?;
     let layers = async |layers: Value| {
@@ -205,7 +208,7 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
     };
     layers(json!({ "grants": "audit" })).await?;
     served(&site, &pod, "reader").await?;
-    // An Event is not repeated for a while, so this is about another pod.
+    // An Event is not repeated for a while, so this one is about another pod.
     let other = site.pod("10.1.0.6")?;
     cluster
         .run_pod(&site.object("a", "other", &other).role("reader"))
@@ -221,7 +224,7 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
         .wait_for_line("request would be denied", DEADLINE)
         .await?;
 
-    // A policy that is asked at doors comes and goes.
+    // A policy for agents is created and deleted.
     layers(json!({ "grants": "off", "rego": "enforce" })).await?;
     served(&site, &pod, "reader").await?;
     let map = json!({

@@ -1,5 +1,5 @@
-//! `rolegate policy` against a live cluster, by the binary and a kubeconfig, with the rights that its
-//! documentation asks for and no others. What it says is held against the gate of the same cluster.
+//! `rolegate policy` against a live cluster, with the real binary, a kubeconfig and only the
+//! documented rights. The results are compared with the webhook of the same cluster.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use tokio::sync::OnceCell;
 use crate::admission::stage::{DEADLINE, Stage, deployment, pod, taken};
 use crate::policy_command::{Ran, run_as};
 
-/// Grants and a policy that is asked everywhere; the policy reads objects of the cluster.
+/// Grants, and a policy for all enforcement points, which reads objects of the cluster.
 const RULES: &str = r#"
 apiVersion: rolegate.dev/v1alpha1
 kind: RolegateConfig
@@ -70,7 +70,8 @@ roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: policy-
 subjects: [{ kind: ServiceAccount, name: reader, namespace: people }]
 "#;
 
-/// Gate and controller may read what policies have replicated, which its manifest can't know.
+/// The webhook and the controller may read the kinds that policies replicate. The manifest cannot
+/// list them.
 const REPLICATED: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -120,7 +121,7 @@ impl Site {
                     "annotations": { "iam.amazonaws.com/role": "shop-reader" } },
                 "spec": { "containers": [{ "name": "app", "image": "app" }] } } } });
         cluster.apply_manifest(&owner.to_string()).await?;
-        // They are there before the gate is.
+        // They exist before the webhook starts.
         let pods = [
             TestPod::new("shop", "api", "node").role("shop-reader"),
             TestPod::new("shop", "old", "node").role("shop-legacy"),
@@ -135,7 +136,7 @@ impl Site {
         }
         let stage = Stage::start(cluster, RULES).await?;
         let site = Self { stage, kubeconfig };
-        // What was just bound may be known a moment later.
+        // A new binding may take effect a moment later.
         eventually(DEADLINE, async || {
             let ran = site.run(&["explain", "pod/api", "-n", "shop"]).await?;
             ensure!(ran.code == 0, "{}{}", ran.out, ran.err);
@@ -188,7 +189,7 @@ async fn explain_tells_of_pods_of_a_cluster_and_of_thoughts() -> anyhow::Result<
     let plain = site.explained("plain", "web", 3).await?;
     assert_eq!(plain["decision"], "noRole");
 
-    // What is missing is ready to apply, and then counts.
+    // The missing grant is ready to apply, and then takes effect.
     let ask = ["explain", "--role=lab-reader", "-n", "shop", "-o", "json"];
     let thought = site.run(&ask).await?.ended(3).json()?;
     assert_eq!(thought["workload"]["name"], "");
@@ -329,7 +330,7 @@ async fn simulate_tells_whom_a_change_cuts_off_before_it_does() -> anyhow::Resul
     let same = simulate(grant("other", "nobodys", "web"), 0).await?;
     assert_eq!(same["pods"], same["unchanged"], "{same:#}");
 
-    // Without the configuration everything is refused, which is reported too.
+    // Without the configuration all requests are denied, which is reported too.
     let ran = site
         .run(&["simulate", "--rules", &path, "--replace", "-o", "json"])
         .await?;
@@ -338,7 +339,7 @@ async fn simulate_tells_whom_a_change_cuts_off_before_it_does() -> anyhow::Resul
         .as_str()
         .unwrap_or_default();
     assert!(reason.contains("RolegateConfig"), "{gone:#}");
-    // Nothing of it was written.
+    // The command wrote nothing.
     site.explained("api", "shop", 0).await?;
     site.explained("front", "web", 3).await?;
     let text = site.run(&["simulate", "--rules", &path]).await?;
@@ -350,7 +351,7 @@ async fn simulate_tells_whom_a_change_cuts_off_before_it_does() -> anyhow::Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn suggest_covers_what_runs_and_nothing_else() -> anyhow::Result<()> {
     let site = Site::shared().await?;
-    // What runs while nothing is restricted.
+    // Pods that run while nothing is restricted.
     let open = [
         "suggest",
         "--cluster-config=off",
@@ -375,7 +376,7 @@ async fn suggest_covers_what_runs_and_nothing_else() -> anyhow::Result<()> {
         "our own role is suggested: {}",
         suggested.out
     );
-    // As JSON, and taken by the API server as it is.
+    // The output is JSON, which the API server accepts unchanged.
     let role_name = open.iter().chain(&["-o", "json"]).copied();
     let role_name = site
         .run(&role_name.collect::<Vec<_>>())
@@ -421,7 +422,7 @@ async fn export_writes_what_the_api_server_takes() -> anyhow::Result<()> {
     }
     assert!(vap.out.contains("eks-node"), "our own roles are left out");
 
-    // The registration is the one that the controller keeps, but for how the gate is reached.
+    // The exported configuration is the controller's, except for the webhook's address.
     let bare = |mut registration: Value| {
         for webhook in registration["webhooks"]
             .as_array_mut()
@@ -429,7 +430,7 @@ async fn export_writes_what_the_api_server_takes() -> anyhow::Result<()> {
             .flatten()
         {
             webhook["clientConfig"] = Value::Null;
-            // What the API server fills in.
+            // Fields that the API server fills in.
             if webhook["objectSelector"] == json!({}) {
                 webhook["objectSelector"] = Value::Null;
             }
@@ -455,7 +456,7 @@ async fn export_writes_what_the_api_server_takes() -> anyhow::Result<()> {
     let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions?dryRun=All";
     for definition in crds.objects()? {
         let answer = admin.post(path, &definition).await?;
-        // It is there already, and nothing else is wrong with it.
+        // The object exists already, and has no other fault.
         ensure!(answer.status == 409, "{}", answer.message());
     }
     site.run(&["export"]).await?.ended(64);

@@ -1,4 +1,4 @@
-//! A pod's owner reads in `kubectl describe pod` why there are no credentials.
+//! A pod's owner finds the reason for missing credentials in `kubectl describe pod`.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ async fn rule_03_a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
     }
     let answer = ask::get(&pods[0], CREDENTIALS)?.body;
     assert_eq!(ask::get(&pods[2], CREDENTIALS)?.status, 200);
-    // Events are written one after the other: with this one there, the others would be too.
+    // Events are written one after another: once this one exists, earlier ones do too.
     assert_eq!(ask::get(&pods[1], CREDENTIALS)?.status, 403);
     let events = Api::<Event>::namespaced(cluster.admin()?, &namespace);
     let found = eventually(DEADLINE, async || {
@@ -68,7 +68,7 @@ async fn rule_03_a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
             .and_then(|event| event.note.clone())
             .unwrap_or_default()
     };
-    // The Event says what the pod is answered, the role once, and what to do.
+    // The Event contains the pod's response, names the role once, and says what to do.
     assert_eq!(note("admin"), answer.trim_end());
     assert_eq!(note("admin").matches("role/admin").count(), 1, "{answer}");
     assert!(note("admin").contains("allowed-roles"), "{answer}");

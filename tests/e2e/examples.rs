@@ -1,4 +1,4 @@
-//! The manifests in the pages of `docs/` change nothing for pods that work.
+//! The manifests in the pages of `docs/` change nothing for working pods.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::site::{DEADLINE, Pod, Site, credentials};
 const BASE: &str = "arn:aws:iam::123456789012:role/k8s/";
 const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
 
-/// The files of `deploy/` that pages apply by their commands, in code blocks or fences.
+/// The files of `deploy/` that the pages apply, in commands or code blocks.
 fn applied() -> anyhow::Result<BTreeSet<String>> {
     fn pages(folder: &Path, all: &mut Vec<String>) -> anyhow::Result<()> {
         for entry in std::fs::read_dir(folder)? {
@@ -57,7 +57,7 @@ fn sessions(site: &Site, since: usize) -> BTreeSet<BTreeMap<String, String>> {
     assumed.map(|session| session.asked).collect()
 }
 
-/// An agent with the flags of the shipped manifest but for this one about the base ARN.
+/// Starts an agent with the flags of the shipped manifest, except for the base ARN.
 async fn agent(site: &Site, base: &str) -> anyhow::Result<Rolegate> {
     let node = format!("--node={}", site.node);
     let mut agent = site.spawn(&[
@@ -73,7 +73,7 @@ async fn agent(site: &Site, base: &str) -> anyhow::Result<Rolegate> {
     Ok(agent)
 }
 
-/// Fails unless the pod gets credentials of the role that is role_name.
+/// Fails unless the pod gets credentials of the role `role_name`.
 fn is_served(pod: &Pod) -> anyhow::Result<()> {
     let role_name = ask::get(pod, CREDENTIALS)?;
     ensure!(role_name.status == 200, "{role_name:?}");
@@ -91,12 +91,13 @@ async fn all_served(pods: &[Pod]) -> anyhow::Result<()> {
 async fn examples_change_nothing() -> anyhow::Result<()> {
     let mut files = applied()?;
     ensure!(files.contains("deploy/crds.yaml"), "{files:?}");
-    // Pages start from `policy adopt`; a reader who takes the example instead loses nothing either.
+    // The pages start with `policy adopt`. A reader who uses the example instead loses nothing
+    // either.
     files.insert("deploy/examples/rolegateconfig.yaml".into());
     let all_fields = "deploy/examples/rolegateconfig-all-fields.yaml";
     ensure!(!files.contains(all_fields), "a page applies {all_fields}");
 
-    // Its configuration would count for the other tests too.
+    // A RolegateConfig would apply to the other tests too.
     let cluster = &Cluster::start().await?;
     let site = Site::new("examples", cluster).await?;
     let namespaces = ["plain", "limited"].map(|name| site.namespace(name));
@@ -142,14 +143,14 @@ async fn examples_change_nothing() -> anyhow::Result<()> {
         "a webhook that is not there is registered"
     );
 
-    // An agent that starts now goes by the configuration from the beginning.
+    // An agent that starts now uses the configuration from the beginning.
     agent.stop().await?;
     let since = site.sts.assumed().len();
     let mut agent = self::agent(&site, "--auto-discover-base-arn").await?;
     all_served(&pods).await?;
     assert_eq!(sessions(&site, since), before);
 
-    // It does go by it.
+    // The configuration is in effect.
     let enforced = json!({ "spec": {
         "namespaceRestrictionsDefault": "deny", "layers": { "namespace": "enforce" } } });
     let patched = admin.patch(CONFIG, PatchKind::Merge, &enforced).await?;

@@ -1,4 +1,4 @@
-//! kube2iam's DaemonSet with nothing but the image changed.
+//! kube2iam's DaemonSet with only the image changed.
 
 use std::net::SocketAddr;
 
@@ -62,7 +62,7 @@ async fn kube2iam_daemonset_flags_work_with_the_image_changed() -> anyhow::Resul
     );
     assert_eq!(ask::get(&pods[1], ask::CREDENTIALS)?.status, 403);
 
-    // The probe of its DaemonSet asks the pods' port at the node's address.
+    // The DaemonSet's probe requests the pods' port at the node's address.
     let probed = (NODE_V4, 8181).into();
     let health = eventually(DEADLINE, async || {
         let reply = ask::get_at(site.lab.node(), probed, "/healthz")?;

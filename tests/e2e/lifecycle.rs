@@ -1,4 +1,4 @@
-//! The agent where the API server is late, goes away and comes back.
+//! An agent whose API server starts late, stops and returns.
 
 use anyhow::ensure;
 use rolegate_testkit::{Cluster, eventually};
@@ -41,7 +41,7 @@ async fn agent_survives_api_server_restart_and_slow_start() -> anyhow::Result<()
     ] {
         assert!(reasons.body.contains(waiting), "{}", reasons.body);
     }
-    // A node's pods need more of the metadata service than roles: that works already.
+    // Pods also need paths of the metadata service other than roles; those work already.
     let region = ask::get(&pod, "/latest/meta-data/placement/region")?;
     assert_eq!((region.status, region.body.as_str()), (200, "eu-west-1"));
     let early = ask::get(&pod, ask::CREDENTIALS)?;
@@ -58,7 +58,7 @@ async fn agent_survives_api_server_restart_and_slow_start() -> anyhow::Result<()
             let reply = site.admin("/readyz?verbose")?;
             credentials(&pod, "first")?;
             ensure!(reply.body.contains("pods:"), "{}", reply.body);
-            // What is known is served on, so that no pod suffers.
+            // Known sessions are still served, so that no pod is interrupted.
             ensure!(reply.status == 200, "{}", reply.body);
             Ok(())
         })

@@ -1,6 +1,6 @@
-//! `rolegate agent` from end to end, with independent parts instead of stand-ins: a
-//! real API server, network namespaces as node and pods, real redirect rules, moto as STS, and
-//! boto3 and the AWS CLI as they are published. Needs root.
+//! `rolegate agent` from end to end, with independent components instead of stand-ins: a real API
+//! server, network namespaces as node and pods, real redirect rules, moto as STS, and unmodified
+//! boto3 and AWS CLI. Needs root.
 
 #![cfg(test)]
 #![allow(

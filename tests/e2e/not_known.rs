@@ -1,5 +1,5 @@
-//! `rolegate policy` where what is in force can't be known, and the RolegateConfig that says what flags
-//! say. The API server is real, and only the command reads it.
+//! `rolegate policy` when the effective rules cannot be determined, and the RolegateConfig that is
+//! equivalent to the flags. The API server is real, and only the command reads it.
 
 use std::path::PathBuf;
 
@@ -90,7 +90,7 @@ async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Re
         "annotations": {"iam.amazonaws.com/role": "admin"}}, "spec": {"containers": []}});
     std::fs::write(&manifest, pod.to_string())?;
     let manifest = manifest.display().to_string();
-    // No agents: every command says how to tell it.
+    // No agents: every command names the flags to set.
     for command in [
         &["explain", "pod/reader", "-n", "shop"][..],
         &["check", "-f", &manifest],
@@ -105,7 +105,7 @@ async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Re
     let told = stage.explain("admin", &flags).await?.ended(3).json()?;
     assert_eq!(told["rules"]["source"]["kind"], "Flags");
 
-    // The shipped flags: agents find out the base ARN.
+    // The shipped flags: agents detect the base ARN.
     let restricted = json!({"args": ["agent", "--namespace-restrictions", "--auto-discover-base-arn",
         "--node=$(NODE_NAME)"],
         "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]});
@@ -150,7 +150,7 @@ async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Re
     })
     .await?;
 
-    // Agents that disagree, and flags that are elsewhere.
+    // Agents with different flags, and flags that come from other objects.
     stage
         .daemon_set("other", json!({"args": ["agent", BASE]}))
         .await?;
@@ -199,7 +199,7 @@ async fn the_adopted_config_decides_as_the_flags_do() -> anyhow::Result<()> {
     }
     let adopted = stage.run(&["adopt"]).await?.ended(0);
     assert!(adopted.err.contains("--session-scope"), "{}", adopted.err);
-    // Nothing was written.
+    // The command wrote nothing.
     let kinds = stage.cluster.requests()?;
     let path = "/apis/rolegate.dev/v1alpha1/rolegateconfigs";
     assert_eq!(kinds.get(path).await?.status, 404);
@@ -207,7 +207,7 @@ async fn the_adopted_config_decides_as_the_flags_do() -> anyhow::Result<()> {
     let definitions = repository().join("deploy/crds.yaml");
     stage.cluster.apply_file(&definitions).await?;
     eventually(DEADLINE, async || kinds.get(path).await?.object().map(drop)).await?;
-    // The kind without the object: agents refuse everything, and that is what is explained.
+    // The definition without an object: agents deny everything, and the explanation reports that.
     let missing = stage.explain("reader", &[]).await?.ended(3).json()?;
     assert_eq!(missing["denial"]["layer"], "rules");
     assert_eq!(missing["rules"]["source"]["kind"], "Missing");
@@ -233,7 +233,8 @@ async fn the_adopted_config_decides_as_the_flags_do() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The layer is off, so nothing of policies is read for it: the simulation still has to see whole pods.
+/// The layer is off, so no objects are read for policies. The simulation still has to see whole
+/// pods.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proposed_policy_is_simulated_while_its_layer_is_off() -> anyhow::Result<()> {
     let stage = Stage::start().await?;
@@ -261,7 +262,7 @@ async fn a_proposed_policy_is_simulated_while_its_layer_is_off() -> anyhow::Resu
     let found = stage.run(&simulate).await?.ended(3).json()?;
     assert!(found.to_string().contains("no images"), "{found:#}");
 
-    // A policy that is there and was never evaluated counts as well.
+    // An existing policy that was never evaluated is included as well.
     stage
         .cluster
         .apply_manifest(&map("images", images).to_string())

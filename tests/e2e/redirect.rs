@@ -1,4 +1,4 @@
-//! The redirect without an agent behind it, and by hand.
+//! The redirect without an agent, and the `rolegate redirect` command.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,10 +16,10 @@ use rolegate_testkit::{Cluster, eventually};
 use crate::ask::{self, METADATA, METADATA_6, Reply};
 use crate::site::{DEADLINE, Site, clean, rolegate, start_imds};
 
-/// The exit code of `redirect check` where nothing answers pods.
+/// The exit code of `redirect check` if pods get no response.
 const BLOCKED: i32 = 2;
 
-/// Returns true for an answer of the agent, which knows no pod here.
+/// Returns true for a response of the agent, which knows no pod in this test.
 fn is_agent(reply: &Reply) -> bool {
     reply.status == 404 && reply.body.contains("no pod of this node is known")
 }
@@ -40,7 +40,7 @@ async fn rule_07_redirect_stays_when_the_agent_stops() -> anyhow::Result<()> {
     let check = rolegate(site.lab.node(), &["redirect", "check", "--netns", &netns])?;
     assert_eq!(check.status.code(), Some(BLOCKED), "{check:?}");
 
-    // Killed is no different, and the next agent begins where the last one ended.
+    // A killed agent leaves the same state, and the next agent continues from it.
     let mut agent = site.ready_agent(&[]).await?;
     agent.kill();
     assert!(ask::get(&pod, "/latest/user-data").is_err() && !site.reached("user-data"));
@@ -112,11 +112,11 @@ async fn redirect_by_hand() -> anyhow::Result<()> {
         );
         let (code, json) = run(&["check", "--netns", &netns, "-o", "json"])?;
         let json: serde_json::Value = serde_json::from_str(&json)?;
-        // No agent runs.
+        // No agent is running.
         assert_eq!(code, Some(BLOCKED), "{json}");
         assert_eq!(json["state"], "blocked");
         assert_eq!(json["v4"]["state"], "blocked");
-        // iptables is one of both others, and its rules are shown once.
+        // iptables is one of the other two backends, and its rules are printed once.
         assert_eq!(shown.matches("10.0.0.1:8181").count(), 1, "{shown}");
         assert_eq!(json["routingRules"], "inPlace");
 
@@ -149,7 +149,7 @@ async fn a_redirect_that_somebody_removes_is_put_back() -> anyhow::Result<()> {
     .await
 }
 
-/// Each backend: the rules that close the metadata address hold, and no pod gets anything.
+/// With each backend, the rules that close the metadata address stay, and no pod gets a response.
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_interface_is_not_ready() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
@@ -182,7 +182,7 @@ async fn wrong_interface_is_not_ready() -> anyhow::Result<()> {
         assert!(ask::get(&pod, "/latest/user-data").is_err());
         assert!(agent.stop().await?.success());
 
-        // With the right one it is ready, on the same node.
+        // With the right interface the agent is ready, on the same node.
         let mut agent = site.agent(&[&redirect])?;
         site.ready(&mut agent).await?;
         eventually(DEADLINE, async || {
@@ -201,7 +201,7 @@ async fn wrong_interface_is_not_ready() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Without the capability nothing can be said about the rules, which are there.
+/// Without the capability the state of the installed rules is unknown.
 #[tokio::test(flavor = "multi_thread")]
 async fn show_without_rights_is_an_error() -> anyhow::Result<()> {
     let lab = Lab::new()?;
@@ -226,8 +226,8 @@ async fn show_without_rights_is_an_error() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks for what the agent never passes on, from several threads and without a pause, until it is
-/// dropped.
+/// Requests a path that the agent never forwards, from several threads and without a pause, until
+/// it is dropped.
 struct Insistent {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
@@ -244,7 +244,7 @@ impl Insistent {
                 let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
                 let netns = netns.to_owned();
                 thread::spawn(move || {
-                    // The thread stays in the pod's namespace, and ends with it.
+                    // The thread runs in the pod's namespace, which exists as long as the thread.
                     let _ = in_netns(&netns, || {
                         while !stop.load(Ordering::Relaxed) {
                             let _ = knock(target);
@@ -261,7 +261,7 @@ impl Insistent {
         }
     }
 
-    /// Waits until it has asked so often again.
+    /// Waits until this many more requests were sent.
     async fn asks(&self, more: usize) -> anyhow::Result<()> {
         let until = self.asked.load(Ordering::Relaxed) + more;
         eventually(DEADLINE, async || {
@@ -282,7 +282,7 @@ impl Drop for Insistent {
     }
 }
 
-/// One request over a connection of its own, whose answer is not waited for long.
+/// Sends one request over a new connection, with a short timeout.
 fn knock(target: SocketAddr) -> std::io::Result<()> {
     let patience = Duration::from_millis(200);
     let mut stream = TcpStream::connect_timeout(&target, patience)?;
@@ -293,7 +293,7 @@ fn knock(target: SocketAddr) -> std::io::Result<()> {
     stream.read(&mut [0; 64]).map(|_| ())
 }
 
-/// Flushes of all kinds, for each backend, as a host's own programs run them.
+/// Flushes of all kinds, for each backend, as other programs on a host run them.
 fn flushes(backend: &str) -> Vec<Vec<String>> {
     let words = |commands: &[&str]| commands.iter().map(ToString::to_string).collect();
     if backend == "nftables" {
@@ -332,12 +332,12 @@ async fn flush_opens_nothing() -> anyhow::Result<()> {
         for commands in flushes(backend) {
             for _ in 0..3 {
                 for command in &commands {
-                    // The flushed rules may not be back yet.
+                    // The flushed rules may not be restored yet.
                     let _ = node.exec(command);
                 }
                 pods.asks(8).await?;
             }
-            // The node's own way stays open, and the redirect comes back.
+            // The node's own path stays open, and the redirect is restored.
             let own = ask::get_at(node, METADATA, "/latest/meta-data/instance-id")?;
             assert_eq!(own.status, 200, "{own:?}");
             eventually(DEADLINE, async || {
@@ -351,7 +351,7 @@ async fn flush_opens_nothing() -> anyhow::Result<()> {
         }
         let answered = site.asked_for("user-data") - before;
         assert_eq!(answered, 0, "{backend}: answers of the node's own service");
-        // No agent is left to put anything back: the routing rules hold alone.
+        // No agent is running that could restore rules: the routing rules protect alone.
         agent.kill();
         for command in flushes(backend).concat() {
             let _ = node.exec(&command);

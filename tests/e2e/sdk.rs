@@ -1,4 +1,4 @@
-//! The main job: unmodified SDKs in pods get the pods' own roles.
+//! The main function: unmodified SDKs in pods get the pods' own roles.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::ask::{self, CREDENTIALS, METADATA, METADATA_6};
 use crate::shim::Sts;
 use crate::site::{Pod, Site, clean, no_secrets, served};
 
-/// Says who STS takes us for, or that there are no credentials.
+/// Prints the caller's identity according to STS, or that there are no credentials.
 const WHO_AM_I: &str = "
 import boto3, botocore.exceptions, json
 session = boto3.Session()
@@ -22,9 +22,9 @@ except botocore.exceptions.NoCredentialsError:
     print(json.dumps({'arn': None}))
 ";
 
-/// One process that works on until its first credentials have expired and it has seen a third key.
-/// Each piece of work finds its credentials anew, since botocore stretches the life of what a
-/// metadata service gives, by 12 minutes at least, when less than that is left of it.
+/// A process that runs until its first credentials have expired and it has seen a third key. Each
+/// step loads credentials again, since botocore extends the lifetime of metadata credentials by at
+/// least 12 minutes when they are about to expire.
 const WORK_ON: &str = "
 import boto3, botocore.exceptions, json, time
 def work(session):
@@ -62,7 +62,7 @@ mod iptables {
     }
 }
 
-/// Runs a program of the Python environment in a pod, which knows nothing but where STS is.
+/// Runs a program of the Python environment in a pod, in which only the STS endpoint is configured.
 pub(crate) fn run(
     sts: &Sts,
     pod: &Pod,
@@ -155,7 +155,7 @@ async fn sdk_in_pod_gets_its_role(backend: &str) -> anyhow::Result<()> {
         "{output}"
     );
 
-    // Each session is made for its pod alone, and none for those that may have none.
+    // Each session is created for one pod, and none for pods without a role.
     for assumed in site.sts.assumed() {
         let asked = |key: &str| assumed.asked.get(key).map(String::as_str);
         let external_id = match asked("RoleArn") {
@@ -188,7 +188,7 @@ async fn sdk_in_pod_gets_its_role(backend: &str) -> anyhow::Result<()> {
     no_secrets(&metrics.body)
 }
 
-/// Asks for the node's secrets by many spellings, in each pod, at both addresses.
+/// Requests the node's secrets with many spellings, in each pod, at both addresses.
 fn the_node_keeps_its_secrets(site: &Site, pods: &[Pod]) -> anyhow::Result<()> {
     const SPELLINGS: &[&str] = &[
         "/latest/meta-data/iam/security-credentials/node",
@@ -220,7 +220,7 @@ fn the_node_keeps_its_secrets(site: &Site, pods: &[Pod]) -> anyhow::Result<()> {
             }
         }
     }
-    // The agent asks for the role's name and its own credentials; for nothing else that is secret.
+    // The agent itself requests the role's name and its own credentials, and no other secret.
     for secret in [
         "user-data",
         "identity-credentials",
@@ -266,7 +266,7 @@ async fn sdk_refreshes_across_an_expiry() -> anyhow::Result<()> {
         .filter_map(Value::as_str)
         .collect();
     assert!(keys.len() >= 3, "{report}");
-    // STS is asked when a session has aged, not when a pod asks.
+    // The agent calls STS when a session needs a refresh, not when a pod requests credentials.
     let calls = report["calls"].as_u64().unwrap();
     let sessions = site.sts.assumed().len() as u64;
     assert!(

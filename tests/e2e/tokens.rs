@@ -1,4 +1,4 @@
-//! Metadata tokens, which clients keep for hours whatever happens to the agent.
+//! Metadata tokens, which clients keep for hours while agents restart.
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
@@ -27,7 +27,7 @@ fn status(agent: &Agent, from: Ipv4Addr, token: &str) -> anyhow::Result<u16> {
     Ok(agent.connect(from)?.request("GET", ROLE, &token)?.status)
 }
 
-/// All tokens are good for the pod that they were given to, and for no other.
+/// Each token is valid for the pod that requested it, and for no other pod.
 fn all_are_good(agent: &Agent, tokens: &[String], when: &str) -> anyhow::Result<()> {
     for (number, token) in tokens.iter().enumerate() {
         let found = status(agent, POD, token)?;
@@ -58,7 +58,7 @@ async fn tokens_survive_a_restart() -> anyhow::Result<()> {
     all_are_good(&agent, &tokens, "a crash")?;
     tokens.push(token(&agent)?);
 
-    // A plain restart.
+    // A graceful restart.
     ensure!(agent.process.stop().await?.success());
     drop(agent);
     let mut agent = site.agent(FILES, &[]).await?;
@@ -66,7 +66,7 @@ async fn tokens_survive_a_restart() -> anyhow::Result<()> {
     all_are_good(&agent, &tokens, "a restart")?;
     tokens.push(token(&agent)?);
 
-    // A hand-over, and a crash of the one that took over.
+    // A handover, and a crash of the new agent.
     let mut next = site.agent(FILES, &[]).await?;
     ensure!(
         next.process.log().contains("took over"),
@@ -96,8 +96,8 @@ async fn tokens_survive_a_restart() -> anyhow::Result<()> {
     );
     ensure!(std::fs::metadata(site.runtime.path())?.mode() & 0o7777 == 0o700);
 
-    // A file that another user could have written is not trusted: tokens end, and new ones are
-    // issued.
+    // A file that another user could have written is not trusted: its tokens become invalid, and
+    // new ones are issued.
     ensure!(agent.process.stop().await?.success());
     drop(agent);
     std::os::unix::fs::chown(&keys, Some(65_534), None)?;
@@ -117,7 +117,7 @@ async fn tokens_survive_a_restart() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_of_tokens_are_on_no_disk() -> anyhow::Result<()> {
     let mut site = Surroundings::new().await?;
-    // The folder of the build is on one.
+    // The build directory is on a disk.
     let test = std::env::current_exe()?;
     site.runtime = tempfile::tempdir_in(test.parent().context("no folder")?)?;
     site.pod("pod", &[POD]);
@@ -146,7 +146,7 @@ async fn keys_of_tokens_are_on_no_disk() -> anyhow::Result<()> {
             path.display()
         );
     }
-    // A hand-over keeps them all the same.
+    // A handover keeps the tokens nevertheless.
     let mut next = site.agent(FILES, &[]).await?;
     next.process.wait_for_line("took over", DEADLINE).await?;
     next.serves(POD).await?;

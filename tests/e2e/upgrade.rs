@@ -1,4 +1,4 @@
-//! A new agent takes over from the old one while pods go on asking.
+//! A new agent takes over from the old one while pods continuously send requests.
 
 use anyhow::ensure;
 use rolegate_testkit::{Cluster, Rolegate};
@@ -16,7 +16,7 @@ async fn upgrade_without_a_gap() -> anyhow::Result<()> {
     cluster
         .run_pod(&site.object("a", "reader", &pod).role("reader"))
         .await?;
-    // An agent that hands over must keep the rules, in spite of --redirect-remove-at-exit.
+    // An agent that hands over must leave the rules in place despite --redirect-remove-at-exit.
     let flags = ["--imds-v2=required", "--redirect-remove-at-exit"];
     let old = site.ready_agent(&["--redirect-remove-at-exit"]).await?;
     served(&site, &pod, "reader").await?;
@@ -26,7 +26,7 @@ async fn upgrade_without_a_gap() -> anyhow::Result<()> {
     let mut new = Asking::during(&pod, "reader", &[header], async |asking| {
         take_over(&site, asking, old, &flags).await
     })?;
-    // It is the new one that answers, and the rules are still there.
+    // The new agent responds, and the rules are still in place.
     assert_eq!(ask::get(&pod, CREDENTIALS)?.status, 401);
     assert!(
         site.lab
@@ -40,7 +40,7 @@ async fn upgrade_without_a_gap() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts the next agent, and ends the old one when the next is ready, as a rolling update does.
+/// Starts the next agent, and stops the old one when the next is ready, as a rolling update does.
 async fn take_over(
     site: &Site,
     asking: &Asking,

@@ -1,5 +1,5 @@
-//! An address belongs to its pod's place: on a network that pods share, where the container runtime
-//! recorded it; elsewhere where the routing table says.
+//! An address belongs to the attachment of its pod: on a network that pods share, the port that the
+//! container runtime recorded; on other networks, the interface in the routing table.
 
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::scene::{Client, DIRECT, Scene, fetch, on};
 
-/// For what happens elsewhere, on a machine that has other things to do too.
+/// Timeout for events on a machine that may be busy.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The node's addresses, with a folder for the container runtime's records.
+/// The node's addresses, with a directory for the container runtime's records.
 pub(crate) struct Place {
     attachments: Attachments,
     results: TempDir,
@@ -31,7 +31,7 @@ fn open(scene: &Scene, pattern: Option<&str>) -> anyhow::Result<Place> {
     open_with(scene, pattern, EVENT_BUFFER)
 }
 
-/// With a buffer of so many bytes for the kernel's events.
+/// Creates the harness with a buffer of this size, in bytes, for the kernel's events.
 pub(crate) fn open_with(
     scene: &Scene,
     pattern: Option<&str>,
@@ -62,7 +62,7 @@ impl Deref for Place {
 }
 
 impl Place {
-    /// The runtime recorded the pod by this UID.
+    /// The container runtime recorded the pod with this UID.
     pub(crate) fn record(&self, scene: &Scene, pod: &Pod, uid: &str) -> anyhow::Result<PathBuf> {
         let of = PodName {
             namespace: "shop",
@@ -94,7 +94,8 @@ pub(crate) fn pod_id(uid: &str) -> PodId {
     }
 }
 
-/// The pod's answers come from where its requests do: the node knows its MAC address and port.
+/// The node knows the MAC address and port of the pod, because the pod's responses come from the
+/// same interface as its requests.
 pub(crate) fn talk(pod: &Pod) -> anyhow::Result<()> {
     for direct in DIRECT {
         fetch(pod, direct)?;
@@ -214,7 +215,8 @@ fn a_bridge_s_address_is_bound_by_the_record_and_by_nothing_else() -> anyhow::Re
     let concern = place.concern().unwrap();
     assert!(concern.starts_with("2 addresses"), "{concern}");
 
-    // Another life of the same pod, and a record whose interface is another pod's.
+    // The record of a previous sandbox of the same pod, and a record whose interface belongs to
+    // another pod.
     place.record(&scene, &pod, "before")?;
     assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
     let of = |uid| PodName {
@@ -263,7 +265,7 @@ fn a_bridge_s_address_is_bound_by_the_record_and_by_nothing_else() -> anyhow::Re
     assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
     assert_eq!(place.concern(), None);
 
-    // An address of two namespaces that exist is neither's.
+    // An address in two existing namespaces belongs to neither.
     let mut second = other.cni_result(node, of("other"))?;
     second["result"]["ips"] = record["result"]["ips"].clone();
     let doubled = place.results.path().join("lab-other-eth0");
@@ -276,7 +278,7 @@ fn a_bridge_s_address_is_bound_by_the_record_and_by_nothing_else() -> anyhow::Re
     std::fs::remove_file(file)?;
     place.read_records();
     assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
-    // The pod is ending: nothing that an operator should look at.
+    // The pod is terminating, which operators need not look into.
     assert_eq!(place.concern(), None);
     Ok(())
 }
@@ -324,7 +326,8 @@ fn a_new_record_is_followed_without_being_asked() -> anyhow::Result<()> {
     })
 }
 
-/// The neighbour takes the victim's addresses: it answers for them, and sends from them.
+/// The neighbor takes over the victim's addresses: it answers ARP requests for them and sends
+/// packets from them.
 fn forge(thief: &Pod, victim: &Pod) -> anyhow::Result<()> {
     thief.exec(&format!("ip addr add {}/16 dev eth0", victim.v4))?;
     thief.exec(&format!("ip addr add {}/64 dev eth0 nodad", victim.v6))?;
@@ -349,7 +352,7 @@ fn threat_03_a_forged_arp_reply_does_not_move_an_address() -> anyhow::Result<()>
             || (),
             || {
                 forge(&thief, &victim)?;
-                // The node asks who has the address; the victim is kept from answering first.
+                // The node sends an ARP request. The victim is prevented from answering first.
                 for (addr, direct) in addresses(&victim).into_iter().zip(DIRECT) {
                     let before = place.generation();
                     let neighbours = format!("ip neigh del {addr} dev {}", victim.interface);
@@ -379,7 +382,7 @@ fn threat_03_what_a_neighbour_undid_before_the_look_is_seen_by_it() -> anyhow::R
     let mac = victim.mac("eth0")?;
     for addr in addresses(&victim) {
         assert_eq!(place.check("victim", addr)?, Verdict::Same);
-        // No task follows the kernel's events here.
+        // No task reads the kernel's events in this test.
         for now in ["02:00:00:00:00:66", &mac] {
             let neighbour = format!("ip neigh replace {addr} lladdr {now} dev cni0");
             scene.lab.node().exec(&neighbour)?;
@@ -419,7 +422,7 @@ fn an_interface_that_goes_is_told_at_once() -> anyhow::Result<()> {
     )
 }
 
-/// Asks until it is so.
+/// Polls until the verdict is the expected one.
 pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_so() {
@@ -428,7 +431,7 @@ pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Does something while the kernel's events and the records are followed.
+/// Runs a future while the kernel's events and the records are followed.
 fn following(
     scene: &Scene,
     attachments: &Attachments,

@@ -1,4 +1,5 @@
-//! The check from inside a pod tells the agent, nothing and the node's metadata apart.
+//! The check from inside a pod distinguishes the agent, no response, and the node's metadata
+//! service.
 
 use rolegate_redirect::Backend;
 use rolegate_redirect::check::{Outcome, SelfCheck, probe};
@@ -8,7 +9,7 @@ use crate::scene::{Scene, on};
 
 fn outcomes(pod: &Pod) -> [Outcome; 2] {
     let path = pod.path();
-    // From the test's own namespace: the check enters the pod's by itself.
+    // The check runs in the test's namespace and enters the pod's namespace itself.
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

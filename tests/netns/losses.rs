@@ -1,4 +1,5 @@
-//! Lost events of the kernel about pods' addresses, when there are more of them than it keeps.
+//! Lost kernel events about pods' addresses, when more events arrive than the kernel's buffer
+//! holds.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -11,13 +12,13 @@ use rolegate_testkit::lab::{Pod, PodLink};
 use crate::attachment::{Place, addresses, eventually, open_with, pod_id, talk};
 use crate::scene::Scene;
 
-/// Bytes in which the kernel keeps some ten events.
+/// Size of a buffer in which the kernel holds about ten events, in bytes.
 const SMALL: usize = 4096;
-/// More events than a buffer of `net.core.rmem_max` keeps, which is at most 4 MiB by default, and
-/// fewer than ours does.
+/// A number of events that exceeds a buffer of `net.core.rmem_max`, which is at most 4 MiB by
+/// default, but not the agent's buffer.
 const MANY: u32 = 15_000;
 
-/// A pod sends from ever new MAC addresses: what the bridge learns from it, and tells.
+/// A pod sends from many MAC addresses. The bridge learns each of them, which causes events.
 fn flood(scene: &Scene, pod: &Pod) -> anyhow::Result<()> {
     let port = pod.port.as_deref().unwrap();
     let mut commands = String::new();
@@ -32,7 +33,7 @@ fn flood(scene: &Scene, pod: &Pod) -> anyhow::Result<()> {
     scene.lab.node().exec(&batch).map(|_| ())
 }
 
-/// A pod with an interface of its own, and one on a bridge.
+/// A pod with its own interface, and one on a bridge.
 struct Pods {
     routed: Pod,
     bridged: Pod,
@@ -46,12 +47,12 @@ impl Pods {
         Ok(Self { routed, bridged })
     }
 
-    /// Both are where they belong, for a connection that is accepted from now on.
+    /// Asserts that both pods have their addresses, for a connection that is accepted from now on.
     fn settle(&self, scene: &Scene, place: &Place) -> anyhow::Result<()> {
         place.record(scene, &self.bridged, "bridged")?;
         for (uid, pod) in [("routed", &self.routed), ("bridged", &self.bridged)] {
             place.seen(pod_id(uid), &addresses(pod));
-            // To set up a scene makes events, too.
+            // The setup of the harness causes events too.
             eventually(|| {
                 let verdicts = place.verdicts(uid, pod);
                 verdicts.is_ok_and(|verdicts| verdicts == [Verdict::Same; 2])
@@ -63,7 +64,7 @@ impl Pods {
     fn verdicts(&self, place: &Place, accepted: Instant) -> anyhow::Result<[Verdict; 2]> {
         let check = |uid, pod| {
             let [addr, _] = addresses(pod);
-            // Not that of `Place`, which is for connections of now.
+            // `Place::check` uses the current time; this test passes the time of the accept.
             std::ops::Deref::deref(place).check(uid, addr, accepted)
         };
         Ok([
@@ -84,7 +85,7 @@ fn threat_03_a_connection_is_refused_for_good_once_events_were_lost() -> anyhow:
     let losses = place.losses();
     let (losses_before, generation) = (losses.get(), place.generation());
 
-    // The theft and its end are among the events that the kernel drops.
+    // The kernel drops events, among them those about the takeover of the address and its end.
     let [addr, _] = addresses(&pods.bridged);
     let before = place.resolve(addr)?;
     flood(&scene, &pods.bridged)?;
@@ -103,7 +104,7 @@ fn threat_03_a_connection_is_refused_for_good_once_events_were_lost() -> anyhow:
         "each connection is looked at again"
     );
 
-    // New connections are served again, and that one never.
+    // New connections are served again; the connection from before the loss never is.
     eventually(|| {
         place
             .check("bridged", addr)

@@ -1,5 +1,5 @@
-//! Real rules and real packets: pods as network namespaces, a node that forwards, and behind it
-//! a host that has the metadata addresses. Needs root, `ip`, `nft` and `iptables`.
+//! Real rules and real packets: pods as network namespaces, a node that forwards, and a host behind
+//! it with the metadata addresses. Needs root, `ip`, `nft` and `iptables`.
 
 #![cfg(test)]
 

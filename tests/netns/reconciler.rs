@@ -1,4 +1,5 @@
-//! The reconciler puts back what others remove or alter, and leaves the rules when it ends.
+//! The reconciler restores rules that other programs remove or change, and leaves the rules when it
+//! exits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ for_each_backend!(
     pain_04_rules_stay_at_the_end_unless_told_otherwise,
 );
 
-/// Damage that other programs do to routing rules, as commands on the node.
+/// Commands on the node with which other programs damage routing rules.
 fn routing_vandals() -> Vec<Vec<String>> {
     vec![
         vec!["ip rule del priority 2".into()],
@@ -30,7 +31,7 @@ fn routing_vandals() -> Vec<Vec<String>> {
     ]
 }
 
-/// Returns commands on the node by which others damage the rules.
+/// Returns commands on the node with which other programs damage the rules.
 fn vandals(scene: &Scene) -> Vec<Vec<String>> {
     let mut all = filter_vandals(scene);
     all.extend(routing_vandals());
@@ -68,8 +69,8 @@ fn rule_07_what_is_removed_or_altered_is_put_back(backend: Backend) -> anyhow::R
     is_put_back(&scene, Duration::from_millis(50), &commands)
 }
 
-/// The periodic check never runs here: its interval is an hour. Legacy iptables reports nothing, so
-/// with it only the routing rules come back at once.
+/// The periodic check never runs here, since its interval is an hour. Legacy iptables sends no
+/// notifications, so with that backend only the routing rules are restored at once.
 fn what_the_kernel_tells_of_is_put_back_without_waiting_for_a_look(
     backend: Backend,
 ) -> anyhow::Result<()> {
@@ -94,7 +95,7 @@ fn is_put_back(scene: &Scene, interval: Duration, vandals: &[Vec<String>]) -> an
             for commands in vandals {
                 let before = status.borrow().restored;
                 for command in commands {
-                    // Part of it may have been put back between two commands.
+                    // The reconciler may have restored some rules between two commands.
                     let done = scene.lab.node().exec(command);
                     assert!(commands.len() > 1 || done.is_ok(), "{done:?}");
                 }
@@ -115,17 +116,17 @@ fn is_put_back(scene: &Scene, interval: Duration, vandals: &[Vec<String>]) -> an
         };
         tokio::join!(reconciler.run(cancel.clone()), vandalise).1
     })?;
-    // The host's own requests, and none of the pod's.
+    // Only requests of the host itself arrive, none of the pod.
     assert_eq!(scene.imds.hits(), 2 * vandals.len());
     Ok(())
 }
 
-/// Flushes follow each other without pause, so that some come between putting the rules there and
-/// reading them back: what was read then is not what should be there.
+/// The rules are flushed repeatedly without a pause, so that some flushes happen between installing
+/// the rules and reading them back. The rules that were read then are not the expected ones.
 fn what_is_flushed_while_it_is_put_back_comes_back(backend: Backend) -> anyhow::Result<()> {
     let scene = Arc::new(Scene::new(backend)?);
     let pod = scene.pod()?;
-    // Legacy iptables doesn't report a flush.
+    // Legacy iptables does not report a flush.
     let interval = match backend {
         Backend::Iptables(Flavour::Legacy) => Duration::from_millis(50),
         _ => Duration::from_secs(3600),
@@ -171,7 +172,8 @@ fn pain_04_rules_stay_at_the_end_unless_told_otherwise(backend: Backend) -> anyh
             };
             tokio::join!(reconciler.run(cancel.clone()), stop);
         });
-        // To one who did not put them there, rules that are there are someone else's.
+        // A reconciler that did not install the rules treats existing rules as those of another
+        // agent.
         let redirect = scene.redirect("eni+");
         assert_eq!(on(scene.lab.node(), || redirect.state())?, left);
     }

@@ -1,4 +1,4 @@
-//! Each promise of the rules, for each backend.
+//! The guarantees of the rules, tested for each backend.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
@@ -105,7 +105,7 @@ fn pain_03_without_an_agent_pods_are_refused(backend: Backend) -> anyhow::Result
     scene.apply("eni+")?;
     scene.agent = None;
     for metadata in METADATA {
-        // A program that another test is starting holds all sockets until it runs.
+        // A process that another test is starting holds all sockets until it executes its program.
         let refused = (0..100).any(|_| {
             let error = fetch(&pod, metadata).unwrap_err();
             thread::sleep(Duration::from_millis(10));
@@ -117,7 +117,7 @@ fn pain_03_without_an_agent_pods_are_refused(backend: Backend) -> anyhow::Result
     Ok(())
 }
 
-/// As the service proxy would do it for `externalIPs`, in its tables and at its priority.
+/// Rules as the service proxy creates them for `externalIPs`, in its tables and at its priority.
 fn threat_21_a_service_with_a_metadata_address_gets_nothing(
     backend: Backend,
 ) -> anyhow::Result<()> {
@@ -181,7 +181,7 @@ fn threat_21_a_service_with_a_metadata_address_gets_nothing(
     Ok(())
 }
 
-/// A Service of its own address, whose endpoint is the metadata service.
+/// A Service with its own address, whose endpoint is the metadata service.
 fn threat_21_a_service_that_leads_to_the_metadata_address_is_refused(
     backend: Backend,
 ) -> anyhow::Result<()> {
@@ -244,7 +244,7 @@ fn threat_03_a_borrowed_source_address_gets_nowhere(backend: Backend) -> anyhow:
     let scene = Scene::new(backend)?;
     let (pod, thief) = (scene.pod()?, scene.lab.pod("10.1.0.66", PodLink::Veth)?);
     scene.apply("eni+")?;
-    // What gets as far as the agent's port, after the rules that would redirect it.
+    // Counts the packets that reach the agent's port after the rules that redirect them.
     scene.nft(&format!(
         "table inet seen {{
            chain input {{
@@ -289,7 +289,8 @@ fn threat_15_the_agent_s_port_is_no_service(backend: Backend) -> anyhow::Result<
         fetch(&pod, direct).unwrap_err();
         fetch(scene.lab.imds(), direct).unwrap_err();
     }
-    // Nor by way of a Service: it is redirected too, but not from a metadata address.
+    // A pod cannot reach the agent through a Service either: its packets are redirected, but their
+    // destination was not a metadata address.
     scene.nft(&format!(
         "table inet service {{
            chain prerouting {{
@@ -311,7 +312,7 @@ fn threat_15_the_agent_s_port_is_no_service(backend: Backend) -> anyhow::Result<
 fn applying_twice_is_once_and_removing_leaves_nothing(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
     if let Some(iptables) = scene.iptables() {
-        // The built-in chains stay once they were used.
+        // The built-in chains remain once they were used.
         for program in [iptables.clone(), iptables.replace("iptables", "ip6tables")] {
             for table in [
                 "filter -S FORWARD",
@@ -339,7 +340,7 @@ fn applying_twice_is_once_and_removing_leaves_nothing(backend: Backend) -> anyho
     Ok(())
 }
 
-/// The blocks of commands that a page shows: fenced, of language `sh`.
+/// Returns the commands in a page's fenced code blocks of the language `sh`.
 fn blocks_of_commands(page: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut lines = page.lines().map(str::trim_start);
@@ -367,7 +368,7 @@ fn the_commands_of_the_page_about_uninstalling_leave_nothing(
             .with_context(|| format!("no command with {word}"))
     };
     let scene = Scene::new(backend)?;
-    // The page says `iptables`, which is one of several programs.
+    // The page says `iptables`, which can be one of several programs.
     let functions = scene.iptables().map(|iptables| {
         let other = iptables.replace("iptables", "ip6tables");
         format!("iptables() {{ {iptables} \"$@\"; }}\nip6tables() {{ {other} \"$@\"; }}\n")
@@ -409,7 +410,7 @@ fn the_commands_of_the_page_about_uninstalling_leave_nothing(
     Ok(())
 }
 
-/// The state after the rules of nftables and iptables are gone, whichever interface a packet
+/// The state after the rules of nftables and iptables are removed, whichever interface a packet
 /// arrives on. Packets that the host itself sends follow its other routing rules.
 fn routing_rules_refuse_what_is_forwarded_and_nothing_else(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend)?;
@@ -422,7 +423,8 @@ fn routing_rules_refuse_what_is_forwarded_and_nothing_else(backend: Backend) -> 
         scene.lab.pod("10.2.0.7", PodLink::Bridge)?,
         scene.lab.pod("10.3.0.7", PodLink::Macvlan)?,
     ];
-    // A plug-in that gives pods and the host's own traffic tables of their own, before `main`.
+    // A network plugin that uses separate routing tables, before `main`, for pods and the host's
+    // own traffic.
     for (family, metadata, gateway) in [
         ("-4", "169.254.169.254", "10.0.0.254"),
         ("-6", "fd00:ec2::254", "fd10::fe"),
@@ -457,7 +459,7 @@ fn routing_rules_refuse_what_is_forwarded_and_nothing_else(backend: Backend) -> 
     for metadata in METADATA {
         assert_eq!(fetch(node, metadata)?, IMDS, "the host's own");
     }
-    // They don't disturb the redirect, nor does a strict check of the way back.
+    // These tables do not affect the redirect, and strict reverse-path filtering does not either.
     node.sysctl("net/ipv4/conf/all/rp_filter", "1")?;
     on(node, || redirect.apply())?;
     assert_eq!(on(node, || redirect.state())?, State::InPlace);

@@ -1,7 +1,7 @@
-//! The commands of the pages, run in order from the pages themselves, on clusters whose pods ask for
-//! credentials all the while. A page says by comments what is output, file or example; see
-//! [`directive`]. It fails where an output differs from the page's, and where a pod that worked stops
-//! before a step that says so.
+//! Runs the commands of the documentation in order, on clusters whose pods continuously request
+//! credentials. Comments in a page mark outputs, files and examples; see [`directive`]. The test
+//! fails if an output differs from the page's, or if a pod loses its credentials at a step that
+//! does not announce that.
 
 mod asker;
 mod directive;
@@ -22,9 +22,9 @@ use page::{Action, Page, Start};
 use places::{SCENES, Scene};
 use reader::Reader;
 
-/// Of a hundred commands, how many may be skipped.
+/// Maximum percentage of commands that may be skipped.
 const SKIPPED_OF_HUNDRED: usize = 5;
-/// The path that all roles of the pages' pods have. Another one would be another role.
+/// The path of all roles that the pages' pods have. A role with another path is a different role.
 const ROLES: &str = "arn:aws:iam::123456789012:role/k8s/";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,7 +41,7 @@ async fn docs_walk() -> anyhow::Result<()> {
         !scenes.is_empty(),
         "DOCS_WALK_ONLY is not a page that begins on a fresh cluster"
     );
-    // Most of the time is spent on waiting for Kubernetes, so they don't hold up each other.
+    // Most of the time is spent waiting for Kubernetes, so the walks run in parallel.
     let walks = scenes
         .into_iter()
         .map(async |scene| walk(scene, &chain(&pages, scene.page)?).await);
@@ -70,8 +70,8 @@ fn each_block_of_the_pages_is_run_or_says_why_not() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The tutorial, the guide to policies, the guides for those who come from elsewhere, and all how-to
-/// pages.
+/// The tutorial, the guide to policies, the guides for users who migrate from other tools, and all
+/// how-to pages.
 fn pages() -> anyhow::Result<Vec<Page>> {
     let guides = [
         "tutorial",
@@ -89,7 +89,7 @@ fn pages() -> anyhow::Result<Vec<Page>> {
     paths.iter().map(|path| Page::read(path)).collect()
 }
 
-/// The pages that are read one after the other, from this one on.
+/// Returns the pages that a reader follows one after another, starting with this one.
 fn chain<'a>(pages: &'a [Page], first: &str) -> anyhow::Result<Vec<&'a Page>> {
     let first = pages.iter().find(|page| page.path == first);
     let first = first.context("the first page is not there")?;
@@ -114,8 +114,9 @@ fn chain<'a>(pages: &'a [Page], first: &str) -> anyhow::Result<Vec<&'a Page>> {
     Ok(chain)
 }
 
-/// Lists what is skipped, and fails if it is too much of the pages that are run. Pages that begin
-/// nowhere run nothing: they need what no cluster here has, such as kube2iam.
+/// Lists the skipped commands, and fails if they are too many of the commands of the pages that
+/// run. Pages without a start run nothing, because they need a component that no test cluster has,
+/// such as kube2iam.
 fn check_skipped(pages: &[Page]) -> anyhow::Result<()> {
     let (mut commands, mut skipped) = (0, 0);
     for page in pages {
@@ -141,7 +142,7 @@ fn check_skipped(pages: &[Page]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Goes through pages on a cluster of their own.
+/// Follows pages on a separate cluster.
 async fn walk(scene: &Scene, pages: &[&Page]) -> anyhow::Result<()> {
     let cluster = &TestCluster::start(Options::default()).await?;
     for node in cluster.nodes() {
@@ -164,7 +165,7 @@ async fn walk(scene: &Scene, pages: &[&Page]) -> anyhow::Result<()> {
             role.is_empty() || role.starts_with(ROLES),
             "STS was asked for another role: {role}"
         );
-        // Trust policies written for kube2iam refuse them.
+        // Trust policies written for kube2iam deny these roles.
         let tags = call.tags;
         ensure!(tags.is_empty(), "a session of {role} has tags: {tags:?}");
     }
@@ -180,7 +181,7 @@ fn new_image() -> String {
     )
 }
 
-/// Writes the transcript to where everything built is kept.
+/// Writes the transcript to the cache directory.
 fn keep(page: &Page, transcript: &str) -> anyhow::Result<()> {
     let Some(cache) = std::env::var_os("ROLEGATE_CACHE") else {
         return Ok(());

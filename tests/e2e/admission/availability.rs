@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::stage::{DEADLINE, GRANTS, ROLE, Stage, alone, deployment, pod, refused, taken};
 
-/// Fails unless it was refused for lack of an answer.
+/// Fails unless the API server rejected the request because the webhook did not respond.
 fn unanswered(what: &str, answer: &Answer) -> anyhow::Result<()> {
     let message = answer.message();
     ensure!(
@@ -88,7 +88,7 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
             "/api/v1/namespaces".into(),
             annotated,
         ),
-        // Its name may be one that a grant gives roles to.
+        // The namespace's name may be one that a grant covers.
         (
             "a namespace",
             "/api/v1/namespaces".into(),
@@ -168,7 +168,7 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
     }
     let now = format!("{path}?gracePeriodSeconds=0");
     taken("a deletion without the webhook", jane.delete(&now).await?)?;
-    // Who has all rights can always repair the rules.
+    // A user with all rights can always repair the rules.
     let admin = stage.cluster.requests()?;
     let dry = format!("{grants}?dryRun=All");
     taken(
@@ -186,11 +186,11 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
     refused("a pod after the webhook is back", &answer, &["role/admin"])
 }
 
-/// Pods that are tried at once: more than the connections that the API server keeps, so that there
-/// is a new handshake each time.
+/// The number of pods in one attempt. It exceeds the number of connections that the API server
+/// keeps, so that each attempt needs a new handshake.
 const AT_ONCE: usize = 30;
 
-/// Tries pods that are to be allowed and refused; fails where one gets no verdict.
+/// Creates pods that must be allowed and denied; fails if one gets no verdict.
 async fn load(stage: &Stage, namespace: &'static str) -> anyhow::Result<()> {
     let mut tries = JoinSet::new();
     let jane = stage.jane()?;
@@ -212,7 +212,7 @@ async fn load(stage: &Stage, namespace: &'static str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The certificate in the Secret.
+/// Returns the certificate in the Secret.
 async fn certificate(stage: &Stage) -> anyhow::Result<Vec<u8>> {
     let secrets = Api::<Secret>::namespaced(stage.cluster.admin()?, HOME);
     let mut data = secrets.get("rolegate-admission-tls").await?.data;
@@ -229,8 +229,8 @@ async fn certificates_are_rotated_under_load() -> anyhow::Result<()> {
     let first = certificate(&stage).await?;
     load(&stage, namespace).await?;
 
-    // A controller that wants another name in the certificate renews it, in the order that it
-    // renews an old one by.
+    // A controller that needs another name in the certificate renews it in the same steps as an
+    // expiring one.
     stage
         .gate
         .restart_controller(&stage.cluster, "gate.example.com")
@@ -252,13 +252,13 @@ async fn certificates_are_rotated_under_load() -> anyhow::Result<()> {
         bursts > 3,
         "the certificate was replaced before its authority was trusted everywhere"
     );
-    // New connections get the new one now.
+    // New connections get the new certificate.
     for _ in 0..10 {
         load(&stage, namespace)
             .await
             .context("after the Secret was written")?;
     }
-    // Nothing is left but the new one.
+    // The configuration trusts only the new authority.
     stage.gate.restart_admission().await?;
     load(&stage, namespace)
         .await

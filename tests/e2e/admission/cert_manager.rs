@@ -1,5 +1,5 @@
-//! A certificate that cert-manager keeps: its Secret and what its injector writes, as it writes
-//! them. The controller makes none and leaves both alone.
+//! A certificate that cert-manager maintains. The test writes the Secret and the injector's changes
+//! as cert-manager does. The controller creates no certificate and changes neither.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::ByteString;
@@ -42,8 +42,8 @@ async fn issue(stage: &Stage, pair: &Pair, authority: &str) -> anyhow::Result<()
     Ok(())
 }
 
-/// Does what cert-manager's injector does for a configuration with its annotation: copies the Secret's
-/// `ca.crt` into the `caBundle` of each webhook.
+/// Acts as cert-manager's injector for a configuration with its annotation: copies the Secret's
+/// `ca.crt` to the `caBundle` of each webhook.
 async fn inject(stage: &Stage) -> anyhow::Result<()> {
     let admin = stage.cluster.requests()?;
     let mut registration = taken("the registration", admin.get(REGISTRATION).await?)?;
@@ -70,7 +70,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// A new one by the cluster's authority.
+    /// Issues a new chain from the cluster's authority.
     fn by_authority(cluster: &Cluster) -> anyhow::Result<Self> {
         let (chain, key) = cluster.serving_pair("cert-manager", &["127.0.0.1"])?;
         Ok(Self {
@@ -79,7 +79,7 @@ impl Pair {
         })
     }
 
-    /// One that is its own authority, as by an issuer of kind SelfSigned.
+    /// Issues a certificate that is its own authority, like an issuer of kind SelfSigned.
     fn self_signed() -> anyhow::Result<Self> {
         let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
         Ok(Self {
@@ -89,7 +89,7 @@ impl Pair {
     }
 }
 
-/// Returns the number of certificates that the webhook has begun to serve.
+/// Returns the number of certificates that the webhook has loaded so far.
 fn served(stage: &Stage) -> usize {
     let log = stage.gate.admission.log();
     log.matches("serving a new certificate").count()
@@ -118,7 +118,7 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     gate.register(&cluster, &mut registration, None).await?;
     let mut stage = Stage { cluster, gate };
 
-    // Without the Secret it is not ready, and says what it waits for.
+    // Without the Secret the webhook is not ready, and reports the missing Secret.
     eventually(DEADLINE, async || {
         let answer = stage.gate.operators("/readyz").await?;
         ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
@@ -139,7 +139,7 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     stage.shop(namespace).await?;
     until_served(&stage, 1).await?;
 
-    // Renewed by the same authority, while requests come.
+    // The same authority renews the certificate while requests arrive.
     let second = Pair::by_authority(&stage.cluster)?;
     let ask = async || {
         taken("a pod", stage.try_pod(namespace, "shop-reader").await?)?;
@@ -153,7 +153,8 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     }
     ask().await?;
 
-    // Half a Secret and one that doesn't fit keep the last good one.
+    // An incomplete Secret, or one whose key does not match, leaves the last valid certificate in
+    // use.
     let broken = Pair {
         chain: second.chain.clone(),
         key: first.key.clone(),
@@ -167,7 +168,7 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     .await?;
     ask().await.context("with a Secret that cannot be served")?;
 
-    // Another authority: the injector follows, without a restart.
+    // Another authority: the injector updates the configuration, without a restart of the webhook.
     let own = Pair::self_signed()?;
     issue(&stage, &own, &own.chain).await?;
     until_served(&stage, 3).await?;
@@ -178,7 +179,7 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     let left = "rolegate_certificate_expiration_timestamp_seconds{certificate=\"admission\"} ";
     ensure!(metrics.contains(left), "{metrics}");
 
-    // What the controller does to the registration leaves the injector's work as it is.
+    // The controller's updates of the configuration keep the injector's changes.
     let admin = stage.cluster.requests()?;
     let kinds = json!({ "spec": { "workloadKinds": [{ "preset": "argo-rollouts" }] } });
     let config = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";

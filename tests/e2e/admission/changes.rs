@@ -1,4 +1,4 @@
-//! A change of the rules takes effect with the next request, not with the next start.
+//! A change of the rules takes effect with the next request, without a restart.
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::request::PatchKind;
@@ -18,7 +18,7 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
     let (admin, ann) = (stage.cluster.requests()?, stage.member("platform")?);
     stage.until_refused(namespace, "reader").await?;
 
-    // A grant is made, changed, and taken away.
+    // A grant is created, changed, and deleted.
     stage.grant(namespace, &["reader"]).await?;
     stage.until_allowed(namespace, "reader").await?;
     stage.grant(namespace, &["writer"]).await?;
@@ -28,7 +28,7 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
     taken("the grant's deletion", ann.delete(&grant).await?)?;
     stage.until_refused(namespace, "writer").await?;
 
-    // The layer is only to tell, and then off, and then the namespace decides.
+    // The layer is first in audit mode, then off; then the namespace's annotation decides.
     let layers = async |layers: serde_json::Value| {
         let change = json!({ "spec": { "layers": layers } });
         let answer = ann.patch(CONFIG, PatchKind::Merge, &change).await?;
@@ -55,7 +55,7 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
         count.is_some_and(|count| count != "0")
     };
     ensure!(metrics.lines().any(counted), "not counted: {metrics}");
-    // The leader follows the rules as well, and says so.
+    // The leader watches the rules as well, and reports them.
     let controller = stage.gate.controller.as_ref();
     let controller = controller.context("no controller")?;
     eventually(DEADLINE, async || {
@@ -87,7 +87,8 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
         .await?;
     stage.until_allowed(namespace, "writer").await?;
 
-    // A default role, for pods that name none: the registration follows, so that they are reviewed too.
+    // A default role applies to pods that name none: the registration changes, so that the webhook
+    // reviews them too.
     let plain = super::stage::pod("plain", None);
     let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
     taken(
@@ -109,7 +110,8 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
     })
     .await?;
 
-    // Without its configuration it refuses, and with it again it doesn't.
+    // Without its configuration the webhook denies requests. After the configuration is restored,
+    // it allows them again.
     let mut config = taken("the configuration", admin.get(CONFIG).await?)?;
     taken("its deletion", ann.delete(CONFIG).await?)?;
     let answer = stage.until_refused(namespace, "writer").await?;

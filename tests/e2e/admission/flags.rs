@@ -1,5 +1,5 @@
-//! A cluster without our kinds, as those are that come from kube2iam: gate, door and command line
-//! have nothing but their flags, and the same flags are the same decision.
+//! A cluster without rolegate's kinds, like one that migrates from kube2iam: the webhook, the agent
+//! and the command line have only flags, and the same flags lead to the same decision.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::ByteString;
@@ -11,17 +11,17 @@ use super::stage::{DEADLINE, Stage, alone, pod};
 use crate::ask::{self, CREDENTIALS};
 use crate::site::{Pod, Site};
 
-/// Pods: the name, the role that is named, and the address.
+/// The pods: name, requested role, and address.
 const PODS: [(&str, Option<&str>, &str); 4] = [
     ("reader", Some("reader"), "10.1.0.5"),
     ("admin", Some("admin"), "10.1.0.6"),
     ("own", Some("my-node"), "10.1.0.7"),
     ("plain", None, "10.1.0.8"),
 ];
-/// The default role in one of the trials.
+/// The default role in one of the configurations.
 const DEFAULT: &str = "basic";
 
-/// Returns the webhook's answers for a pod like each of [`PODS`].
+/// Returns the webhook's verdicts for a pod like each of [`PODS`].
 async fn at_gate(
     stage: &mut Stage,
     namespace: &str,
@@ -58,7 +58,7 @@ async fn at_gate(
     Ok(allowed)
 }
 
-/// The status that each of [`PODS`] gets at its door.
+/// Returns the status that each of [`PODS`] gets from the agent.
 async fn at_door(site: &Site, pods: &[Pod], flags: &[&str]) -> anyhow::Result<Vec<u16>> {
     let node = format!("--node={}", site.node);
     let agent = [
@@ -85,7 +85,7 @@ async fn at_door(site: &Site, pods: &[Pod], flags: &[&str]) -> anyhow::Result<Ve
     Ok(found)
 }
 
-/// The decision about each of [`PODS`] that the command line tells.
+/// Returns the decision about each of [`PODS`] that the command line prints.
 async fn told(stage: &Stage, namespace: &str, flags: &[&str]) -> anyhow::Result<Vec<String>> {
     let kubeconfig = stage.cluster.admin_kubeconfig()?;
     let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
@@ -147,7 +147,7 @@ async fn without_a_configuration_the_same_flags_are_the_same_decision_everywhere
     let base = "--base-role-arn=arn:aws:iam::123456789012:role/";
     let default = format!("--default-role={DEFAULT}");
     for (flags, wanted) in [
-        // As kube2iam: whatever is named.
+        // As in kube2iam: every requested role is allowed.
         (&[base][..], ["allowed", "allowed", "allowed", "noRole"]),
         (
             &[

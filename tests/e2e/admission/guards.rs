@@ -1,5 +1,5 @@
-//! The ways around a pod's own endpoint, and around the rules: each is closed for users who are not
-//! writer of the rules.
+//! The ways to bypass a pod's own endpoint, or the rules: each is closed for users who are not rule
+//! writers.
 
 use anyhow::ensure;
 use rolegate_testkit::TestPod;
@@ -22,7 +22,8 @@ async fn a_pods_role_is_not_set_through_its_status_or_its_binding() -> anyhow::R
         jane.post(&pods, &super::stage::pod("new", None)).await?,
     )?;
 
-    // Not even a role that a grant covers: it would not be judged by whom it is for.
+    // A role that a grant covers is denied too, because the grant was not evaluated for the pod
+    // that would use the role.
     for role in ["admin", "shop-reader"] {
         let annotated = json!({ "metadata": { "annotations": { ROLE: role } } });
         let status = format!("{pods}/live/status");
@@ -101,7 +102,7 @@ async fn a_namespaces_role_annotations_are_for_namespace_writers() -> anyhow::Re
         let answer = ann.patch(&dry, PatchKind::Merge, &change).await?;
         taken(&format!("{key} by a namespace writer"), answer)?;
     }
-    // The grant may be known a moment later than it is made.
+    // The webhook may receive the grant a moment after its creation.
     let blue = json!({ "metadata": { "labels": { "guarded-team": "blue" } } });
     let dry = format!("{path}?dryRun=All");
     rolegate_testkit::eventually(super::stage::DEADLINE, async || {
@@ -144,7 +145,7 @@ async fn threat_07_a_namespace_takes_no_name_that_a_grant_waits_for() -> anyhow:
     let path = "/api/v1/namespaces?dryRun=All";
     let named = |field: &str, name: &str| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { field: name } });
     let says = ["metadata.name", "(layer grants, rule namespace writers)"];
-    // The grant may be known a moment later than it is made.
+    // The webhook may receive the grant a moment after its creation.
     rolegate_testkit::eventually(super::stage::DEADLINE, async || {
         let answer = jane.post(path, &named("name", "awaited")).await?;
         refused("a name that a grant names", &answer, &says)
@@ -153,7 +154,7 @@ async fn threat_07_a_namespace_takes_no_name_that_a_grant_waits_for() -> anyhow:
     for (field, name) in [
         ("name", "sandbox-evil"),
         ("name", "evil-lab"),
-        // The API server chooses the end.
+        // The API server generates the end of the name.
         ("generateName", "sandbox-"),
     ] {
         let namespace = named(field, name);
@@ -171,7 +172,8 @@ async fn threat_07_a_namespace_takes_no_name_that_a_grant_waits_for() -> anyhow:
         let answer = jane.post(path, &named(field, name)).await?;
         taken(&format!("a namespace by {field} {name}"), answer)?;
     }
-    // Who makes it first is not enough: what a writer made is changed by others as before.
+    // Creating the namespace first gives no rights: users who are not writers may still change only
+    // what they could before.
     taken(
         "the namespace",
         ann.post("/api/v1/namespaces", &named("name", "sandbox-fine"))

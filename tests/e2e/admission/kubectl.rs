@@ -1,4 +1,4 @@
-//! Refusals as kubectl shows them.
+//! Denials as kubectl prints them.
 
 use std::process::Stdio;
 
@@ -15,7 +15,7 @@ struct Ran {
     told: String,
 }
 
-/// Runs kubectl as a developer, with an object as its input.
+/// Runs kubectl as a developer, with an object on its standard input.
 async fn kubectl(cluster: &Cluster, arguments: &[&str], input: &Value) -> anyhow::Result<Ran> {
     let home = cluster.dir().join("kubectl");
     let kubeconfig = cluster.admin_kubeconfig()?;

@@ -1,4 +1,4 @@
-//! Rules that are missing: the gate stays where the API server finds it, and says what is missing.
+//! Missing rules: the webhook stays in the Service's endpoints and reports what is missing.
 
 use anyhow::ensure;
 use rolegate_testkit::request::PatchKind;
@@ -10,12 +10,12 @@ use super::stage::{DEADLINE, GRANTS, Stage, alone, pod, refused, taken};
 const ALL: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs";
 const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
 
-/// Waits until the gate is ready, with this remark about its rules, and the alarm is as it should
-/// be.
+/// Waits until the webhook is ready, with this note about its rules, and the metric for the alert
+/// has the expected value.
 async fn until_told(stage: &Stage, missing: Option<&str>) -> anyhow::Result<()> {
     eventually(DEADLINE, async || {
         let ready = stage.gate.operators("/readyz").await?;
-        // If it left the Service's endpoints, no refusal could say what is missing.
+        // Without a ready endpoint, no denial could contain the reason.
         ensure!(ready.starts_with("HTTP/1.1 200"), "not ready: {ready}");
         let note = ready.lines().find(|line| line.starts_with("[!] rules: "));
         ensure!(note.is_some() == missing.is_some(), "{ready}");
@@ -31,13 +31,13 @@ async fn until_told(stage: &Stage, missing: Option<&str>) -> anyhow::Result<()> 
     .await
 }
 
-/// Fails unless the gate refuses a pod's role with a sentence about what is missing.
+/// Fails unless the webhook denies a pod's role with the reason.
 async fn refuses(stage: &Stage, namespace: &str, missing: &str) -> anyhow::Result<()> {
     let answer = stage.until_refused(namespace, "shop-reader").await?;
     refused("a pod with a role", &answer, &[missing])
 }
 
-/// Fails unless a pod without a role passes.
+/// Fails unless a pod without a role is allowed.
 async fn lets_pass(stage: &Stage, namespace: &str) -> anyhow::Result<()> {
     let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
     let plain = stage.jane()?.post(&pods, &pod("plain", None)).await?;
@@ -56,7 +56,7 @@ async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_miss
     let mut config: Value = taken("the configuration", admin.get(CONFIG).await?)?;
     config["metadata"] = json!({ "name": "cluster" });
 
-    // The configuration is deleted, and the gate started again without it.
+    // The configuration is deleted, and the webhook restarted without it.
     taken("its deletion", admin.delete(CONFIG).await?)?;
     let missing = "the cluster's RolegateConfig named cluster is missing";
     refuses(&stage, namespace, missing).await?;
@@ -66,7 +66,7 @@ async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_miss
     refuses(&stage, namespace, missing).await?;
     lets_pass(&stage, namespace).await?;
     until_told(&stage, Some(missing)).await?;
-    // The command line says the same.
+    // The command line reports the same.
     let kubeconfig = stage.cluster.admin_kubeconfig()?;
     let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
     let explain = [
@@ -75,7 +75,7 @@ async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_miss
         "--role=shop-reader",
         "-n",
         namespace,
-        // As the webhook has it; there are no agents here.
+        // With the webhook's flags, since the cluster has no agents.
         "--cluster-config=required",
         &kubeconfig,
     ];
@@ -89,8 +89,8 @@ async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_miss
     stage.until_allowed(namespace, "shop-reader").await?;
     until_told(&stage, None).await?;
 
-    // A required policy is missing. It may be about anything: pods without a role are
-    // refused too, as soon as the API server asks about them.
+    // A required policy is missing. It could apply to any object, so pods without a role are denied
+    // too, as soon as the API server sends them to the webhook.
     let rego = json!({ "spec": { "layers": { "rego": "enforce" },
         "rego": { "required": [{ "namespace": "opa", "name": "must" }] } } });
     taken(

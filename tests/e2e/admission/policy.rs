@@ -1,5 +1,5 @@
-//! Rego policies as OPA's users have them: ConfigMaps, refusals in their words, their state where
-//! kube-mgmt wrote it.
+//! Rego policies as OPA's users have them: ConfigMaps, denials with the policies' messages, and
+//! their status in kube-mgmt's annotation.
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::request::PatchKind;
@@ -21,7 +21,7 @@ spec:
 "#;
 const ARTICLE: &str =
     include_str!("../../../crates/rego/tests/fixtures/deployment-create-whitelist-role-ns.rego");
-/// No policy by a long way.
+/// A text that is not a policy.
 const BROKEN: &str = "package kubernetes.admission\n\ndeny[msg] {\n";
 const MAPS: &str = "/api/v1/namespaces/opa/configmaps";
 const STATUS: &str = "openpolicyagent.org/kube-mgmt-status";
@@ -39,7 +39,7 @@ async fn stage() -> anyhow::Result<&'static Stage> {
         .await
 }
 
-/// Writes a policy, as a user with the right to.
+/// Writes a policy, as a user with the right to do so.
 async fn write(stage: &Stage, name: &str, text: &str) -> anyhow::Result<()> {
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
@@ -52,7 +52,7 @@ async fn write(stage: &Stage, name: &str, text: &str) -> anyhow::Result<()> {
     taken(&format!("policy {name}"), answer).map(drop)
 }
 
-/// Tries a Deployment of a namespace.
+/// Creates a Deployment in a namespace, as a dry run.
 async fn try_deployment(
     stage: &Stage,
     namespace: &str,
@@ -62,7 +62,7 @@ async fn try_deployment(
     stage.jane()?.post(&path, &deployment("web", 1, role)).await
 }
 
-/// Fails unless the policy decides as it is written.
+/// Fails unless the policy decides as written.
 async fn decides(stage: &Stage) -> anyhow::Result<()> {
     let answer = try_deployment(stage, "search", Some("payments-reader")).await?;
     let says = [
@@ -95,7 +95,8 @@ async fn the_article_s_policy_refuses_in_its_own_words() -> anyhow::Result<()> {
     write(stage, name, ARTICLE).await?;
     eventually(DEADLINE, async || decides(stage).await).await?;
 
-    // Broken: the last good one counts. Another policy shows that the gate has seen so much.
+    // An invalid change: the last valid version stays in use. Another policy shows that the webhook
+    // has received the change.
     write(stage, name, BROKEN).await?;
     let (deny, _helper) = ARTICLE.split_once("allowed(namespace, role) {").unwrap();
     let marker = deny
@@ -157,7 +158,7 @@ async fn the_status_of_a_policy_is_written_back() -> anyhow::Result<()> {
         .await
         .with_context(|| format!("the status of a policy that is {wanted}"))?;
     }
-    // All of it with the rights of the manifest.
+    // All of this works with the rights of the manifest.
     for log in [stage.gate.controller_log(), stage.gate.admission.log()] {
         let denied = log.lines().find(|line| line.contains("orbidden"));
         ensure!(

@@ -1,4 +1,5 @@
-//! The registration, which the controller adapts to the rules unless another owner does.
+//! The ValidatingWebhookConfiguration, which the controller adapts to the rules unless another
+//! owner maintains it.
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::admission::{Certificate, HOME, REGISTRATION};
@@ -10,7 +11,7 @@ use super::stage::{DEADLINE, GRANTS, Stage, alone, pod, taken};
 
 const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
 
-/// Returns whether the registration names the kind, and the time-out of its first webhook.
+/// Returns true if the configuration covers the kind, and the timeout of its first webhook.
 async fn registered(stage: &Stage, resource: &str) -> anyhow::Result<(bool, u64)> {
     let admin = stage.cluster.requests()?;
     let registration: Value = taken("the registration", admin.get(REGISTRATION).await?)?;
@@ -21,7 +22,7 @@ async fn registered(stage: &Stage, resource: &str) -> anyhow::Result<(bool, u64)
     Ok((named, seconds.context("no time-out")?))
 }
 
-/// Changes the registration by a JSON merge patch of its first webhook's time-out and annotations.
+/// Changes the timeout of the first webhook and the annotations with a JSON merge patch.
 async fn change(stage: &Stage, seconds: u64, annotations: Value) -> anyhow::Result<()> {
     let admin = stage.cluster.requests()?;
     let mut registration = taken("the registration", admin.get(REGISTRATION).await?)?;
@@ -39,8 +40,9 @@ async fn presets(stage: &Stage, names: &[&str]) -> anyhow::Result<()> {
     taken("other custom kinds", answer).map(drop)
 }
 
-/// Waits until the controller has gone through its work once more: it writes statuses of grants
-/// before it looks at the registration, so when the second's is there it has looked.
+/// Waits for one more reconciliation of the controller. It updates the webhook configuration before
+/// it writes the statuses of grants, so the status of a second grant shows that the configuration
+/// was reconciled after the first.
 async fn controller_looks(stage: &Stage, name: &str) -> anyhow::Result<()> {
     let admin = stage.cluster.requests()?;
     for part in ["a", "b"] {
@@ -61,7 +63,7 @@ async fn controller_looks(stage: &Stage, name: &str) -> anyhow::Result<()> {
 async fn a_registration_that_is_unmanaged_is_left_alone() -> anyhow::Result<()> {
     let _alone = alone().await?;
     let stage = Stage::start(Cluster::start().await?, GRANTS).await?;
-    // A change by hand is reverted with the next change of the rules.
+    // The controller reverts a manual change with the next change of the rules.
     change(&stage, 7, json!({})).await?;
     presets(&stage, &["argo-rollouts"]).await?;
     eventually(DEADLINE, async || {
@@ -77,7 +79,7 @@ async fn a_registration_that_is_unmanaged_is_left_alone() -> anyhow::Result<()> 
     assert_eq!(registered(&stage, "pipelineruns").await?, (false, 7));
     assert_eq!(registered(&stage, "rollouts").await?, (true, 7));
 
-    // The annotation is taken away again.
+    // The annotation is removed.
     change(&stage, 7, json!({})).await?;
     controller_looks(&stage, "managed").await?;
     eventually(DEADLINE, async || {
@@ -88,7 +90,7 @@ async fn a_registration_that_is_unmanaged_is_left_alone() -> anyhow::Result<()> 
     .await
 }
 
-/// The failure policies of all webhooks, `rule-validity` aside, which is always `Ignore`.
+/// Returns the failure policies of all webhooks except `rule-validity`, which always has `Ignore`.
 async fn failure_policies(stage: &Stage) -> anyhow::Result<Vec<String>> {
     let admin = stage.cluster.requests()?;
     let registration = taken("the registration", admin.get(REGISTRATION).await?)?;
@@ -105,8 +107,8 @@ async fn failure_policies(stage: &Stage) -> anyhow::Result<Vec<String>> {
     Ok(policies)
 }
 
-/// Requests that ordinary users made before there was a webhook: none of them is refused while nothing
-/// is enforced, whether the webhook answers or not.
+/// Requests that ordinary users made before the webhook was installed. None of them is rejected
+/// while no layer is enforced, whether the webhook responds or not.
 async fn nothing_is_refused(stage: &Stage, trial: &str) -> anyhow::Result<()> {
     let jane = stage.jane()?;
     let role = "arn:aws:iam::123456789012:role/any";
@@ -118,7 +120,7 @@ async fn nothing_is_refused(stage: &Stage, trial: &str) -> anyhow::Result<()> {
     )?;
     let pods = format!("/api/v1/namespaces/{trial}/pods?dryRun=All");
     for role in [role, "not a role!", "node"] {
-        // Its service account is not there yet, which is another matter than the webhook.
+        // The service account does not exist yet, which the API server reports itself.
         let mut pod = pod("any", Some(role));
         pod["spec"]["automountServiceAccountToken"] = false.into();
         eventually(DEADLINE, async || {
@@ -137,7 +139,7 @@ async fn nothing_is_refused(stage: &Stage, trial: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The names of the conditions under which the API server asks about pods.
+/// Returns the names of the conditions under which the API server sends pods.
 async fn conditions_of_pods(stage: &Stage) -> anyhow::Result<Vec<String>> {
     let admin = stage.cluster.requests()?;
     let registration = taken("the registration", admin.get(REGISTRATION).await?)?;
@@ -149,7 +151,7 @@ async fn conditions_of_pods(stage: &Stage) -> anyhow::Result<Vec<String>> {
     Ok(conditions.map(name).collect())
 }
 
-/// A policy may be about any object, so the API server asks about all as soon as there is one.
+/// A policy may apply to any object, so the API server sends all objects once a policy exists.
 async fn a_policy_widens_the_registration(stage: &Stage) -> anyhow::Result<()> {
     let admin = stage.cluster.requests()?;
     let enforced = json!({ "spec": { "layers": { "rego": "enforce" } } });
@@ -173,8 +175,8 @@ async fn a_policy_widens_the_registration(stage: &Stage) -> anyhow::Result<()> {
     .await
 }
 
-/// Without a configuration it is not known what was enforced: a controller that starts then must not
-/// take the flags' defaults for it.
+/// Without a configuration, the previously enforced rules are unknown: a controller that starts
+/// then must not replace them by the flags' defaults.
 async fn a_missing_configuration_loosens_nothing(stage: &mut Stage) -> anyhow::Result<()> {
     let admin = stage.cluster.requests()?;
     let config = taken("the configuration", admin.get(CONFIG).await?)?;
@@ -230,7 +232,7 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
             "endpoints": [{ "addresses": ["10.99.0.1"], "conditions": { "ready": ready } }] })
     };
     taken("endpoints", admin.post(&slices, &slice(false)).await?)?;
-    // One more grant and its status: the controller has looked with these endpoints.
+    // The status of one more grant shows that the controller has reconciled with these endpoints.
     controller_looks(&stage, "unready").await?;
     ensure!(
         admin.get(REGISTRATION).await?.status == 404,
@@ -260,9 +262,9 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
         );
     }
     assert_eq!(failure_policies(&stage).await?, ["Ignore"]);
-    // There is no network of Services here, so the API server gets no answer.
+    // The cluster has no network of Services, so the API server gets no response.
     nothing_is_refused(&stage, "registered").await?;
-    // Nor does a webhook that answers refuse anything.
+    // A webhook that responds denies nothing either.
     stage.gate.ready().await?;
     eventually(DEADLINE, async || {
         let mut by_url = taken("the registration", admin.get(REGISTRATION).await?)?;
@@ -292,7 +294,7 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
     a_missing_configuration_loosens_nothing(&mut stage).await?;
     let admin = stage.cluster.requests()?;
 
-    // It is re-created, and is deleted with the controller's rights.
+    // The configuration is re-created, and is deleted together with the controller's ClusterRole.
     taken("deleted", admin.delete(REGISTRATION).await?)?;
     eventually(DEADLINE, async || {
         taken("the registration", admin.get(REGISTRATION).await?)

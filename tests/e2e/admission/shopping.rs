@@ -1,5 +1,5 @@
-//! Role shopping: a user who may create pods names a role that was granted to another user. Each object
-//! that creates pods is refused, when it is created and when it is changed.
+//! Role shopping: a user who may create pods names a role that was granted to another user. The
+//! webhook denies this for each kind of object that creates pods, at creation and at updates.
 
 use anyhow::ensure;
 use rolegate_testkit::request::{PatchKind, Requests};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::stage::{DEADLINE, ROLE, Stage, deployment, pod, refused, taken, template};
 
-/// Kinds outside of Kubernetes.
+/// Custom resources.
 const CUSTOM: &str = r#"
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
@@ -42,7 +42,7 @@ const GRANTED: [&str; 2] = ["shop-reader", "shop-writer"];
 /// A role that no grant covers.
 const OTHERS: &str = "admin";
 
-/// A kind that leads to a role.
+/// A kind whose objects lead to a role.
 struct Kind {
     /// The group and version, and the plural, as in URLs.
     url: &'static str,
@@ -63,7 +63,7 @@ fn workload(version: &str, kind: &str, spec: Value) -> Value {
     object
 }
 
-/// The pods of a Job end.
+/// The pods of a Job do not restart.
 fn ending() -> Value {
     let mut template = template(None);
     template["spec"]["restartPolicy"] = "Never".into();
@@ -173,9 +173,9 @@ impl Kind {
         }
     }
 
-    /// Nothing but the role, as a patch of it.
+    /// Returns a patch with only the role.
     fn role(&self, role: &str) -> Value {
-        // The name of a role is completed by the configuration, but not for web identity.
+        // The configuration's base ARN completes the name of a role, but not for web identity.
         let role = match self.url.ends_with("serviceaccounts") {
             true => format!("arn:aws:iam::123456789012:role/{role}"),
             false => role.to_owned(),
@@ -191,7 +191,7 @@ impl Kind {
         object
     }
 
-    /// Makes and changes one, as `jane`.
+    /// Creates and changes an object, as `jane`.
     async fn try_all(&self, jane: &Requests, namespace: &str) -> anyhow::Result<()> {
         let path = self.path(namespace);
         let (place, url) = (self.place(), self.url);
@@ -220,7 +220,7 @@ impl Kind {
             let mut whole = taken(url, jane.get(&one).await?)?;
             merge(&mut whole, self.role(OTHERS));
             let answer = jane.put(&one, &whole).await?;
-            // Its controller may have written in between.
+            // The object's controller may have written in between.
             ensure!(answer.status != 409, "{}", answer.message());
             Ok(answer)
         })
@@ -258,7 +258,7 @@ impl Kind {
     }
 }
 
-/// Puts the fields of a patch without nulls into an object.
+/// Merges the fields of a patch without nulls into an object.
 fn merge(target: &mut Value, patch: Value) {
     match patch {
         Value::Object(fields) => {
@@ -278,7 +278,7 @@ async fn role_shopping_is_refused_for_every_kind() -> anyhow::Result<()> {
     stage.shop(namespace).await?;
     let jane = stage.jane()?;
     let kinds = kinds();
-    // The registration of a configured kind follows the configuration.
+    // The webhook configuration covers a newly configured kind.
     for kind in kinds.iter().filter(|kind| kind.url.contains("example.com")) {
         eventually(DEADLINE, async || {
             let path = format!("{}?dryRun=All", kind.path(namespace));
@@ -394,7 +394,7 @@ async fn a_grant_that_is_taken_away_blocks_no_scale_no_finalizer_and_no_deletion
         let answer = jane.patch(&path, PatchKind::Merge, &change).await?;
         taken(what, answer)?;
     }
-    // What would make new pods with the role is refused.
+    // Changes that would create new pods with the role are denied.
     let image = json!({ "spec": { "template": { "metadata": { "labels": { "new": "x" } } } } });
     let answer = jane.patch(&web, PatchKind::Merge, &image).await?;
     refused("a new template", &answer, &["role/shop-reader"])?;

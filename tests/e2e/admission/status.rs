@@ -1,4 +1,4 @@
-//! The state of rules, reported to their authors by the objects' status and by Events.
+//! The status of rules, reported to their authors in the objects and in Events.
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::request::PatchKind;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::stage::{DEADLINE, Stage, alone, pod, taken};
 
 const KINDS: &str = "/apis/rolegate.dev/v1alpha1";
-/// Without a base ARN.
+/// A configuration without a base ARN.
 const RULES: &str = r#"
 apiVersion: rolegate.dev/v1alpha1
 kind: RolegateConfig
@@ -17,7 +17,8 @@ spec:
   layers: { namespace: "off", grants: enforce, rego: enforce }
 "#;
 
-/// Waits until the object says this of itself: `Ready`, the reason, a part of the message.
+/// Waits until the object's condition has this `Ready` status, this reason and this part of the
+/// message.
 async fn says(stage: &Stage, path: &str, wanted: (&str, &str, &str)) -> anyhow::Result<Value> {
     let admin = stage.cluster.requests()?;
     let path = format!("{KINDS}/{path}");
@@ -41,7 +42,7 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     let admin = stage.cluster.requests()?;
     stage.cluster.create_namespace("shop", &[]).await?;
 
-    // A name that nothing completes here, which is not the grant's mistake.
+    // A name that no base ARN completes here, which is not a fault of the grant.
     stage.grant("shop", &["reader"]).await?;
     let base = "no base ARN is known";
     says(&stage, "rolegrants/shop", ("False", "NoBaseArn", base)).await?;
@@ -69,7 +70,7 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     )
     .await?;
 
-    // Live pods are counted while they are there, finished ones are not.
+    // Live pods are counted while they exist; finished pods are not.
     let pods = "/api/v1/namespaces/shop/pods";
     for (name, role) in [("api", Some("reader")), ("other", None)] {
         let mut pod = pod(name, role);
@@ -92,7 +93,7 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
         .await?;
     counted(0).await?;
 
-    // The configuration's status reports what keeps the rules from taking effect.
+    // The configuration's status contains the reason why the rules are not in effect.
     let required = json!([{ "namespace": "opa", "name": "must" }]);
     change(json!({ "rego": { "required": required } })).await?;
     let missing = ("False", "Invalid", "opa/must");
@@ -105,7 +106,7 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     )
     .await?;
 
-    // A policy that cannot be read is reported by an Event too.
+    // A policy that cannot be parsed is reported by an Event too.
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": { "name": "broken", "labels": { "openpolicyagent.org/policy": "rego" } },
@@ -133,7 +134,7 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     .await
 }
 
-/// An Event about an object of ours.
+/// Returns an Event about one of rolegate's objects.
 async fn reported(stage: &Stage, reason: &str, object: &Value) -> anyhow::Result<String> {
     let admin = stage.cluster.requests()?;
     eventually(DEADLINE, async || {
@@ -165,7 +166,7 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     };
     let role = "arn:aws:iam::123456789012:role/reader";
     let policy = |policy: &str| json!({ "roles": [role], "session": { "policy": policy } });
-    // The administrator, who may do everything, is asked about as well.
+    // Objects of the administrator, who has all rights, are reviewed as well.
     for requests in [stage.jane()?, stage.cluster.requests()?] {
         for (spec, words) in [
             (policy("{"), "spec.session"),
@@ -177,7 +178,7 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
                     .post(&grants, &grant("wrong", spec.clone()))
                     .await?;
                 if answer.status.is_success() {
-                    // The registration is not what it will be yet.
+                    // The webhook configuration may not be up to date yet.
                     taken(
                         "it is gone",
                         admin.delete(&format!("{grants}/wrong")).await?,
@@ -201,13 +202,13 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
             answer.status == 403 && message.contains("spec.rego.label"),
             "{message}"
         );
-        // A name that nothing completes here may be completed elsewhere.
+        // An agent may know a base ARN that completes a name which admission cannot complete.
         let fine = grant("fine", json!({ "roles": ["reader"] }));
         let path = format!("{grants}?dryRun=All");
         taken("a grant", requests.post(&path, &fine).await?)?;
     }
 
-    // What comes past the webhook is reported.
+    // An invalid object that bypassed the webhook is reported.
     stage.gate.kill_admission();
     let made = taken(
         "a grant",
@@ -234,7 +235,7 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     assert_eq!(found["status"]["conditions"][0]["observedGeneration"], 2);
     reported(&stage, "ConfigurationInvalid", &config).await?;
 
-    // A change that fixes it is one generation later.
+    // The change that fixes the object has the next generation.
     let fixed = json!({ "spec": { "session": { "policy": "" } } });
     let path = format!("{grants}/wrong");
     taken("it", admin.patch(&path, PatchKind::Merge, &fixed).await?)?;

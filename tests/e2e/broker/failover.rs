@@ -1,5 +1,5 @@
-//! Two brokers, of which one goes away: no pod outcomes, neither one that was there nor one that has
-//! just started.
+//! Two brokers, of which one stops: every pod gets its credentials without interruption, whether it
+//! ran before or has just started.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::asking::{Asker, Asking};
 use crate::site::{DEADLINE, Pod, credentials};
 
 const FLAGS: [&str; 1] = ["--layer=namespace=off"];
-/// Longer than a busy machine takes for a failover: what a pod's first request waits for.
+/// Timeout of a pod's first request, longer than a failover takes on a busy machine.
 const PATIENCE: &str = "--wait=10s";
 
 const STREAMS: [&str; 2] = [
@@ -22,22 +22,22 @@ const STREAMS: [&str; 2] = [
     r#"rolegate_broker_streams{use="warm"}"#,
 ];
 
-/// Two nodes and where they are.
+/// Two nodes and their surroundings.
 struct Scene {
     place: Place,
     nodes: [Node; 2],
-    /// The last octet of the pod that was made last.
+    /// The last octet of the latest pod's address.
     last: Cell<u8>,
 }
 
 impl Scene {
-    /// Streams of agents to a broker: serving, and warm.
+    /// Returns the numbers of agents' streams to a broker: active and standby.
     fn streams(&self, broker: u8) -> anyhow::Result<(u64, u64)> {
         let [serving, warm] = STREAMS.map(|series| self.place.metric(broker, series));
         Ok((serving?, warm?))
     }
 
-    /// Waits until each agent has a stream to each broker; gives a broker that serves one.
+    /// Waits until each agent has a stream to each broker; returns a broker with an active stream.
     async fn settled(&self) -> anyhow::Result<u8> {
         let nodes = u64::try_from(self.nodes.len())?;
         eventually(DEADLINE, async || {
@@ -49,7 +49,7 @@ impl Scene {
         .await
     }
 
-    /// A pod starts on a node, with a role that no pod had, and asks once.
+    /// Starts a pod on a node, with a role that no pod had before, and sends one request.
     async fn starts(&self, node: &Node) -> anyhow::Result<(Arc<Pod>, String)> {
         let last = self.last.get() + 1;
         self.last.set(last);
@@ -64,7 +64,7 @@ impl Scene {
         Ok((pod, role))
     }
 
-    /// Pods start on both nodes as long as `work` goes on, and once more.
+    /// Starts pods on both nodes as long as `work` runs, and once more after it.
     async fn starting<T>(
         &self,
         work: impl Future<Output = anyhow::Result<T>>,
@@ -114,8 +114,8 @@ async fn no_request_fails_while_brokers_go_and_come() -> anyhow::Result<()> {
     let askers: [Asker<'_>; 2] = [(&pods[0], "reader"), (&pods[1], "writer")];
     Asking::all_during(&askers, &[], async |asking| {
         fail_over(&scene, asking, &mut brokers).await?;
-        // Refreshed once more with no broker that comes or goes: a session of the short life, since
-        // what was there at first lives longer and is served on.
+        // One more refresh without a change of brokers. It is of a session with the short lifetime,
+        // since the first sessions have a longer one and are still served.
         let (pod, role) = scene.starts(&scene.nodes[0]).await?;
         let before = credentials(&pod, &role)?;
         eventually(DEADLINE, async || {
@@ -138,7 +138,7 @@ async fn fail_over(
     asking: &Asking,
     brokers: &mut [Rolegate; 2],
 ) -> anyhow::Result<()> {
-    // Killed: its agents go over to the other at once.
+    // A broker is killed: its agents switch to the other one at once.
     let serving = scene.settled().await?;
     let killed = brokers.get_mut(usize::from(serving) - 1);
     let killed = killed.context("a broker")?;
@@ -150,15 +150,15 @@ async fn fail_over(
         })
         .await?;
     assert_eq!(scene.streams(3 - serving)?.0, 2);
-    // All of them: what is there is served on.
+    // All brokers are killed: existing sessions are still served.
     brokers.iter_mut().for_each(|broker| broker.kill());
     asking.more(50).await?;
-    // From now on a new session is renewed after 8 s, or a little more.
+    // From now on a new session is refreshed after 8 s or slightly more.
     let place = &scene.place;
     place.sts.set_life(Duration::from_secs(20));
     *brokers = tokio::try_join!(place.broker(1, &FLAGS), place.broker(2, &FLAGS))?.into();
 
-    // A rolling update: one after the other, when there is a stream to the one before.
+    // A rolling update: one broker after another, each when the previous one has a stream.
     for (number, broker) in (1..).zip(brokers.iter_mut()) {
         scene.settled().await?;
         scene

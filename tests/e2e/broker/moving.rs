@@ -1,5 +1,5 @@
-//! A node moves from an agent that works alone to one with a broker, in place, as the rollout of the
-//! DaemonSet does it.
+//! A node switches from a standalone agent to one with a broker, in place, as the DaemonSet's
+//! rollout does it.
 
 use anyhow::ensure;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -14,8 +14,7 @@ use crate::ask::{self, CREDENTIALS};
 use crate::asking::Asking;
 use crate::site::DEADLINE;
 
-/// A cluster of its own, whose agents have rights at first, by the manifest of agents without a
-/// broker.
+/// A separate cluster, whose agents have the rights of the standalone agents' manifest at first.
 async fn cluster() -> anyhow::Result<&'static Cluster> {
     static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
     CLUSTER
@@ -37,7 +36,7 @@ async fn agent_moves_from_alone_to_brokered() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let place = Place::within(cluster, "moving", 9).await?;
     cluster.create_namespace(&place.named("a"), &[]).await?;
-    // While agents are moved, pods' roles trust the nodes' role too.
+    // During the migration, pods' roles trust the nodes' role too.
     let node = place.node_with(1, ImdsOptions::default()).await?;
     let pod = place.pod(&node, 5)?;
     let object = place.object(&node, "a", "asking", &pod).role("reader");
@@ -57,7 +56,7 @@ async fn agent_moves_from_alone_to_brokered() -> anyhow::Result<()> {
         asking.more(50).await?;
         Ok(brokered)
     })?;
-    // It is the new one that answers, by the rules of the old one, which are still there.
+    // The new agent responds. The redirect rules of the old one are still in place.
     assert_eq!(ask::get(&pod, CREDENTIALS)?.status, 401);
     let rules = node.lab.node().exec("nft list table inet rolegate")?;
     ensure!(rules.contains("8181"), "{rules}");
@@ -98,7 +97,7 @@ async fn roll_out(
     roles.delete("rolegate-agent", &now).await?;
     bindings.delete("rolegate-agent", &now).await?;
     asking.more(50).await?;
-    // What is asked for now is what the broker sent.
+    // Credentials that are requested now are those that the broker sent.
     let streams = place.metric(1, r#"rolegate_broker_streams{use="serving"}"#)?;
     ensure!(streams == 1, "{streams} streams: {}", broker.log());
     Ok(brokered)

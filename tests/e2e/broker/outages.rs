@@ -1,5 +1,5 @@
-//! The brokers' dependencies fail and recover: pods of both nodes make requests all the time, and no
-//! request fails. Changes made during the outage are seen afterwards.
+//! The brokers' dependencies fail and recover. Pods of both nodes send requests all the time, and
+//! no request fails. Changes made during the outage take effect afterwards.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::shim::Sts;
 use crate::site::{DEADLINE, Pod, credentials};
 
 const FLAGS: [&str; 1] = ["--layer=namespace=off"];
-/// Calls of STS that had no answer.
+/// Returns the number of calls to STS without a response.
 const UNANSWERED: &str = r#"rolegate_sts_request_duration_seconds_count{outcome="temporary"}"#;
 
 const SERVING: &str = r#"rolegate_broker_streams{use="serving"}"#;
@@ -35,7 +35,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// With one broker, or two. It is large, so that it is made on the heap.
+    /// Creates the harness with one broker or two, on the heap because it is large.
     fn new(place: Place, brokers: u8) -> LocalBoxFuture<'static, anyhow::Result<Self>> {
         Box::pin(Self::start(place, brokers))
     }
@@ -65,13 +65,13 @@ impl Scene {
         })
     }
 
-    /// Does this while the pods ask.
+    /// Runs `work` while the pods send requests.
     fn asking<T>(&self, work: impl AsyncFnOnce(&Asking) -> anyhow::Result<T>) -> anyhow::Result<T> {
         let [first, second] = &self.pods;
         Asking::all_during(&[(first, "reader"), (second, "writer")], &[], work)
     }
 
-    /// A pod appears on a node.
+    /// Creates a pod on a node.
     async fn appears(&self, node: &Node, last: u8) -> anyhow::Result<Pod> {
         let pod = self.place.pod(node, last)?;
         let name = format!("new-{last}");
@@ -85,7 +85,7 @@ impl Scene {
 async fn pods_are_served_while_sts_is_away() -> anyhow::Result<()> {
     let (moto, next) = tokio::try_join!(Moto::start(), Moto::start())?;
     let sts = Sts::before(&moto).await?;
-    // Refreshed after 12 s, or a little more.
+    // Sessions are refreshed after 12 s or slightly more.
     sts.set_life(Duration::from_secs(30));
     let cluster = super::place::cluster().await?;
     let scene = Scene::new(Place::with_sts(cluster, "sts-away", 10, sts).await?, 1).await?;
@@ -124,7 +124,7 @@ async fn pods_are_served_while_sts_is_away() -> anyhow::Result<()> {
     })
 }
 
-/// A cluster of its own, whose API server is stopped.
+/// A separate cluster, whose API server is stopped.
 async fn cluster() -> anyhow::Result<&'static Cluster> {
     static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
     CLUSTER
@@ -142,7 +142,7 @@ async fn pods_are_served_while_the_api_server_is_away() -> anyhow::Result<()> {
     let scene = Scene::new(Place::within(cluster, "api-away", 11).await?, 1).await?;
     let place = &scene.place;
     scene.asking(async |asking| {
-        // It hangs without closing a connection.
+        // The API server hangs without closing a connection.
         cluster.freeze_apiserver()?;
         asking.more(50).await?;
         cluster.thaw_apiserver()?;
@@ -185,7 +185,7 @@ async fn pods_are_served_while_their_node_is_cut_off_from_the_brokers() -> anyho
         let missed = scene.appears(cut, 7).await?;
         let new = scene.appears(other, 8).await?;
         place.served(&new, "fresh").await?;
-        // No connection is closed: the agent notices, and its retries fail.
+        // No connection is closed: the agent detects the outage, and its retries fail.
         eventually(DEADLINE, async || {
             let told = tells()?.context("it tells of no trouble")?;
             ensure!(told.contains("does not respond"), "{told}");
@@ -200,7 +200,7 @@ async fn pods_are_served_while_their_node_is_cut_off_from_the_brokers() -> anyho
     })
 }
 
-/// Takes connections of a broker until it takes no more, and waits until it has died.
+/// Opens connections to a broker until it accepts no more, and waits until it has exited.
 async fn crowd(place: &Place, number: u8, broker: &mut Rolegate) -> anyhow::Result<()> {
     let target = SocketAddr::from(([10, 9, 0, number], PORT));
     let tls = ClientTls {
@@ -209,7 +209,7 @@ async fn crowd(place: &Place, number: u8, broker: &mut Rolegate) -> anyhow::Resu
         clock: Clock::system(),
     };
     let mut held = Vec::new();
-    // Of one address it takes a few only.
+    // A broker accepts only a few connections from one address.
     let mut addresses = (Ipv4Addr::new(127, 1, 0, 1).to_bits()..).map(Ipv4Addr::from_bits);
     eventually(DEADLINE, async || {
         for address in addresses.by_ref() {

@@ -1,4 +1,4 @@
-//! An agent that has no right whatsoever.
+//! An agent without any rights.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::events::v1::Event;
@@ -35,7 +35,7 @@ async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
     let broker = place.broker(1, &restrictions).await?;
     let agent = place.agent(&node).await?;
 
-    // Unmodified SDKs get their pods' roles, and nothing else.
+    // Unmodified SDKs get only their pods' roles.
     let session = |role: &str| {
         Some(format!(
             "arn:aws:sts::123456789012:assumed-role/{role}/{namespace}.default"
@@ -65,7 +65,7 @@ async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
     let teller = |name: &str| Some(name.to_owned());
     assert_eq!(told, (teller("rolegate-broker"), teller("broker-1")));
 
-    // Whose key is this?
+    // The ledger finds the pod of an access key.
     let record = eventually(DEADLINE, async || {
         let answer = place.ledger(1, &["--key", &key, "--output=json"])?;
         ensure!(answer.status.success(), "{answer:?}");
@@ -80,7 +80,7 @@ async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
     let unknown = place.ledger(1, &["--key", "ASIANOBODYS"])?;
     assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
 
-    // What is taken away is gone, whatever the agent holds.
+    // A revoked right ends at once, whatever sessions the agent has.
     cluster
         .annotate_namespace(&namespace, &[(allowed("").0, Some(r#"["admin"]"#))])
         .await?;
@@ -99,7 +99,7 @@ async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
     })
     .await?;
 
-    // It called only the broker, and did not even look for a role of its node.
+    // The agent called only the broker, and did not request its node's role.
     assert!(!node.called_out(), "{}", agent.log());
     let asked = node.imds.requests();
     let paths: Vec<&str> = asked.iter().map(|request| &*request.path).collect();

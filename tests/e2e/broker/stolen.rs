@@ -1,5 +1,5 @@
-//! A stolen node: an attacker with all secrets of node 1, its agent's token and its kubelet's rights
-//! included, gets what node 1's own pods may have, and nothing of node 2.
+//! A stolen node: an attacker with all secrets of node 1, including its agent's token and its
+//! kubelet's rights, gets the credentials of node 1's own pods, and none of node 2.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::authentication::v1::BoundObjectReference;
@@ -19,7 +19,7 @@ use crate::site::{DEADLINE, Pod};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 
-/// Two nodes with a pod each: `web` may have the role reader, `job` the role writer.
+/// Two nodes with one pod each: `web` may have the role reader, `job` the role writer.
 struct Scene {
     place: Place,
     namespace: String,
@@ -68,7 +68,7 @@ impl Scene {
         })
     }
 
-    /// A stream as node 1's agent opens it, with the node's pods.
+    /// Opens a stream as node 1's agent does, and receives the node's pods.
     async fn stream(&self) -> anyhow::Result<Stream> {
         let node = &self.nodes[0];
         let mut stream =
@@ -83,7 +83,7 @@ impl Scene {
         Ok(stream)
     }
 
-    /// Writes a pod's status, and annotations with it, as the kubelet of node 1.
+    /// Writes a pod's status, with annotations, as the kubelet of node 1.
     async fn rewrite(&self, pod: &str, patch: &Value) -> anyhow::Result<Value> {
         let kubelet = self.nodes[0].kubelet(self.place.cluster)?;
         let path = format!("/api/v1/namespaces/{}/pods/{pod}/status", self.namespace);
@@ -93,7 +93,7 @@ impl Scene {
             .object()
     }
 
-    /// Waits until the stream tells of a pod as wanted.
+    /// Waits until the stream contains a pod in the wanted state.
     async fn told(
         &self,
         stream: &mut Stream,
@@ -151,7 +151,8 @@ async fn tokens_that_prove_nothing_open_no_stream() -> anyhow::Result<()> {
     let forged = format!("{head}.{}", "A".repeat(342));
     let elsewhere = cluster.pod_token(&own.agent, "somebody-else").await?;
     let for_the_api_server = cluster.pod_token(&own.agent, &cluster.url()).await?;
-    // A client that may request tokens in our namespace gets one of the other node's agent.
+    // A client that may request tokens in rolegate's namespace gets a token of the other node's
+    // agent.
     let stolen = cluster.pod_token(&other.agent, AUDIENCE).await?;
     let here = own.lab.node();
     let table = [
@@ -231,7 +232,7 @@ async fn tokens_that_prove_nothing_open_no_stream() -> anyhow::Result<()> {
         let after = place.metric(1, &series)?;
         ensure!(after == before + 1, "a token {what}: {reason}, not {why}");
     }
-    // No session was fetched: no stream ever began.
+    // No session was fetched, because no stream was activated.
     assert!(place.sts.assumed().is_empty());
     Ok(())
 }
@@ -248,7 +249,7 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
     let uid = |pod: k8s_openapi::api::core::v1::Pod| pod.uid().context("a pod without UID");
     let (own_uid, other_uid) = (uid(pods.get("web").await?)?, uid(pods.get("job").await?)?);
 
-    // All that an honest agent gets, and then whatever else may be asked.
+    // First everything that an unmodified agent gets, then further requests.
     let mut stream = scene.stream().await?;
     let pods = stream.pods();
     let names: Vec<_> = pods.keys().map(String::as_str).collect();
@@ -261,7 +262,7 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
     }
     lie(&stream, [&own_uid, &other_uid], &key)?;
 
-    // What its kubelet may write: annotations of its own pods, which the grants answer.
+    // The kubelet can write annotations of its own pods; the grants decide about them.
     scene
         .rewrite(
             "web",
@@ -278,7 +279,7 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
     scene.told(&mut stream, "web", is_allowed).await?;
     mirror(&scene, &mut stream).await?;
 
-    // The other pod's address: an alarm, and no harm to the other node.
+    // The other pod's address: it is reported, and does not affect the other node.
     let alarm = "rolegate_broker_address_claimed_twice_total";
     let before = place.metric(1, alarm)?;
     let address = json!({ "podIP": job.v4, "podIPs": [{ "ip": job.v4 }] });
@@ -294,7 +295,8 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
     );
     assert_eq!(boto3(&place.sts, job)?, Some(arn));
 
-    // Things happen on the other node, then one on its own: all earlier changes would have been sent.
+    // Changes on the other node, then one on its own node: earlier changes of the other node would
+    // have been sent first.
     cluster
         .annotate_pod(&scene.namespace, "job", &[(ROLE, None)])
         .await?;
@@ -322,7 +324,7 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
     assert!(heard.contains("SecretAccessKey"), "{heard}");
     assert!(!stream.pods().contains_key("job"));
 
-    // What it said of others is written nowhere.
+    // The attacker's reports about other pods are not recorded.
     let records = place.ledger(1, &["--key", &key, "--output=json"])?;
     let records: Value = serde_json::from_slice(&records.stdout)?;
     let records = records.as_array().context("no list")?;
@@ -338,7 +340,7 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
     ends(&scene, stream).await
 }
 
-/// Tells of sessions and pods that are none of the node's.
+/// Reports sessions and pods that do not belong to the node.
 fn lie(stream: &Stream, uids: [&str; 2], key: &str) -> anyhow::Result<()> {
     let outcomes = [
         outcome::Result::Served(key.into()),
@@ -356,8 +358,8 @@ fn lie(stream: &Stream, uids: [&str; 2], key: &str) -> anyhow::Result<()> {
     stream.send(from_agent::Body::Outcomes(v1::Outcomes { outcomes }))
 }
 
-/// A mirror pod with a role and another pod's address gets nothing, nor does it become another
-/// kind of pod.
+/// A mirror pod with a role and another pod's address gets no credentials, and cannot become
+/// another kind of pod.
 async fn mirror(scene: &Scene, stream: &mut Stream) -> anyhow::Result<()> {
     const MIRROR: &str = "kubernetes.io/config.mirror";
     let node = &scene.nodes[0];
@@ -401,7 +403,8 @@ async fn mirror(scene: &Scene, stream: &mut Stream) -> anyhow::Result<()> {
         .await
 }
 
-/// A stream ends where it is proven by another agent's token, and with its agent's pod.
+/// A stream ends if the agent authenticates again with another agent's token, and when its agent's
+/// pod is deleted.
 async fn ends(scene: &Scene, mut stream: Stream) -> anyhow::Result<()> {
     let [own, other] = &scene.nodes;
     let mut second = scene.stream().await?;

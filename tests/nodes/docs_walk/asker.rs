@@ -1,4 +1,4 @@
-//! Pods that ask for credentials all the while, and what becomes of each.
+//! Pods that continuously request credentials, and the results of each pod.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +12,7 @@ use super::places::Case;
 use crate::ask::{CREDENTIALS, DEADLINE};
 
 /// Prints each change of the status that a pod gets, and counts its requests in /tmp/asked. `000`
-/// stands for no answer.
+/// means no response.
 const ASK: &str = r#"n=0 last=
 trap 'exit 0' TERM
 while :; do
@@ -26,7 +26,7 @@ done"#;
 /// The status of credentials.
 const GIVEN: &str = "200";
 
-/// A reader's position.
+/// A reader's position in the pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) page: String,
@@ -39,21 +39,22 @@ impl fmt::Display for Place {
     }
 }
 
-/// The asking pods of a cluster.
+/// The requesting pods of a cluster.
 pub(super) struct Askers<'a> {
     cluster: &'a TestCluster,
     cases: &'a [Case],
     /// The statuses of each case so far.
     seen: BTreeMap<&'a str, Vec<String>>,
-    /// Cases that pages said they stop, or open, and that have not changed yet; by whom.
+    /// The cases that a page announced to lose or gain credentials, that have not changed yet, with
+    /// the position of the announcement.
     stopping: BTreeMap<String, Place>,
     opening: BTreeMap<String, Place>,
-    /// Cases that have had credentials at some time.
+    /// The cases that have had credentials at some time.
     worked: BTreeSet<&'a str>,
 }
 
 impl<'a> Askers<'a> {
-    /// Starts the pods, and waits until each has had an answer.
+    /// Starts the pods, and waits until each has had a response.
     pub(super) async fn start(cluster: &'a TestCluster, cases: &'a [Case]) -> anyhow::Result<Self> {
         for case in cases {
             let script = format!("URL={CREDENTIALS}{}\n{ASK}", case.asks());
@@ -89,7 +90,7 @@ impl<'a> Askers<'a> {
         Ok(askers)
     }
 
-    /// Says that the step that begins stops or opens these cases.
+    /// Announces that the next step makes these cases lose or gain credentials.
     pub(super) fn announce(
         &mut self,
         place: &Place,
@@ -108,7 +109,7 @@ impl<'a> Askers<'a> {
         Ok(())
     }
 
-    /// Looks at what has changed. Fails where no step has said so.
+    /// Checks the changes since the last call. Fails if no step announced a change.
     pub(super) async fn look(&mut self, place: &Place) -> anyhow::Result<()> {
         for change in self.take().await? {
             let Change { case, from, to } = change;
@@ -129,7 +130,7 @@ impl<'a> Askers<'a> {
         Ok(())
     }
 
-    /// Waits until all that was announced has come.
+    /// Waits until all announced changes have happened.
     pub(super) async fn settle(&mut self, place: &Place) -> anyhow::Result<()> {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -146,7 +147,7 @@ impl<'a> Askers<'a> {
         }
     }
 
-    /// Fails unless each pod that may have a role has had it, and all have asked on.
+    /// Fails unless each pod that may have a role has had it, and all pods still send requests.
     pub(super) async fn finish(&mut self) -> anyhow::Result<()> {
         for case in self.cases {
             ensure!(
@@ -165,7 +166,7 @@ impl<'a> Askers<'a> {
         Ok(())
     }
 
-    /// Returns the pods' answers since the last call.
+    /// Returns the pods' responses since the last call.
     async fn take(&mut self) -> anyhow::Result<Vec<Change<'a>>> {
         let mut changes = Vec::new();
         for case in self.cases {
@@ -193,7 +194,7 @@ struct Change<'a> {
     to: String,
 }
 
-/// The statuses that a pod has got, each differing from the one before.
+/// Returns the distinct consecutive statuses that a pod has got.
 async fn statuses(cluster: &TestCluster, case: &Case) -> anyhow::Result<Vec<String>> {
     let log = ["logs", "-n", case.namespace, case.name, "--tail=-1"];
     let log = cluster.kubectl(&log).await?;

@@ -17,7 +17,7 @@ use super::places::{self, NODE, SECOND};
 use super::shown::is_shown;
 use crate::ask::DEADLINE;
 
-/// So many faults end the walk: later ones follow from the first.
+/// Number of faults that end the walk, since later ones usually follow from the first.
 const MANY: usize = 5;
 /// The account before rolegate is installed: the nodes' role, and a node.
 const ACCOUNT: &str = "aws iam create-role --role-name node --assume-role-policy-document '{}'
@@ -37,7 +37,7 @@ spec:
       containers: [{ name: shop, image: registry.example/app }]
 ";
 
-/// A reader with a clone of the repository, and an account at AWS.
+/// A reader with a clone of the repository and an AWS account.
 pub(super) struct Reader<'a> {
     cluster: &'a TestCluster,
     clone: TempDir,
@@ -83,8 +83,8 @@ impl<'a> Reader<'a> {
         Ok(reader)
     }
 
-    /// Goes through a page from its top to its end; gives a transcript, and what was not as the page
-    /// says. It goes on after a fault, so that one run tells of several.
+    /// Follows a page from start to end, and returns a transcript and the differences from the
+    /// page. It continues after a fault, so that one run reports several.
     pub(super) async fn read(
         &self,
         page: &Page,
@@ -130,7 +130,7 @@ impl<'a> Reader<'a> {
         if done.is_ok() && !(step.stops.is_empty() && step.opens.is_empty()) {
             askers.settle(place).await?;
         }
-        // Whatever the step came to, it must not cut any pod off.
+        // Whatever the step did, no pod may have lost its credentials without an announcement.
         askers.look(place).await.and(done)
     }
 
@@ -192,7 +192,8 @@ impl<'a> Reader<'a> {
         Ok(fs::write(self.file(file)?, self.translate(text))?)
     }
 
-    /// Replaces each run of `-` lines, which must be in the file once, by the `+` lines after it.
+    /// Replaces each group of `-` lines, which the file must contain once, by the `+` lines after
+    /// it.
     fn edit(&self, file: &str, diff: &str) -> anyhow::Result<()> {
         let path = self.file(file)?;
         let mut text = fs::read_to_string(&path)?;
@@ -218,7 +219,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Returns an error if a command did not do what the page says.
+/// Returns an error if a command's result differs from the page.
 fn check(command: &Command, ran: &Ran) -> anyhow::Result<()> {
     let both = format!("{}\n{}", ran.stdout, ran.stderr);
     let other = format!("{}\n{}", ran.stderr, ran.stdout);
