@@ -78,27 +78,27 @@ const UNASKED: &[&str] = &[
 ];
 
 /// An API server, its webhook, and a client that creates objects in the state before a change.
-struct Stage {
+struct Fixture {
     cluster: Cluster,
     driver: Requests,
     gate: Option<TestAdmission>,
     certificate: Certificate,
 }
 
-impl Stage {
+impl Fixture {
     async fn start(cases: &[Case]) -> anyhow::Result<Self> {
         let cluster = Cluster::start().await?;
         cluster.install_admission().await?;
         cluster.open_to(&["system:authenticated"]).await?;
         let (chain, key) = cluster.serving_pair("gate", &["127.0.0.1"])?;
-        let stage = Self {
+        let fixture = Self {
             driver: cluster.requests()?,
             cluster,
             gate: None,
             certificate: Certificate::Files(chain, key),
         };
-        stage.define_kinds(cases).await?;
-        Ok(stage)
+        fixture.define_kinds(cases).await?;
+        Ok(fixture)
     }
 
     /// Custom resources of the table that the API server does not know.
@@ -434,19 +434,19 @@ fn faults(case: &Case, answer: &Answer) -> Vec<String> {
 #[tokio::test]
 async fn threat_23_the_table_of_cases_holds_at_the_api_server() -> anyhow::Result<()> {
     let cases = load_all()?;
-    let mut stage = Stage::start(&cases).await?;
+    let mut fixture = Fixture::start(&cases).await?;
     let worlds: BTreeMap<_, _> = cases
         .iter()
         .map(|case| (&case.world.name, &case.world))
         .collect();
     let (mut wrong, mut impossible) = (Vec::new(), BTreeSet::new());
     for (name, world) in worlds {
-        stage
+        fixture
             .enter(world)
             .await
             .with_context(|| format!("world {name}"))?;
         for case in cases.iter().filter(|case| case.world.name == *name) {
-            let answer = stage.run(case).await;
+            let answer = fixture.run(case).await;
             match answer.with_context(|| format!("{}: {}", case.file, case.name))? {
                 None => drop(impossible.insert(&*case.name)),
                 Some(answer) => {

@@ -15,8 +15,8 @@ use rolegate_testkit::{Cluster, Rolegate, TestPod, eventually, repository};
 use serde_json::{Value, json};
 
 use crate::ask::CREDENTIALS;
+use crate::fixture::DEADLINE;
 use crate::loopback::connect;
-use crate::site::DEADLINE;
 
 const NODE: &str = "node-a";
 const HOME: &str = "rolegate-system";
@@ -38,7 +38,7 @@ enum Setup {
 }
 
 /// A cluster with one node and the surroundings of its agent.
-struct Stage {
+struct Fixture {
     cluster: Cluster,
     kubeconfig: PathBuf,
     imds: Imds,
@@ -59,7 +59,7 @@ struct Running {
     expected: AgentResult,
 }
 
-impl Stage {
+impl Fixture {
     async fn start() -> anyhow::Result<Self> {
         let cluster = Cluster::start().await?;
         cluster.create_node(NODE, HOST.into()).await?;
@@ -70,7 +70,7 @@ impl Stage {
         };
         let dir = tempfile::tempdir_in("/dev/shm")?;
         std::fs::write(dir.path().join("ca.crt"), cluster.ca_pem())?;
-        let mut stage = Self {
+        let mut fixture = Self {
             kubeconfig: cluster.admin_kubeconfig()?,
             cluster,
             imds,
@@ -79,10 +79,10 @@ impl Stage {
             has_kinds: false,
             namespaces: BTreeSet::new(),
         };
-        stage.namespace(HOME, &json!({})).await?;
-        let home = &stage.cluster;
+        fixture.namespace(HOME, &json!({})).await?;
+        let home = &fixture.cluster;
         home.create_service_account(HOME, "rolegate-agent").await?;
-        Ok(stage)
+        Ok(fixture)
     }
 
     /// Creates or changes a namespace, with exactly this metadata.
@@ -420,64 +420,67 @@ fn arguments(command: &str, flags: &[String]) -> Vec<String> {
 
 /// Runs the pods of one world with the configuration in `setup`, and compares.
 async fn tried(
-    stage: &Stage,
+    fixture: &Fixture,
     world: &World,
     setup: Setup,
     pods: &[Running],
 ) -> anyhow::Result<Vec<String>> {
     let mut flags = flags_of(world)?;
-    if stage.has_kinds {
+    if fixture.has_kinds {
         // The definition is installed without an object: by default all requests would be denied.
         flags.push("--cluster-config=off".into());
     }
     match setup {
         Setup::Flags => {
             let arguments = arguments("agent", &flags);
-            stage
+            fixture
                 .workload("DaemonSet", "rolegate-agent", &arguments)
                 .await?;
-            let (_agent, port) = stage.agent(&arguments, &[stage.kubeconfig()]).await?;
-            stage.compare(setup, port, pods).await
+            let (_agent, port) = fixture.agent(&arguments, &[fixture.kubeconfig()]).await?;
+            fixture.compare(setup, port, pods).await
         }
         Setup::Config => {
             for config in of_kind(world, "RolegateConfig") {
-                stage.cluster.apply_manifest(&config.to_string()).await?;
+                fixture.cluster.apply_manifest(&config.to_string()).await?;
             }
             let arguments = arguments("agent", &[]);
-            stage
+            fixture
                 .workload("DaemonSet", "rolegate-agent", &arguments)
                 .await?;
-            let (_agent, port) = stage.agent(&arguments, &[stage.kubeconfig()]).await?;
-            stage.compare(setup, port, pods).await
+            let (_agent, port) = fixture.agent(&arguments, &[fixture.kubeconfig()]).await?;
+            fixture.compare(setup, port, pods).await
         }
         Setup::Broker => {
             let arguments = arguments("broker", &flags);
-            stage
+            fixture
                 .workload("Deployment", "rolegate-broker", &arguments)
                 .await?;
-            let (_broker, url) = stage.broker(&arguments).await?;
+            let (_broker, url) = fixture.broker(&arguments).await?;
             let agent = TestPod::new(HOME, &format!("agent-{}", world.name), NODE)
                 .service_account("rolegate-agent")
                 .host_network()
                 .address(HOST);
-            let agent = stage.cluster.run_pod(&agent).await?;
-            let token = stage.dir.path().join("token");
-            std::fs::write(&token, stage.cluster.pod_token(&agent, "rolegate").await?)?;
+            let agent = fixture.cluster.run_pod(&agent).await?;
+            let token = fixture.dir.path().join("token");
+            std::fs::write(&token, fixture.cluster.pod_token(&agent, "rolegate").await?)?;
             // Rule flags of agents with a broker have no effect.
             let arguments = [
                 "agent".to_owned(),
                 format!("--broker={url}"),
                 "--layer=namespace=enforce,grants=enforce".to_owned(),
             ];
-            stage
+            fixture
                 .workload("DaemonSet", "rolegate-agent", &arguments)
                 .await?;
             let own = [
-                format!("--broker-ca={}", stage.dir.path().join("ca.crt").display()),
+                format!(
+                    "--broker-ca={}",
+                    fixture.dir.path().join("ca.crt").display()
+                ),
                 format!("--broker-token={}", token.display()),
             ];
-            let (_agent, port) = stage.agent(&arguments, &own).await?;
-            stage.compare(setup, port, pods).await
+            let (_agent, port) = fixture.agent(&arguments, &own).await?;
+            fixture.compare(setup, port, pods).await
         }
     }
 }
@@ -496,14 +499,14 @@ async fn explain_agrees_with_every_agent() -> anyhow::Result<()> {
             worlds.push(case.world.clone());
         }
     }
-    let mut stage = Stage::start().await?;
+    let mut fixture = Fixture::start().await?;
     let mut wrong = Vec::new();
     let mut number = 0;
     // Worlds without grants are also tested without rolegate's kinds, as in the simplest
     // installation.
     for installs_kinds in [false, true] {
         if installs_kinds {
-            stage.install_kinds().await?;
+            fixture.install_kinds().await?;
         }
         for world in &worlds {
             let has_grants = of_kind(world, "RoleGrant").next().is_some();
@@ -517,13 +520,16 @@ async fn explain_agrees_with_every_agent() -> anyhow::Result<()> {
             let of_world = doors.iter().filter(|case| case.world.name == world.name);
             let of_world: Vec<&Case> = of_world.copied().collect();
             let context = || format!("in the world {}", world.name);
-            stage.enter(world, &of_world).await.with_context(context)?;
-            let pods = stage
+            fixture
+                .enter(world, &of_world)
+                .await
+                .with_context(context)?;
+            let pods = fixture
                 .run_pods(number, &of_world)
                 .await
                 .with_context(context)?;
             for setup in setups {
-                let differ = tried(&stage, world, *setup, &pods).await;
+                let differ = tried(&fixture, world, *setup, &pods).await;
                 wrong.extend(differ.with_context(context)?);
             }
         }

@@ -10,7 +10,7 @@ use rolegate_testkit::lab::Namespace;
 use tokio::runtime::Handle;
 
 use crate::ask::{self, CREDENTIALS, METADATA};
-use crate::site::DEADLINE;
+use crate::fixture::DEADLINE;
 
 /// The number of concurrent clients.
 const ASKERS: usize = 4;

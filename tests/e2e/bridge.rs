@@ -12,7 +12,7 @@ use serde::Deserialize;
 use tokio::runtime::Handle;
 
 use crate::ask::{self, CREDENTIALS, METADATA, METADATA_6};
-use crate::site::{DEADLINE, Site, credentials};
+use crate::fixture::{AgentFixture, DEADLINE, credentials};
 
 /// The node's addresses on the bridge.
 const NODE: [&str; 2] = ["10.2.0.1", "fd02::1"];
@@ -101,17 +101,19 @@ impl Bridged {
 
 struct Bridge<'a> {
     cluster: &'a Cluster,
-    site: Site,
+    fixture: AgentFixture,
     redirect: String,
 }
 
 impl<'a> Bridge<'a> {
     async fn new(cluster: &'a Cluster, backend: &str) -> anyhow::Result<Self> {
-        let site = Site::new(&format!("bridge-{backend}"), cluster).await?;
-        cluster.create_namespace(&site.namespace("a"), &[]).await?;
+        let fixture = AgentFixture::new(&format!("bridge-{backend}"), cluster).await?;
+        cluster
+            .create_namespace(&fixture.namespace("a"), &[])
+            .await?;
         Ok(Self {
             cluster,
-            site,
+            fixture,
             redirect: format!("--redirect={backend}"),
         })
     }
@@ -119,15 +121,15 @@ impl<'a> Bridge<'a> {
     /// A pod that the runtime has connected to the bridge and recorded, and whose phase in
     /// Kubernetes is `phase`.
     async fn pod(&self, name: &'static str, address: &str, phase: &str) -> anyhow::Result<Bridged> {
-        let pod = self.site.bridged(address)?;
-        let object = self.site.object("a", name, &pod).role(name);
+        let pod = self.fixture.bridged(address)?;
+        let object = self.fixture.object("a", name, &pod).role(name);
         let object = self.cluster.create_pod(&object).await?;
         let of = PodName {
-            namespace: &self.site.namespace("a"),
+            namespace: &self.fixture.namespace("a"),
             name,
             uid: object.metadata.uid.as_deref().context("no UID")?,
         };
-        pod.record(self.site.lab.node(), &self.site.results(), of)?;
+        pod.record(self.fixture.lab.node(), &self.fixture.results(), of)?;
         let bridged = Bridged { name, pod };
         self.cluster
             .set_pod_status(of.namespace, name, phase, &bridged.addresses())
@@ -138,12 +140,12 @@ impl<'a> Bridge<'a> {
     fn start(&self, flags: &[&str]) -> anyhow::Result<Rolegate> {
         let mut all = vec!["--host-interface=!eth0", self.redirect.as_str()];
         all.extend(flags);
-        self.site.agent(&all)
+        self.fixture.agent(&all)
     }
 
     async fn agent(&self, flags: &[&str]) -> anyhow::Result<Rolegate> {
         let mut agent = self.start(flags)?;
-        self.site.ready(&mut agent).await?;
+        self.fixture.ready(&mut agent).await?;
         Ok(agent)
     }
 
@@ -156,7 +158,7 @@ impl<'a> Bridge<'a> {
         way: Way,
         flags: &[&str],
     ) -> anyhow::Result<Child> {
-        let node = self.site.lab.node();
+        let node = self.fixture.lab.node();
         let own = thief.pod.mac("eth0")?;
         let (source, target) = match way {
             Way::Address => (own, [METADATA, METADATA_6]),
@@ -322,7 +324,7 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
         );
     }
     eventually(DEADLINE, async || {
-        let ready = bridge.site.admin("/readyz?verbose")?.body;
+        let ready = bridge.fixture.admin("/readyz?verbose")?.body;
         ensure!(ready.contains("unrecorded-addresses=learn"), "{ready}");
         Ok(())
     })
@@ -360,7 +362,7 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
         let taking = bridge.begin(&thief, &known, v6, Way::Address, &on)?;
         let mut next = bridge.start(&[])?;
         next.wait_for_line("took over", DEADLINE).await?;
-        bridge.site.ready(&mut next).await?;
+        bridge.fixture.ready(&mut next).await?;
         agent.stop().await?;
         agent = next;
         let theft = Theft::of(taking)?;
@@ -376,7 +378,7 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
             eventually(DEADLINE, async || pod.ask(target)).await?;
         }
     }
-    let ready = bridge.site.admin("/readyz?verbose")?;
+    let ready = bridge.fixture.admin("/readyz?verbose")?;
     ensure!(!ready.body.contains("no record"), "{}", ready.body);
     ensure!(agent.stop().await?.success());
     Ok(())
@@ -388,7 +390,7 @@ fn talk(bridge: &Bridge<'_>, victim: &Bridged) -> anyhow::Result<()> {
         // A refused connection is a response too.
         let _ = ask::get_at(&victim.pod, SocketAddr::new(node.parse()?, 9), "/");
         let known = bridge
-            .site
+            .fixture
             .lab
             .node()
             .exec(&format!("ip neigh show {addr} dev cni0"))?;
@@ -399,10 +401,10 @@ fn talk(bridge: &Bridge<'_>, victim: &Bridged) -> anyhow::Result<()> {
 
 /// A pod with its own route needs no record, and other pods cannot take over its addresses.
 async fn routed(bridge: &Bridge<'_>, thief: &Bridged) -> anyhow::Result<()> {
-    let site = &bridge.site;
-    let pod = site.pod("10.1.0.5")?;
-    let neighbour = site.lab.pod("10.1.0.6", PodLink::Veth)?;
-    let object = site.object("a", "routed", &pod).role("routed");
+    let fixture = &bridge.fixture;
+    let pod = fixture.pod("10.1.0.5")?;
+    let neighbour = fixture.lab.pod("10.1.0.6", PodLink::Veth)?;
+    let object = fixture.object("a", "routed", &pod).role("routed");
     bridge.cluster.run_pod(&object).await?;
     eventually(DEADLINE, async || credentials(&pod, "routed")).await?;
     for (from, gateway) in [(&neighbour, false), (&thief.pod, true)] {

@@ -3,9 +3,9 @@
 //! namespaces as nodes that reach the brokers by different addresses.
 
 mod failover;
+mod harness;
 mod moving;
 mod outages;
-mod place;
 mod rights;
 mod stolen;
 mod strangers;

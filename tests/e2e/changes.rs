@@ -9,7 +9,7 @@ use rolegate_testkit::{Cluster, eventually, repository};
 use serde_json::{Value, json};
 
 use crate::ask::{self, CREDENTIALS, Reply};
-use crate::site::{DEADLINE, Site, served};
+use crate::fixture::{AgentFixture, DEADLINE, served};
 
 const ALLOWED: &str = "iam.amazonaws.com/allowed-roles";
 
@@ -26,18 +26,18 @@ async fn answers(pod: &Namespace, role: &str, status: u16) -> anyhow::Result<Rep
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("changes", cluster).await?;
-    let namespace = site.namespace("a");
+    let fixture = AgentFixture::new("changes", cluster).await?;
+    let namespace = fixture.namespace("a");
     cluster
         .create_namespace(&namespace, &[(ALLOWED, r#"["reader", "writer"]"#)])
         .await?;
-    let pod = site.pod("10.1.0.5")?;
+    let pod = fixture.pod("10.1.0.5")?;
     cluster
-        .run_pod(&site.object("a", "app", &pod).role("reader"))
+        .run_pod(&fixture.object("a", "app", &pod).role("reader"))
         .await?;
-    let _agent = site.ready_agent(&["--namespace-restrictions"]).await?;
+    let _agent = fixture.ready_agent(&["--namespace-restrictions"]).await?;
     let arn = |role: &str| format!("arn:aws:iam::123456789012:role/{role}");
-    assert_eq!(served(&site, &pod, "reader").await?, arn("reader"));
+    assert_eq!(served(&fixture, &pod, "reader").await?, arn("reader"));
 
     // The namespace no longer allows the role: it is denied, although its credentials are valid for
     // an hour.
@@ -53,7 +53,7 @@ async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
     // served again.
     let role = [("iam.amazonaws.com/role", Some("writer"))];
     cluster.annotate_pod(&namespace, "app", &role).await?;
-    assert_eq!(served(&site, &pod, "writer").await?, arn("writer"));
+    assert_eq!(served(&fixture, &pod, "writer").await?, arn("writer"));
     assert_eq!(ask::get(&pod, &format!("{CREDENTIALS}reader"))?.status, 403);
     // The role is allowed again.
     cluster
@@ -65,7 +65,7 @@ async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
     answers(&pod, "writer", 404).await?;
     // A finished pod owns no address, and so gets no role.
     cluster.annotate_pod(&namespace, "app", &role).await?;
-    served(&site, &pod, "writer").await?;
+    served(&fixture, &pod, "writer").await?;
     let addresses: [IpAddr; 2] = [pod.v4.into(), pod.v6.into()];
     cluster
         .set_pod_status(&namespace, "app", "Succeeded", &addresses)
@@ -78,27 +78,27 @@ async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
 async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() -> anyhow::Result<()>
 {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("reuse", cluster).await?;
-    let namespace = site.namespace("a");
+    let fixture = AgentFixture::new("reuse", cluster).await?;
+    let namespace = fixture.namespace("a");
     cluster.create_namespace(&namespace, &[]).await?;
-    let old = site.pod("10.1.0.5")?;
+    let old = fixture.pod("10.1.0.5")?;
     cluster
-        .run_pod(&site.object("a", "old", &old).role("old"))
+        .run_pod(&fixture.object("a", "old", &old).role("old"))
         .await?;
-    let _agent = site.ready_agent(&[]).await?;
-    served(&site, &old, "old").await?;
+    let _agent = fixture.ready_agent(&[]).await?;
+    served(&fixture, &old, "old").await?;
 
     // The network plugin assigns the address to the next pod before the cluster reports either
     // change.
     drop(old);
-    let new = site.pod("10.1.0.5")?;
+    let new = fixture.pod("10.1.0.5")?;
     for path in [CREDENTIALS.to_owned(), format!("{CREDENTIALS}old")] {
         let reply = ask::get(&new, &path)?;
         assert_eq!(reply.status, 404, "{reply:?}");
     }
     // No pod is served while both are known, or only the old one is.
     cluster
-        .run_pod(&site.object("a", "new", &new).role("new"))
+        .run_pod(&fixture.object("a", "new", &new).role("new"))
         .await?;
     for _ in 0..3 {
         let reply = ask::get(&new, &format!("{CREDENTIALS}old"))?;
@@ -111,7 +111,8 @@ async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() 
         let reply = ask::get(&new, &format!("{CREDENTIALS}new"))?;
         ensure!(reply.status == 200, "{reply:?}");
         let document = reply.json()?;
-        site.sts
+        fixture
+            .sts
             .role_of(document["AccessKeyId"].as_str().context("no key")?)
     });
     assert_eq!(role.await?, "arn:aws:iam::123456789012:role/new");
@@ -163,8 +164,8 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
         admin.post(&path, &config).await?.object().map(drop)
     })
     .await?;
-    let site = Site::new("rules", cluster).await?;
-    let namespace = site.namespace("a");
+    let fixture = AgentFixture::new("rules", cluster).await?;
+    let namespace = fixture.namespace("a");
     for name in [&namespace, "opa"] {
         cluster.create_namespace(name, &[]).await?;
     }
@@ -176,13 +177,13 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
     });
     let give = async || cluster.apply_manifest(&grant.to_string()).await;
     give().await?;
-    let pod = site.pod("10.1.0.5")?;
+    let pod = fixture.pod("10.1.0.5")?;
     cluster
-        .run_pod(&site.object("a", "app", &pod).role("reader"))
+        .run_pod(&fixture.object("a", "app", &pod).role("reader"))
         .await?;
-    let mut agent = site.ready_agent(&[]).await?;
+    let mut agent = fixture.ready_agent(&[]).await?;
     let arn = "arn:aws:iam::123456789012:role/reader";
-    assert_eq!(served(&site, &pod, "reader").await?, arn);
+    assert_eq!(served(&fixture, &pod, "reader").await?, arn);
 
     // The grant is deleted, although its credentials are valid for an hour, and created again.
     let path = format!("{RULES}/rolegrants/reader");
@@ -193,7 +194,7 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
         "{denied:?}"
     );
     give().await?;
-    served(&site, &pod, "reader").await?;
+    served(&fixture, &pod, "reader").await?;
 
     // A layer in audit mode: the request is served and reported by a metric and the log.
     admin.delete(&path).await?.object()?;
@@ -207,14 +208,14 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
             .object()
     };
     layers(json!({ "grants": "audit" })).await?;
-    served(&site, &pod, "reader").await?;
+    served(&fixture, &pod, "reader").await?;
     // An Event is not repeated for a while, so this one is about another pod.
-    let other = site.pod("10.1.0.6")?;
+    let other = fixture.pod("10.1.0.6")?;
     cluster
-        .run_pod(&site.object("a", "other", &other).role("reader"))
+        .run_pod(&fixture.object("a", "other", &other).role("reader"))
         .await?;
-    served(&site, &other, "reader").await?;
-    let metrics = site.admin("/metrics")?.body;
+    served(&fixture, &other, "reader").await?;
+    let metrics = fixture.admin("/metrics")?.body;
     let counted = |line: &str| {
         let count = line.strip_prefix("rolegate_decisions_total{enforcement_point=\"agent\",layer=\"grants\",mode=\"audit\",result=\"denied\"} ");
         count.is_some_and(|count| count != "0")
@@ -226,7 +227,7 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
 
     // A policy for agents is created and deleted.
     layers(json!({ "grants": "off", "rego": "enforce" })).await?;
-    served(&site, &pod, "reader").await?;
+    served(&fixture, &pod, "reader").await?;
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {
@@ -240,6 +241,6 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
     let denied = answers(&pod, "reader", 403).await?;
     assert!(denied.body.contains("readers are not wanted"), "{denied:?}");
     admin.delete(&format!("{maps}/door")).await?.object()?;
-    assert_eq!(served(&site, &pod, "reader").await?, arn);
+    assert_eq!(served(&fixture, &pod, "reader").await?, arn);
     Ok(())
 }

@@ -9,25 +9,25 @@ use kube::api::ListParams;
 use rolegate_testkit::{Cluster, eventually};
 
 use crate::ask::{self, CREDENTIALS};
-use crate::site::{DEADLINE, Site, no_secrets};
+use crate::fixture::{AgentFixture, DEADLINE, no_secrets};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_03_a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("events", cluster).await?;
-    let namespace = site.namespace("a");
+    let fixture = AgentFixture::new("events", cluster).await?;
+    let namespace = fixture.namespace("a");
     let annotations = [("iam.amazonaws.com/allowed-roles", r#"["reader"]"#)];
     cluster.create_namespace(&namespace, &annotations).await?;
-    let pods = ["10.1.0.5", "10.1.0.6", "10.1.0.7"].map(|address| site.pod(address).unwrap());
+    let pods = ["10.1.0.5", "10.1.0.6", "10.1.0.7"].map(|address| fixture.pod(address).unwrap());
     for (pod, (name, role)) in
         pods.iter()
             .zip([("admin", "admin"), ("node", "node"), ("fine", "reader")])
     {
         cluster
-            .run_pod(&site.object("a", name, pod).role(role))
+            .run_pod(&fixture.object("a", name, pod).role(role))
             .await?;
     }
-    let agent = site.ready_agent(&["--namespace-restrictions"]).await?;
+    let agent = fixture.ready_agent(&["--namespace-restrictions"]).await?;
 
     for _ in 0..30 {
         assert_eq!(ask::get(&pods[0], CREDENTIALS)?.status, 403);

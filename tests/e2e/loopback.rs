@@ -14,7 +14,7 @@ use rolegate_devkit::{
 use rolegate_testkit::Rolegate;
 use rustix::net::{AddressFamily, SocketType};
 
-use crate::site::DEADLINE;
+use crate::fixture::DEADLINE;
 
 const NODE: &str = "node-a";
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);

@@ -12,7 +12,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Pod};
 use rolegate_testkit::{Rolegate, eventually};
 
-use crate::site::DEADLINE;
+use crate::fixture::DEADLINE;
 
 const MIB: u64 = 1024 * 1024;
 const NODE: &str = "node-a";

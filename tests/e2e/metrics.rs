@@ -13,7 +13,7 @@ use rolegate_testkit::promlint::promlint;
 use rolegate_testkit::{Rolegate, eventually, repository};
 use serde_json::json;
 
-use crate::site::DEADLINE;
+use crate::fixture::DEADLINE;
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// Prometheus's `Accept` header for the text format alone.

@@ -14,7 +14,7 @@ use rolegate_testkit::lab::{Lab, PodLink, in_netns};
 use rolegate_testkit::{Cluster, eventually};
 
 use crate::ask::{self, METADATA, METADATA_6, Reply};
-use crate::site::{DEADLINE, Site, clean, rolegate, start_imds};
+use crate::fixture::{AgentFixture, DEADLINE, clean, rolegate, start_imds};
 
 /// The exit code of `redirect check` if pods get no response.
 const BLOCKED: i32 = 2;
@@ -27,24 +27,27 @@ fn is_agent(reply: &Reply) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_07_redirect_stays_when_the_agent_stops() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("stays", cluster).await?;
-    let pod = site.pod("10.1.0.5")?;
-    let mut agent = site.ready_agent(&[]).await?;
+    let fixture = AgentFixture::new("stays", cluster).await?;
+    let pod = fixture.pod("10.1.0.5")?;
+    let mut agent = fixture.ready_agent(&[]).await?;
     assert!(agent.stop().await?.success());
     for target in [METADATA, METADATA_6] {
         let answer = ask::get_at(&pod, target, "/latest/user-data");
         assert!(answer.is_err(), "{answer:?}");
     }
-    assert!(!site.reached("user-data"));
+    assert!(!fixture.reached("user-data"));
     let netns = pod.path().display().to_string();
-    let check = rolegate(site.lab.node(), &["redirect", "check", "--netns", &netns])?;
+    let check = rolegate(
+        fixture.lab.node(),
+        &["redirect", "check", "--netns", &netns],
+    )?;
     assert_eq!(check.status.code(), Some(BLOCKED), "{check:?}");
 
     // A killed agent leaves the same state, and the next agent continues from it.
-    let mut agent = site.ready_agent(&[]).await?;
+    let mut agent = fixture.ready_agent(&[]).await?;
     agent.kill();
-    assert!(ask::get(&pod, "/latest/user-data").is_err() && !site.reached("user-data"));
-    let _agent = site.ready_agent(&[]).await?;
+    assert!(ask::get(&pod, "/latest/user-data").is_err() && !fixture.reached("user-data"));
+    let _agent = fixture.ready_agent(&[]).await?;
     assert!(is_agent(&ask::get(&pod, "/latest/user-data")?));
     Ok(())
 }
@@ -52,9 +55,9 @@ async fn rule_07_redirect_stays_when_the_agent_stops() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn pain_04_redirect_remove_at_exit_opens_it() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("opens", cluster).await?;
-    let pod = site.pod("10.1.0.5")?;
-    let mut agent = site.ready_agent(&["--redirect-remove-at-exit"]).await?;
+    let fixture = AgentFixture::new("opens", cluster).await?;
+    let pod = fixture.pod("10.1.0.5")?;
+    let mut agent = fixture.ready_agent(&["--redirect-remove-at-exit"]).await?;
     assert!(is_agent(&ask::get(&pod, "/latest/user-data")?));
     assert!(
         agent.log().contains("--redirect-remove-at-exit"),
@@ -66,7 +69,10 @@ async fn pain_04_redirect_remove_at_exit_opens_it() -> anyhow::Result<()> {
         assert!(open.body.contains(NODE_SECRET_MARKER), "{open:?}");
     }
     let netns = pod.path().display().to_string();
-    let check = rolegate(site.lab.node(), &["redirect", "check", "--netns", &netns])?;
+    let check = rolegate(
+        fixture.lab.node(),
+        &["redirect", "check", "--netns", &netns],
+    )?;
     assert_eq!(check.status.code(), Some(1), "{check:?}");
     Ok(())
 }
@@ -135,14 +141,14 @@ async fn redirect_by_hand() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redirect_that_somebody_removes_is_put_back() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("put-back", cluster).await?;
-    let pod = site.pod("10.1.0.5")?;
-    let _agent = site.ready_agent(&["--redirect-interval=100ms"]).await?;
-    site.lab.node().exec("nft flush ruleset")?;
+    let fixture = AgentFixture::new("put-back", cluster).await?;
+    let pod = fixture.pod("10.1.0.5")?;
+    let _agent = fixture.ready_agent(&["--redirect-interval=100ms"]).await?;
+    fixture.lab.node().exec("nft flush ruleset")?;
     eventually(DEADLINE, async || {
         let reply = ask::get(&pod, "/latest/user-data")?;
         ensure!(is_agent(&reply), "{reply:?}");
-        let metrics = site.admin("/metrics")?.body;
+        let metrics = fixture.admin("/metrics")?.body;
         ensure!(metrics.contains("redirect_restored_total 1"), "{metrics}");
         Ok(())
     })
@@ -153,15 +159,15 @@ async fn a_redirect_that_somebody_removes_is_put_back() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_interface_is_not_ready() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("wrong-interface", cluster).await?;
-    let pod = site.pod("10.1.0.5")?;
+    let fixture = AgentFixture::new("wrong-interface", cluster).await?;
+    let pod = fixture.pod("10.1.0.5")?;
     let metric = |state: &str| format!("rolegate_redirect_pods{{state=\"{state}\"}} 1");
     for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
         let redirect = format!("--redirect={backend}");
-        let mut agent = site.agent(&[&redirect, "--host-interface=cali+"])?;
+        let mut agent = fixture.agent(&[&redirect, "--host-interface=cali+"])?;
         let why = agent
             .until(DEADLINE, async || {
-                let reply = site.admin("/readyz")?;
+                let reply = fixture.admin("/readyz")?;
                 let mut lines = reply.body.lines();
                 let line = lines.find(|line| line.contains("pods are blocked"));
                 let line = line.map(str::to_owned).context(reply.body.clone())?;
@@ -177,25 +183,28 @@ async fn wrong_interface_is_not_ready() -> anyhow::Result<()> {
             why.contains("--host-interface=cali+ does not match"),
             "{why}"
         );
-        let metrics = site.admin("/metrics")?.body;
+        let metrics = fixture.admin("/metrics")?.body;
         assert!(metrics.contains(&metric("blocked")), "{metrics}");
         assert!(ask::get(&pod, "/latest/user-data").is_err());
         assert!(agent.stop().await?.success());
 
         // With the right interface the agent is ready, on the same node.
-        let mut agent = site.agent(&[&redirect])?;
-        site.ready(&mut agent).await?;
+        let mut agent = fixture.agent(&[&redirect])?;
+        fixture.ready(&mut agent).await?;
         eventually(DEADLINE, async || {
-            let metrics = site.admin("/metrics")?.body;
+            let metrics = fixture.admin("/metrics")?.body;
             ensure!(metrics.contains(&metric("ok")), "{metrics}");
             Ok(())
         })
         .await?;
         let netns = pod.path().display().to_string();
-        let check = rolegate(site.lab.node(), &["redirect", "check", "--netns", &netns])?;
+        let check = rolegate(
+            fixture.lab.node(),
+            &["redirect", "check", "--netns", &netns],
+        )?;
         assert_eq!(check.status.code(), Some(0), "{check:?}");
         assert!(agent.stop().await?.success());
-        let removed = rolegate(site.lab.node(), &["redirect", "remove"])?;
+        let removed = rolegate(fixture.lab.node(), &["redirect", "remove"])?;
         assert!(removed.status.success(), "{removed:?}");
     }
     Ok(())
@@ -316,18 +325,18 @@ fn flushes(backend: &str) -> Vec<Vec<String>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn flush_opens_nothing() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("flush", cluster).await?;
-    let pod = site.pod("10.1.0.5")?;
-    let node = site.lab.node();
+    let fixture = AgentFixture::new("flush", cluster).await?;
+    let pod = fixture.pod("10.1.0.5")?;
+    let node = fixture.lab.node();
     for target in [METADATA, METADATA_6] {
         let open = ask::get_at(&pod, target, "/latest/user-data")?;
         assert!(open.body.contains(NODE_SECRET_MARKER), "the lab is real");
     }
-    let before = site.asked_for("user-data");
+    let before = fixture.asked_for("user-data");
     for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
         let redirect = format!("--redirect={backend}");
-        let mut agent = site.agent(&[&redirect])?;
-        site.ready(&mut agent).await?;
+        let mut agent = fixture.agent(&[&redirect])?;
+        fixture.ready(&mut agent).await?;
         let pods = Insistent::start(&pod.path());
         for commands in flushes(backend) {
             for _ in 0..3 {
@@ -349,7 +358,7 @@ async fn flush_opens_nothing() -> anyhow::Result<()> {
             })
             .await?;
         }
-        let answered = site.asked_for("user-data") - before;
+        let answered = fixture.asked_for("user-data") - before;
         assert_eq!(answered, 0, "{backend}: answers of the node's own service");
         // No agent is running that could restore rules: the routing rules protect alone.
         agent.kill();
@@ -366,7 +375,7 @@ async fn flush_opens_nothing() -> anyhow::Result<()> {
             "{text}"
         );
         drop(pods);
-        let answered = site.asked_for("user-data") - before;
+        let answered = fixture.asked_for("user-data") - before;
         assert_eq!(answered, 0, "{backend}: answers of the node's own service");
         let removed = rolegate(node, &["redirect", "remove"])?;
         assert!(removed.status.success(), "{removed:?}");

@@ -8,8 +8,8 @@ use rolegate_testkit::{Cluster, python};
 use serde_json::Value;
 
 use crate::ask::{self, CREDENTIALS, METADATA, METADATA_6};
+use crate::fixture::{AgentFixture, Pod, clean, no_secrets, served};
 use crate::shim::Sts;
-use crate::site::{Pod, Site, clean, no_secrets, served};
 
 /// Prints the caller's identity according to STS, or that there are no credentials.
 const WHO_AM_I: &str = "
@@ -94,46 +94,48 @@ pub(crate) fn boto3(sts: &Sts, pod: &Pod) -> anyhow::Result<Option<String>> {
 
 async fn sdk_in_pod_gets_its_role(backend: &str) -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new(&format!("sdk-{backend}"), cluster).await?;
+    let fixture = AgentFixture::new(&format!("sdk-{backend}"), cluster).await?;
     for (namespace, allowed) in [("open", r#"["*"]"#), ("shut", r#"["other-*"]"#)] {
         let annotations = [("iam.amazonaws.com/allowed-roles", allowed)];
         cluster
-            .create_namespace(&site.namespace(namespace), &annotations)
+            .create_namespace(&fixture.namespace(namespace), &annotations)
             .await?;
     }
     cluster
-        .create_service_account(&site.namespace("open"), "api")
+        .create_service_account(&fixture.namespace("open"), "api")
         .await?;
     let pods = ["10.1.0.5", "10.1.0.6", "10.1.0.7", "10.1.0.8", "10.1.0.9"];
-    let pods = pods.map(|address| site.pod(address).unwrap());
+    let pods = pods.map(|address| fixture.pod(address).unwrap());
     let [reader, external, denied, bare, greedy] = &pods;
     let objects = [
-        site.object("open", "reader", reader)
+        fixture
+            .object("open", "reader", reader)
             .role("reader")
             .service_account("api"),
-        site.object("open", "external", external)
+        fixture
+            .object("open", "external", external)
             .role("arn:aws:iam::123456789012:role/team/partner")
             .annotation("iam.amazonaws.com/external-id", "customer-a"),
-        site.object("shut", "denied", denied).role("reader"),
-        site.object("open", "bare", bare),
+        fixture.object("shut", "denied", denied).role("reader"),
+        fixture.object("open", "bare", bare),
         // The node's own role.
-        site.object("open", "greedy", greedy).role("node"),
+        fixture.object("open", "greedy", greedy).role("node"),
     ];
     for object in &objects {
         cluster.run_pod(object).await?;
     }
     let redirect = format!("--redirect={backend}");
-    let mut agent = site.agent(&[&redirect, "--namespace-restrictions"])?;
-    site.ready(&mut agent).await?;
+    let mut agent = fixture.agent(&[&redirect, "--namespace-restrictions"])?;
+    fixture.ready(&mut agent).await?;
 
-    let namespace = site.namespace("open");
+    let namespace = fixture.namespace("open");
     let session = |role: &str, account: &str| {
         format!("arn:aws:sts::123456789012:assumed-role/{role}/{namespace}.{account}")
     };
-    served(&site, reader, "reader").await?;
-    assert_eq!(boto3(&site.sts, reader)?, Some(session("reader", "api")));
+    served(&fixture, reader, "reader").await?;
+    assert_eq!(boto3(&fixture.sts, reader)?, Some(session("reader", "api")));
     let (done, output) = run(
-        &site.sts,
+        &fixture.sts,
         reader,
         "aws",
         &["sts", "get-caller-identity", "--output", "json"],
@@ -143,20 +145,20 @@ async fn sdk_in_pod_gets_its_role(backend: &str) -> anyhow::Result<()> {
         "{output}"
     );
     assert_eq!(
-        boto3(&site.sts, external)?,
+        boto3(&fixture.sts, external)?,
         Some(session("partner", "default"))
     );
     for pod in [denied, bare, greedy] {
-        assert_eq!(boto3(&site.sts, pod)?, None);
+        assert_eq!(boto3(&fixture.sts, pod)?, None);
     }
-    let (done, output) = run(&site.sts, denied, "aws", &["sts", "get-caller-identity"])?;
+    let (done, output) = run(&fixture.sts, denied, "aws", &["sts", "get-caller-identity"])?;
     assert!(
         !done && output.contains("Unable to locate credentials"),
         "{output}"
     );
 
     // Each session is created for one pod, and none for pods without a role.
-    for assumed in site.sts.assumed() {
+    for assumed in fixture.sts.assumed() {
         let asked = |key: &str| assumed.asked.get(key).map(String::as_str);
         let external_id = match asked("RoleArn") {
             Some("arn:aws:iam::123456789012:role/reader") => None,
@@ -181,15 +183,15 @@ async fn sdk_in_pod_gets_its_role(backend: &str) -> anyhow::Result<()> {
         "eu-west-1"
     );
 
-    the_node_keeps_its_secrets(&site, &pods)?;
+    the_node_keeps_its_secrets(&fixture, &pods)?;
     no_secrets(&agent.log())?;
-    let metrics = site.admin("/metrics")?;
+    let metrics = fixture.admin("/metrics")?;
     assert_eq!(metrics.status, 200);
     no_secrets(&metrics.body)
 }
 
 /// Requests the node's secrets with many spellings, in each pod, at both addresses.
-fn the_node_keeps_its_secrets(site: &Site, pods: &[Pod]) -> anyhow::Result<()> {
+fn the_node_keeps_its_secrets(fixture: &AgentFixture, pods: &[Pod]) -> anyhow::Result<()> {
     const SPELLINGS: &[&str] = &[
         "/latest/meta-data/iam/security-credentials/node",
         "/latest/meta-data/iam/security-credentials//node",
@@ -230,7 +232,7 @@ fn the_node_keeps_its_secrets(site: &Site, pods: &[Pod]) -> anyhow::Result<()> {
         "//",
     ] {
         assert!(
-            !site.reached(secret),
+            !fixture.reached(secret),
             "{secret} was asked for at the metadata service"
         );
     }
@@ -240,23 +242,25 @@ fn the_node_keeps_its_secrets(site: &Site, pods: &[Pod]) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn sdk_refreshes_across_an_expiry() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("expiry", cluster).await?;
-    site.sts.set_life(Duration::from_secs(12));
-    cluster.create_namespace(&site.namespace("a"), &[]).await?;
-    let pod = site.pod("10.1.0.5")?;
+    let fixture = AgentFixture::new("expiry", cluster).await?;
+    fixture.sts.set_life(Duration::from_secs(12));
     cluster
-        .run_pod(&site.object("a", "worker", &pod).role("worker"))
+        .create_namespace(&fixture.namespace("a"), &[])
         .await?;
-    let _agent = site.ready_agent(&[]).await?;
-    served(&site, &pod, "worker").await?;
+    let pod = fixture.pod("10.1.0.5")?;
+    cluster
+        .run_pod(&fixture.object("a", "worker", &pod).role("worker"))
+        .await?;
+    let _agent = fixture.ready_agent(&[]).await?;
+    served(&fixture, &pod, "worker").await?;
 
-    let (done, output) = run(&site.sts, &pod, "python", &["-c", WORK_ON])?;
+    let (done, output) = run(&fixture.sts, &pod, "python", &["-c", WORK_ON])?;
     ensure!(done, "boto3: {output}");
     let report: Value = serde_json::from_str(&output).context(output)?;
     assert_eq!(report["first"], "ExpiredToken", "{report}");
     let arn = format!(
         "arn:aws:sts::123456789012:assumed-role/worker/{}.default",
-        site.namespace("a")
+        fixture.namespace("a")
     );
     assert_eq!(report["arn"], arn, "{report}");
     let keys: BTreeSet<&str> = report["keys"]
@@ -268,7 +272,7 @@ async fn sdk_refreshes_across_an_expiry() -> anyhow::Result<()> {
     assert!(keys.len() >= 3, "{report}");
     // The agent calls STS when a session needs a refresh, not when a pod requests credentials.
     let calls = report["calls"].as_u64().unwrap();
-    let sessions = site.sts.assumed().len() as u64;
+    let sessions = fixture.sts.assumed().len() as u64;
     assert!(
         sessions < calls,
         "{sessions} sessions for {calls} calls: {report}"

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use rolegate_testkit::eventually;
 
+use crate::fixture::DEADLINE;
 use crate::loopback::{Agent, Client, Surroundings, connect};
-use crate::site::DEADLINE;
 
 /// The number of greedy pods.
 const GREEDY: u8 = 32;
@@ -48,16 +48,16 @@ fn served(from: Ipv4Addr, port: u16) -> anyhow::Result<Client> {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_pod_starves_no_neighbour() -> anyhow::Result<()> {
     more_files()?;
-    let site = Surroundings::new().await?;
-    site.pod("neighbour", &[NEIGHBOUR]);
-    site.pod("worker", &[WORKER]);
+    let fixture = Surroundings::new().await?;
+    fixture.pod("neighbour", &[NEIGHBOUR]);
+    fixture.pod("worker", &[WORKER]);
     for n in 1..=GREEDY {
-        site.pod(&format!("greedy-{n}"), &[greedy(n), second(n)]);
+        fixture.pod(&format!("greedy-{n}"), &[greedy(n), second(n)]);
     }
     // The soft limit of open files is lower than the number of connections, until the agent raises
     // it.
     let flags = ["--metadata-allow=meta-data/tags/.*"];
-    let mut agent = site.agent(1024, &flags).await?;
+    let mut agent = fixture.agent(1024, &flags).await?;
     agent.serves(NEIGHBOUR).await?;
     agent.serves(second(GREEDY)).await?;
     all_workers_are_served(&agent)?;
@@ -92,7 +92,7 @@ async fn one_pod_starves_no_neighbour() -> anyhow::Result<()> {
     })
     .await?;
     neighbours_are_served(&agent, &mut kept, held)?;
-    forwards_are_shared(&site, &agent)?;
+    forwards_are_shared(&fixture, &agent)?;
     let stranger = strangers_leave_room(&agent)?;
     drop(stranger);
     let rss = agent.memory()? / 1024.0 / 1024.0;
@@ -189,7 +189,7 @@ fn neighbours_are_served(
 }
 
 /// Four greedy pods leave a fifth pod its share of forwarded requests and of their cache.
-fn forwards_are_shared(site: &Surroundings, agent: &Agent) -> anyhow::Result<()> {
+fn forwards_are_shared(fixture: &Surroundings, agent: &Agent) -> anyhow::Result<()> {
     let port = agent.port();
     let region = "/latest/meta-data/placement/region";
     let mut neighbour = connect(NEIGHBOUR, port)?;
@@ -248,7 +248,7 @@ fn forwards_are_shared(site: &Surroundings, agent: &Agent) -> anyhow::Result<()>
     println!("of four greedy pods {passed} requests were passed on and {limited} refused");
     ensure!(limited > 0 && passed > 0);
     ensure!(neighbour.request("GET", region, &[])?.status == 200);
-    let requests = site.imds.requests();
+    let requests = fixture.imds.requests();
     let of_region = requests
         .iter()
         .filter(|it| it.path == region && it.method == "GET");

@@ -5,7 +5,7 @@
 
 mod attachment;
 mod check;
+mod harness;
 mod losses;
 mod reconciler;
 mod redirect;
-mod scene;

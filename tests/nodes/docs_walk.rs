@@ -19,7 +19,7 @@ use rolegate_testkit::{TestCluster, repository};
 
 use asker::Askers;
 use page::{Action, Page, Start};
-use places::{SCENES, Scene};
+use places::{PAGE_FIXTURES, PageFixture};
 use reader::Reader;
 
 /// Maximum percentage of commands that may be skipped.
@@ -33,9 +33,9 @@ async fn docs_walk() -> anyhow::Result<()> {
     let pages = pages()?;
     let only = std::env::var("DOCS_WALK_ONLY").ok();
     check_skipped(&pages)?;
-    let scenes: Vec<_> = SCENES
+    let scenes: Vec<_> = PAGE_FIXTURES
         .iter()
-        .filter(|scene| only.as_deref().is_none_or(|only| scene.page == only))
+        .filter(|fixture| only.as_deref().is_none_or(|only| fixture.page == only))
         .collect();
     ensure!(
         !scenes.is_empty(),
@@ -44,7 +44,7 @@ async fn docs_walk() -> anyhow::Result<()> {
     // Most of the time is spent waiting for Kubernetes, so the walks run in parallel.
     let walks = scenes
         .into_iter()
-        .map(async |scene| walk(scene, &chain(&pages, scene.page)?).await);
+        .map(async |fixture| walk(fixture, &chain(&pages, fixture.page)?).await);
     let walked = futures::future::join_all(walks).await;
     let faults: Vec<String> = walked
         .iter()
@@ -58,9 +58,9 @@ async fn docs_walk() -> anyhow::Result<()> {
 fn each_block_of_the_pages_is_run_or_says_why_not() -> anyhow::Result<()> {
     let pages = pages()?;
     check_skipped(&pages)?;
-    let walked: usize = SCENES
+    let walked: usize = PAGE_FIXTURES
         .iter()
-        .map(|scene| Ok(chain(&pages, scene.page)?.len()))
+        .map(|fixture| Ok(chain(&pages, fixture.page)?.len()))
         .sum::<anyhow::Result<usize>>()?;
     let nowhere = pages.iter().filter(|page| page.start == Start::Nowhere);
     ensure!(
@@ -143,14 +143,14 @@ fn check_skipped(pages: &[Page]) -> anyhow::Result<()> {
 }
 
 /// Follows pages on a separate cluster.
-async fn walk(scene: &Scene, pages: &[&Page]) -> anyhow::Result<()> {
+async fn walk(fixture: &PageFixture, pages: &[&Page]) -> anyhow::Result<()> {
     let cluster = &TestCluster::start(Options::default()).await?;
     for node in cluster.nodes() {
         node.shell(&new_image()).await?.ok()?;
     }
-    cluster.apply(scene.objects).await?;
+    cluster.apply(fixture.objects).await?;
     cluster.sts().deny_role(places::LOST);
-    let mut askers = Askers::start(cluster, scene.cases).await?;
+    let mut askers = Askers::start(cluster, fixture.cases).await?;
     let reader = Reader::new(cluster).await?;
     let mut faults = Vec::new();
     for page in pages {

@@ -36,7 +36,7 @@ use control_plane::ControlPlane;
 pub use image::ImageBuilder;
 pub use images::CLIENT;
 pub use kubectl::ClientPod;
-use node::Place;
+use node::NodeSpec;
 pub use node::TestNode;
 pub use site::{SITE_ADDRESS, STS_URL};
 use site::{Site, StandIns};
@@ -268,12 +268,12 @@ impl TestCluster {
     }
 
     fn boot_new(&mut self) -> anyhow::Result<String> {
-        let place = Place::new(self.next)?;
+        let spec = NodeSpec::new(self.next)?;
         self.next += 1;
         let mut node = TestNode::new(
             &self.site,
             &self.control_plane,
-            place,
+            spec,
             self.options.cni,
             &self.options.before_kubelet,
             &self.tools,

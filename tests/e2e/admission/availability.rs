@@ -10,7 +10,9 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::stage::{DEADLINE, GRANTS, ROLE, Stage, alone, deployment, pod, refused, taken};
+use super::harness::{
+    DEADLINE, GRANTS, ROLE, WebhookHarness, alone, deployment, pod, refused, taken,
+};
 
 /// Fails unless the API server rejected the request because the webhook did not respond.
 fn unanswered(what: &str, answer: &Answer) -> anyhow::Result<()> {
@@ -28,23 +30,23 @@ fn unanswered(what: &str, answer: &Answer) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> anyhow::Result<()> {
     let _alone = alone().await?;
-    let mut stage = Stage::start(Cluster::start().await?, GRANTS).await?;
+    let mut harness = WebhookHarness::start(Cluster::start().await?, GRANTS).await?;
     let namespace = "shop";
-    stage.shop(namespace).await?;
+    harness.shop(namespace).await?;
     for name in ["kube-system", HOME] {
-        stage
+        harness
             .cluster
             .create_service_account(name, "default")
             .await?;
     }
     let app = TestPod::new(namespace, "app", "node").address([10, 1, 0, 5]);
-    stage.cluster.run_pod(&app.role("shop-reader")).await?;
-    let jane = stage.jane()?;
+    harness.cluster.run_pod(&app.role("shop-reader")).await?;
+    let jane = harness.jane()?;
     let deployments = format!("/apis/apps/v1/namespaces/{namespace}/deployments");
     let web = deployment("web", 1, Some("shop-reader"));
     taken("a Deployment", jane.post(&deployments, &web).await?)?;
 
-    stage.gate.kill_admission();
+    harness.gate.kill_admission();
     let of = |namespace: &str, plural: &str| format!("/api/v1/namespaces/{namespace}/{plural}");
     let (reader, role_arn) = (
         Some("shop-reader"),
@@ -169,7 +171,7 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
     let now = format!("{path}?gracePeriodSeconds=0");
     taken("a deletion without the webhook", jane.delete(&now).await?)?;
     // A user with all rights can always repair the rules.
-    let admin = stage.cluster.requests()?;
+    let admin = harness.cluster.requests()?;
     let dry = format!("{grants}?dryRun=All");
     taken(
         "a grant of a cluster's master",
@@ -180,9 +182,9 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
     let answer = admin.post(dry, &plain).await?;
     taken("a namespace of a cluster's master", answer)?;
 
-    stage.gate.restart_admission().await?;
-    stage.until_allowed(namespace, "shop-reader").await?;
-    let answer = stage.try_pod(namespace, "admin").await?;
+    harness.gate.restart_admission().await?;
+    harness.until_allowed(namespace, "shop-reader").await?;
+    let answer = harness.try_pod(namespace, "admin").await?;
     refused("a pod after the webhook is back", &answer, &["role/admin"])
 }
 
@@ -191,9 +193,9 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
 const AT_ONCE: usize = 30;
 
 /// Creates pods that must be allowed and denied; fails if one gets no verdict.
-async fn load(stage: &Stage, namespace: &'static str) -> anyhow::Result<()> {
+async fn load(harness: &WebhookHarness, namespace: &'static str) -> anyhow::Result<()> {
     let mut tries = JoinSet::new();
-    let jane = stage.jane()?;
+    let jane = harness.jane()?;
     for number in 0..AT_ONCE {
         let jane = jane.clone();
         tries.spawn(async move {
@@ -213,8 +215,8 @@ async fn load(stage: &Stage, namespace: &'static str) -> anyhow::Result<()> {
 }
 
 /// Returns the certificate in the Secret.
-async fn certificate(stage: &Stage) -> anyhow::Result<Vec<u8>> {
-    let secrets = Api::<Secret>::namespaced(stage.cluster.admin()?, HOME);
+async fn certificate(harness: &WebhookHarness) -> anyhow::Result<Vec<u8>> {
+    let secrets = Api::<Secret>::namespaced(harness.cluster.admin()?, HOME);
     let mut data = secrets.get("rolegate-admission-tls").await?.data;
     let certificate = data.as_mut().and_then(|data| data.remove("tls.crt"));
     Ok(certificate.context("the Secret has no certificate")?.0)
@@ -223,29 +225,29 @@ async fn certificate(stage: &Stage) -> anyhow::Result<Vec<u8>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_rotated_under_load() -> anyhow::Result<()> {
     let _alone = alone().await?;
-    let mut stage = Stage::start(Cluster::start().await?, GRANTS).await?;
+    let mut harness = WebhookHarness::start(Cluster::start().await?, GRANTS).await?;
     let namespace = "shop";
-    stage.shop(namespace).await?;
-    let first = certificate(&stage).await?;
-    load(&stage, namespace).await?;
+    harness.shop(namespace).await?;
+    let first = certificate(&harness).await?;
+    load(&harness, namespace).await?;
 
     // A controller that needs another name in the certificate renews it in the same steps as an
     // expiring one.
-    stage
+    harness
         .gate
-        .restart_controller(&stage.cluster, "gate.example.com")
+        .restart_controller(&harness.cluster, "gate.example.com")
         .await?;
     let end = Instant::now() + 2 * DEADLINE;
     let mut bursts = 0_u32;
-    while certificate(&stage).await? == first {
-        load(&stage, namespace)
+    while certificate(&harness).await? == first {
+        load(&harness, namespace)
             .await
             .context("before the Secret was written")?;
         bursts += 1;
         ensure!(
             Instant::now() < end,
             "the certificate is not renewed: {}",
-            stage.gate.controller_log()
+            harness.gate.controller_log()
         );
     }
     ensure!(
@@ -254,13 +256,13 @@ async fn certificates_are_rotated_under_load() -> anyhow::Result<()> {
     );
     // New connections get the new certificate.
     for _ in 0..10 {
-        load(&stage, namespace)
+        load(&harness, namespace)
             .await
             .context("after the Secret was written")?;
     }
     // The configuration trusts only the new authority.
-    stage.gate.restart_admission().await?;
-    load(&stage, namespace)
+    harness.gate.restart_admission().await?;
+    load(&harness, namespace)
         .await
         .context("with the new certificate alone")
 }

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use rolegate_testkit::request::{Answer, PatchKind};
 use serde_json::{Value, json};
 
-use super::stage::{Stage, refused, taken};
+use super::harness::{WebhookHarness, refused, taken};
 
 /// The addresses of metadata, container credentials and EKS Pod Identity. The API server rejects
 /// link-local ones.
@@ -37,10 +37,10 @@ fn service(name: &str, spec: Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn threat_21_no_service_is_at_a_metadata_address() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "diverted";
-    stage.cluster.create_namespace(namespace, &[]).await?;
-    let jane = stage.jane()?;
+    harness.cluster.create_namespace(namespace, &[]).await?;
+    let jane = harness.jane()?;
     let services = format!("/api/v1/namespaces/{namespace}/services");
     let plain = service("plain", json!({ "externalIPs": ["192.0.2.1"] }));
     taken("a Service", jane.post(&services, &plain).await?)?;
@@ -79,10 +79,10 @@ async fn threat_21_no_service_is_at_a_metadata_address() -> anyhow::Result<()> {
 /// rejects those of IPv4 itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn threat_21_endpoints_at_a_metadata_address_are_no_new_way() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "led";
-    stage.cluster.create_namespace(namespace, &[]).await?;
-    let jane = stage.jane()?;
+    harness.cluster.create_namespace(namespace, &[]).await?;
+    let jane = harness.jane()?;
     let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
     let endpoints = format!("/api/v1/namespaces/{namespace}/endpoints");
     for (address, family) in LINK_LOCAL

@@ -6,7 +6,7 @@ use rolegate_testkit::request::{PatchKind, Requests};
 use rolegate_testkit::{TestPod, eventually};
 use serde_json::{Value, json};
 
-use super::stage::{DEADLINE, ROLE, Stage, deployment, pod, refused, taken, template};
+use super::harness::{DEADLINE, ROLE, WebhookHarness, deployment, pod, refused, taken, template};
 
 /// Custom resources.
 const CUSTOM: &str = r#"
@@ -272,11 +272,11 @@ fn merge(target: &mut Value, patch: Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn role_shopping_is_refused_for_every_kind() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "every-kind";
-    stage.cluster.apply_manifest(CUSTOM).await?;
-    stage.shop(namespace).await?;
-    let jane = stage.jane()?;
+    harness.cluster.apply_manifest(CUSTOM).await?;
+    harness.shop(namespace).await?;
+    let jane = harness.jane()?;
     let kinds = kinds();
     // The webhook configuration covers a newly configured kind.
     for kind in kinds.iter().filter(|kind| kind.url.contains("example.com")) {
@@ -304,14 +304,14 @@ async fn role_shopping_is_refused_for_every_kind() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_runs_is_not_annotated_with_somebody_elses_role() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "live";
-    stage.shop(namespace).await?;
-    let jane = stage.jane()?;
+    harness.shop(namespace).await?;
+    let jane = harness.jane()?;
     let app = TestPod::new(namespace, "app", "node").address([10, 1, 0, 5]);
     let bare = TestPod::new(namespace, "bare", "node").address([10, 1, 0, 6]);
-    stage.cluster.run_pod(&app.role("shop-reader")).await?;
-    stage.cluster.run_pod(&bare).await?;
+    harness.cluster.run_pod(&app.role("shop-reader")).await?;
+    harness.cluster.run_pod(&bare).await?;
     let annotation = |role| json!({ "metadata": { "annotations": { ROLE: role } } });
     for name in ["app", "bare"] {
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
@@ -336,10 +336,10 @@ async fn a_pod_that_runs_is_not_annotated_with_somebody_elses_role() -> anyhow::
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grant_that_is_taken_away_blocks_no_scale_no_finalizer_and_no_deletion()
 -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "revoked";
-    stage.shop(namespace).await?;
-    let jane = stage.jane()?;
+    harness.shop(namespace).await?;
+    let jane = harness.jane()?;
     let deployments = format!("/apis/apps/v1/namespaces/{namespace}/deployments");
     let pods = format!("/api/v1/namespaces/{namespace}/pods");
     let web = deployment("web", 1, Some("shop-reader"));
@@ -352,8 +352,8 @@ async fn a_grant_that_is_taken_away_blocks_no_scale_no_finalizer_and_no_deletion
     })
     .await?;
 
-    stage.grant(namespace, &["other"]).await?;
-    stage.until_refused(namespace, "shop-reader").await?;
+    harness.grant(namespace, &["other"]).await?;
+    harness.until_refused(namespace, "shop-reader").await?;
     let (web, pod) = (format!("{deployments}/web"), format!("{pods}/{made}"));
     let replicas = |number: u32| json!({ "spec": { "replicas": number } });
     let metadata = |fields: Value| json!({ "metadata": fields });

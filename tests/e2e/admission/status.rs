@@ -5,7 +5,7 @@ use rolegate_testkit::request::PatchKind;
 use rolegate_testkit::{Cluster, eventually};
 use serde_json::{Value, json};
 
-use super::stage::{DEADLINE, Stage, alone, pod, taken};
+use super::harness::{DEADLINE, WebhookHarness, alone, pod, taken};
 
 const KINDS: &str = "/apis/rolegate.dev/v1alpha1";
 /// A configuration without a base ARN.
@@ -19,8 +19,12 @@ spec:
 
 /// Waits until the object's condition has this `Ready` status, this reason and this part of the
 /// message.
-async fn says(stage: &Stage, path: &str, wanted: (&str, &str, &str)) -> anyhow::Result<Value> {
-    let admin = stage.cluster.requests()?;
+async fn says(
+    harness: &WebhookHarness,
+    path: &str,
+    wanted: (&str, &str, &str),
+) -> anyhow::Result<Value> {
+    let admin = harness.cluster.requests()?;
     let path = format!("{KINDS}/{path}");
     eventually(DEADLINE, async || {
         let object = taken("the object", admin.get(&path).await?)?;
@@ -38,16 +42,16 @@ async fn says(stage: &Stage, path: &str, wanted: (&str, &str, &str)) -> anyhow::
 #[tokio::test(flavor = "multi_thread")]
 async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     let _alone = alone().await?;
-    let stage = Stage::start(Cluster::start().await?, RULES).await?;
-    let admin = stage.cluster.requests()?;
-    stage.cluster.create_namespace("shop", &[]).await?;
+    let harness = WebhookHarness::start(Cluster::start().await?, RULES).await?;
+    let admin = harness.cluster.requests()?;
+    harness.cluster.create_namespace("shop", &[]).await?;
 
     // A name that no base ARN completes here, which is not a fault of the grant.
-    stage.grant("shop", &["reader"]).await?;
+    harness.grant("shop", &["reader"]).await?;
     let base = "no base ARN is known";
-    says(&stage, "rolegrants/shop", ("False", "NoBaseArn", base)).await?;
+    says(&harness, "rolegrants/shop", ("False", "NoBaseArn", base)).await?;
     says(
-        &stage,
+        &harness,
         "rolegateconfigs/cluster",
         ("True", "Valid", "in effect"),
     )
@@ -61,10 +65,10 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
         )
     };
     change(json!({ "baseRoleArn": "arn:aws:iam::123456789012:role/" })).await?;
-    says(&stage, "rolegrants/shop", ("True", "Valid", "in effect")).await?;
+    says(&harness, "rolegrants/shop", ("True", "Valid", "in effect")).await?;
     change(json!({ "layers": { "grants": "audit" } })).await?;
     says(
-        &stage,
+        &harness,
         "rolegrants/shop",
         ("True", "Valid", "grants is audit"),
     )
@@ -87,7 +91,7 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
         .await
     };
     counted(1).await?;
-    stage
+    harness
         .cluster
         .set_pod_status("shop", "api", "Succeeded", &[])
         .await?;
@@ -97,10 +101,10 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     let required = json!([{ "namespace": "opa", "name": "must" }]);
     change(json!({ "rego": { "required": required } })).await?;
     let missing = ("False", "Invalid", "opa/must");
-    says(&stage, "rolegateconfigs/cluster", missing).await?;
+    says(&harness, "rolegateconfigs/cluster", missing).await?;
     change(json!({ "rego": { "required": [] } })).await?;
     says(
-        &stage,
+        &harness,
         "rolegateconfigs/cluster",
         ("True", "Valid", "in effect"),
     )
@@ -135,8 +139,12 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
 }
 
 /// Returns an Event about one of rolegate's objects.
-async fn reported(stage: &Stage, reason: &str, object: &Value) -> anyhow::Result<String> {
-    let admin = stage.cluster.requests()?;
+async fn reported(
+    harness: &WebhookHarness,
+    reason: &str,
+    object: &Value,
+) -> anyhow::Result<String> {
+    let admin = harness.cluster.requests()?;
     eventually(DEADLINE, async || {
         let events = "/apis/events.k8s.io/v1/namespaces/default/events";
         let events = taken("the Events", admin.get(events).await?)?;
@@ -155,8 +163,8 @@ async fn reported(stage: &Stage, reason: &str, object: &Value) -> anyhow::Result
 async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_reported()
 -> anyhow::Result<()> {
     let _alone = alone().await?;
-    let mut stage = Stage::start(Cluster::start().await?, RULES).await?;
-    let admin = stage.cluster.requests()?;
+    let mut harness = WebhookHarness::start(Cluster::start().await?, RULES).await?;
+    let admin = harness.cluster.requests()?;
     let grants = format!("{KINDS}/rolegrants");
     let grant = |name: &str, spec: Value| {
         let mut spec = spec;
@@ -167,7 +175,7 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     let role = "arn:aws:iam::123456789012:role/reader";
     let policy = |policy: &str| json!({ "roles": [role], "session": { "policy": policy } });
     // Objects of the administrator, who has all rights, are reviewed as well.
-    for requests in [stage.jane()?, stage.cluster.requests()?] {
+    for requests in [harness.jane()?, harness.cluster.requests()?] {
         for (spec, words) in [
             (policy("{"), "spec.session"),
             (json!({ "roles": ["arn:aws:iam::12:role/a"] }), "spec.roles"),
@@ -209,18 +217,18 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     }
 
     // An invalid object that bypassed the webhook is reported.
-    stage.gate.kill_admission();
+    harness.gate.kill_admission();
     let made = taken(
         "a grant",
         admin.post(&grants, &grant("wrong", policy("{"))).await?,
     )?;
     let invalid = ("False", "Invalid", "it grants nothing");
-    let found = says(&stage, "rolegrants/wrong", invalid).await?;
+    let found = says(&harness, "rolegrants/wrong", invalid).await?;
     assert_eq!(found["status"]["observedGeneration"], 1);
     assert_eq!(found["status"]["conditions"][0]["observedGeneration"], 1);
-    let note = reported(&stage, "GrantInvalid", &made).await?;
+    let note = reported(&harness, "GrantInvalid", &made).await?;
     assert!(note.contains("spec.session"), "{note}");
-    let told = stage.gate.controller_log();
+    let told = harness.gate.controller_log();
     assert!(
         told.contains("name=\"wrong\"") && told.contains("a rule is invalid"),
         "{told}"
@@ -230,16 +238,16 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     let config = taken("it", admin.patch(&path, PatchKind::Merge, &wrong).await?)?;
     assert_eq!(config["metadata"]["generation"], 2);
     let invalid = ("False", "Invalid", "spec.rego.label");
-    let found = says(&stage, "rolegateconfigs/cluster", invalid).await?;
+    let found = says(&harness, "rolegateconfigs/cluster", invalid).await?;
     assert_eq!(found["status"]["observedGeneration"], 2);
     assert_eq!(found["status"]["conditions"][0]["observedGeneration"], 2);
-    reported(&stage, "ConfigurationInvalid", &config).await?;
+    reported(&harness, "ConfigurationInvalid", &config).await?;
 
     // The change that fixes the object has the next generation.
     let fixed = json!({ "spec": { "session": { "policy": "" } } });
     let path = format!("{grants}/wrong");
     taken("it", admin.patch(&path, PatchKind::Merge, &fixed).await?)?;
-    let found = says(&stage, "rolegrants/wrong", ("True", "Valid", "in effect")).await?;
+    let found = says(&harness, "rolegrants/wrong", ("True", "Valid", "in effect")).await?;
     assert_eq!(found["status"]["observedGeneration"], 2);
     Ok(())
 }

@@ -23,8 +23,8 @@ use tokio::io::AsyncRead;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use super::place::{HOST, PORT, Place};
-use crate::site::DEADLINE;
+use super::harness::{BrokerHarness, HOST, PORT};
+use crate::fixture::DEADLINE;
 
 const STRANGERS: u16 = 512;
 /// The number of addresses that present the certificate of node 1.
@@ -68,9 +68,9 @@ async fn dial(from: &Path, address: Ipv4Addr) -> anyhow::Result<TcpStream> {
 }
 
 /// Returns the number of connections that broker 1 closed because of a limit.
-fn closed(place: &Place, limit: &str) -> anyhow::Result<u64> {
+fn closed(harness: &BrokerHarness, limit: &str) -> anyhow::Result<u64> {
     let series = "rolegate_broker_connections_closed_total";
-    place.metric(1, &format!(r#"{series}{{port="agents",limit="{limit}"}}"#))
+    harness.metric(1, &format!(r#"{series}{{port="agents",limit="{limit}"}}"#))
 }
 
 /// Reads until the other end closes the connection, and counts that.
@@ -219,31 +219,31 @@ fn certificate(folder: &Path, node: &str) -> anyhow::Result<(TlsFiles, PathBuf)>
 
 /// Starts an agent, which must serve its node's pod.
 async fn starts(
-    place: &Place,
-    node: &super::place::Node,
-    pod: &crate::site::Pod,
+    harness: &BrokerHarness,
+    node: &super::harness::Node,
+    pod: &crate::fixture::Pod,
     role: &str,
 ) -> anyhow::Result<Rolegate> {
-    let agent = place.agent(node).await?;
-    place.served(pod, role).await?;
+    let agent = harness.agent(node).await?;
+    harness.served(pod, role).await?;
     Ok(agent)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
-    let place = Place::new("strangers", 27).await?;
-    let namespace = place.named("a");
-    place.cluster.create_namespace(&namespace, &[]).await?;
+    let harness = BrokerHarness::new("strangers", 27).await?;
+    let namespace = harness.named("a");
+    harness.cluster.create_namespace(&namespace, &[]).await?;
     let nodes = [
-        place.node(1).await?,
-        place.node(2).await?,
-        place.node(3).await?,
+        harness.node(1).await?,
+        harness.node(2).await?,
+        harness.node(3).await?,
     ];
     let mut pods = Vec::new();
     for ((node, role), last) in nodes.iter().zip(["reader", "writer", "fresh"]).zip(5..) {
-        let pod = place.pod(node, last)?;
-        let object = place.object(node, "a", role, &pod).role(role);
-        place.cluster.run_pod(&object).await?;
+        let pod = harness.pod(node, last)?;
+        let object = harness.object(node, "a", role, &pod).role(role);
+        harness.cluster.run_pod(&object).await?;
         pods.push(pod);
     }
     let folder = tempfile::tempdir()?;
@@ -254,20 +254,20 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
         "--max-agent-connections=4000",
         &authority,
     ];
-    let _broker = place.broker(1, &flags).await?;
-    let _first = starts(&place, &nodes[0], &pods[0], "reader").await?;
+    let _broker = harness.broker(1, &flags).await?;
+    let _first = starts(&harness, &nodes[0], &pods[0], "reader").await?;
 
     let attack = Attack {
-        from: Arc::new(place.lab.node().path()),
-        ca: place.ca(),
+        from: Arc::new(harness.lab.node().path()),
+        ca: harness.ca(),
         pair,
         node: nodes[0].name.clone(),
     };
     let ended = Arc::new(AtomicUsize::new(0));
     let mut strangers = attack.silent(&ended);
     eventually(DEADLINE, async || {
-        let held = place.metric(1, UNAUTHENTICATED)?;
-        let evicted = closed(&place, "unauthenticated")?;
+        let held = harness.metric(1, UNAUTHENTICATED)?;
+        let evicted = closed(&harness, "unauthenticated")?;
         ensure!(
             held >= SHARE && evicted > 0,
             "{held} are held, {evicted} were evicted"
@@ -276,7 +276,7 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
     })
     .await?;
     // The limit is visible to operators, and the broker is ready.
-    let ready = place.admin(1, "/readyz?verbose")?;
+    let ready = harness.admin(1, "/readyz?verbose")?;
     ensure!(ready.status == 200, "{}", ready.body);
     for said in ["agent connections", "too many are unauthenticated"] {
         ensure!(ready.body.contains(said), "{}", ready.body);
@@ -284,33 +284,33 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
     // The address of an agent's pod is known to the broker, so the agent is served along with all
     // of them.
     let start = Instant::now();
-    let _second = starts(&place, &nodes[1], &pods[1], "writer").await?;
+    let _second = starts(&harness, &nodes[1], &pods[1], "writer").await?;
     println!(
         "from an agent's start among {STRANGERS} silent addresses to its pod's credentials: {:.2?}",
         start.elapsed()
     );
-    newcomer_takes_a_strangers_place(&place, &attack, &ended).await?;
+    newcomer_takes_a_strangers_place(&harness, &attack, &ended).await?;
     strangers.shutdown().await;
 
     // One certificate, presented from many addresses.
     let welcome = Arc::new(AtomicUsize::new(0));
     let mut thieves = attack.stealing(0..THIEVES, &welcome);
     eventually(DEADLINE, async || {
-        let crowded = place.metric(1, CROWDED)?;
+        let crowded = harness.metric(1, CROWDED)?;
         ensure!(crowded >= u64::from(THIEVES), "{crowded} were refused");
         Ok(())
     })
     .await?;
-    let _third = starts(&place, &nodes[2], &pods[2], "fresh").await?;
+    let _third = starts(&harness, &nodes[2], &pods[2], "fresh").await?;
     // All streams of node 1, and two for each of the other agents.
-    let authenticated = usize::try_from(place.metric(1, AUTHENTICATED)?)?;
+    let authenticated = usize::try_from(harness.metric(1, AUTHENTICATED)?)?;
     ensure!(
         authenticated <= PER_NODE + 4,
         "{authenticated} are authenticated"
     );
     ensure!(welcome.load(Ordering::Relaxed) <= PER_NODE);
     for (pod, role) in pods.iter().zip(["reader", "writer", "fresh"]) {
-        place.served(pod, role).await.context(role)?;
+        harness.served(pod, role).await.context(role)?;
     }
     thieves.shutdown().await;
     Ok(())
@@ -319,11 +319,11 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
 /// An authenticated client from an address that the broker does not know is served because an
 /// unknown client is evicted, not because one has timed out.
 async fn newcomer_takes_a_strangers_place(
-    place: &Place,
+    harness: &BrokerHarness,
     attack: &Attack,
     ended: &AtomicUsize,
 ) -> anyhow::Result<()> {
-    let before = closed(place, "unauthenticated")?;
+    let before = closed(harness, "unauthenticated")?;
     let welcome = Arc::new(AtomicUsize::new(0));
     let mut newcomer = attack.stealing(STRANGERS..=STRANGERS, &welcome);
     eventually(DEADLINE, async || {
@@ -331,20 +331,20 @@ async fn newcomer_takes_a_strangers_place(
         Ok(())
     })
     .await?;
-    let evicted = closed(place, "unauthenticated")?;
+    let evicted = closed(harness, "unauthenticated")?;
     ensure!(evicted > before, "welcome without an eviction");
     // Each closed connection of an unknown client was evicted for another connection, or rejected
     // because its address opens too many.
     let ended = u64::try_from(ended.load(Ordering::Relaxed))?;
     let mut counted = 0;
     for limit in ["unauthenticated", "peer", "rate"] {
-        counted += closed(place, limit)?;
+        counted += closed(harness, limit)?;
     }
     ensure!(
         ended > 0 && ended <= counted,
         "{ended} connections ended, and {counted} were closed by a limit"
     );
-    let held = place.metric(1, UNAUTHENTICATED)?;
+    let held = harness.metric(1, UNAUTHENTICATED)?;
     ensure!(held <= SHARE + EXPECTED, "{held} are held");
     newcomer.shutdown().await;
     Ok(())

@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status, Streaming};
 
-use super::place::{HOST, PORT, Place};
-use crate::site::DEADLINE;
+use super::harness::{BrokerHarness, HOST, PORT};
+use crate::fixture::DEADLINE;
 
 /// A stream to broker 1, and all messages received on it.
 pub(super) struct Stream {
@@ -31,7 +31,7 @@ pub(super) struct Stream {
 impl Stream {
     /// Opens a stream from the network `from`, claiming to be the agent of `node`.
     pub(super) async fn open(
-        place: &Place,
+        harness: &BrokerHarness,
         from: &Namespace,
         node: &str,
         token: &str,
@@ -40,7 +40,7 @@ impl Stream {
         let stream = from.run(|| TcpStream::connect(address))??;
         stream.set_nonblocking(true)?;
         let tls = ClientTls {
-            ca: place.ca(),
+            ca: harness.ca(),
             pair: None,
             clock: Clock::system(),
         };
@@ -129,12 +129,12 @@ impl Stream {
 
 /// Opens a stream that is rejected: the client receives only the reason.
 pub(super) async fn refused(
-    place: &Place,
+    harness: &BrokerHarness,
     from: &Namespace,
     node: &str,
     token: &str,
 ) -> anyhow::Result<String> {
-    let mut stream = Stream::open(place, from, node, token).await?;
+    let mut stream = Stream::open(harness, from, node, token).await?;
     // The broker may have rejected the stream already.
     let _ = stream.send(from_agent::Body::Activate(v1::Activate {}));
     let status = stream.end().await?;

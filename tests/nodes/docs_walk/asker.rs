@@ -28,12 +28,12 @@ const GIVEN: &str = "200";
 
 /// A reader's position in the pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Position {
     pub(super) page: String,
     pub(super) line: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.page, self.line)
     }
@@ -47,8 +47,8 @@ pub(super) struct Askers<'a> {
     seen: BTreeMap<&'a str, Vec<String>>,
     /// The cases that a page announced to lose or gain credentials, that have not changed yet, with
     /// the position of the announcement.
-    stopping: BTreeMap<String, Place>,
-    opening: BTreeMap<String, Place>,
+    stopping: BTreeMap<String, Position>,
+    opening: BTreeMap<String, Position>,
     /// The cases that have had credentials at some time.
     worked: BTreeSet<&'a str>,
 }
@@ -93,27 +93,27 @@ impl<'a> Askers<'a> {
     /// Announces that the next step makes these cases lose or gain credentials.
     pub(super) fn announce(
         &mut self,
-        place: &Place,
+        position: &Position,
         stops: &[String],
         opens: &[String],
     ) -> anyhow::Result<()> {
         for name in stops.iter().chain(opens) {
             ensure!(
                 self.cases.iter().any(|case| case.name == name),
-                "{place}: there is no case {name:?}"
+                "{position}: there is no case {name:?}"
             );
         }
         for (names, changes) in [(stops, &mut self.stopping), (opens, &mut self.opening)] {
-            changes.extend(names.iter().map(|name| (name.clone(), place.clone())));
+            changes.extend(names.iter().map(|name| (name.clone(), position.clone())));
         }
         Ok(())
     }
 
     /// Checks the changes since the last call. Fails if no step announced a change.
-    pub(super) async fn look(&mut self, place: &Place) -> anyhow::Result<()> {
+    pub(super) async fn look(&mut self, position: &Position) -> anyhow::Result<()> {
         for change in self.take().await? {
             let Change { case, from, to } = change;
-            eprintln!("    {}: {from} → {to} (at {place})", case.name);
+            eprintln!("    {}: {from} → {to} (at {position})", case.name);
             let allowed = if to == GIVEN && !case.entitled {
                 self.opening.remove(case.name)
             } else if from == GIVEN && to != GIVEN {
@@ -123,7 +123,7 @@ impl<'a> Askers<'a> {
             };
             ensure!(
                 allowed.is_some(),
-                "{place}: {} had {from} and has {to} now, and no step has said so",
+                "{position}: {} had {from} and has {to} now, and no step has said so",
                 case.name
             );
         }
@@ -131,10 +131,10 @@ impl<'a> Askers<'a> {
     }
 
     /// Waits until all announced changes have happened.
-    pub(super) async fn settle(&mut self, place: &Place) -> anyhow::Result<()> {
+    pub(super) async fn settle(&mut self, position: &Position) -> anyhow::Result<()> {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            self.look(place).await?;
+            self.look(position).await?;
             if self.stopping.is_empty() && self.opening.is_empty() {
                 return Ok(());
             }

@@ -50,7 +50,7 @@ impl Case {
 }
 
 /// The namespaces and pods that exist before a reader starts with this page.
-pub(super) struct Scene {
+pub(super) struct PageFixture {
     pub(super) page: &'static str,
     /// The objects that are created first.
     pub(super) objects: &'static str,
@@ -58,8 +58,8 @@ pub(super) struct Scene {
 }
 
 /// The fixtures of each page that starts on a new cluster.
-pub(super) const SCENES: [Scene; 2] = [
-    Scene {
+pub(super) const PAGE_FIXTURES: [PageFixture; 2] = [
+    PageFixture {
         page: "docs/tutorial.md",
         objects: r#"{"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "cases", "annotations":
@@ -83,7 +83,7 @@ pub(super) const SCENES: [Scene; 2] = [
             Case::new("cases", "not-at-aws", Some("lost")).without_right(),
         ],
     },
-    Scene {
+    PageFixture {
         page: "docs/how-to/install.md",
         objects: r#"{"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}},

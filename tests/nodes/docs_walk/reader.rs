@@ -10,7 +10,7 @@ use rolegate_testkit::nodes::Ran;
 use rolegate_testkit::{Forward, Moto, TestCluster, eventually, repository};
 use tempfile::TempDir;
 
-use super::asker::{Askers, Place};
+use super::asker::{Askers, Position};
 use super::directive::Node;
 use super::page::{Action, Command, Page, Step};
 use super::places::{self, NODE, SECOND};
@@ -93,13 +93,13 @@ impl<'a> Reader<'a> {
     ) -> anyhow::Result<String> {
         let mut transcript = format!("{}\n", page.path);
         for step in &page.steps {
-            let place = Place {
+            let position = Position {
                 page: page.path.clone(),
                 line: step.line,
             };
-            if let Err(fault) = self.step(&place, step, askers, &mut transcript).await {
-                eprintln!("FAULT {place}: {fault:#}");
-                faults.push(format!("{place}: {fault:#}"));
+            if let Err(fault) = self.step(&position, step, askers, &mut transcript).await {
+                eprintln!("FAULT {position}: {fault:#}");
+                faults.push(format!("{position}: {fault:#}"));
             }
             ensure!(
                 faults.len() < MANY,
@@ -112,36 +112,36 @@ impl<'a> Reader<'a> {
 
     async fn step(
         &self,
-        place: &Place,
+        position: &Position,
         step: &Step,
         askers: &mut Askers<'_>,
         transcript: &mut String,
     ) -> anyhow::Result<()> {
-        askers.announce(place, &step.stops, &step.opens)?;
+        askers.announce(position, &step.stops, &step.opens)?;
         let done = match &step.action {
-            Action::Run(command) => self.run(place, command, transcript).await,
+            Action::Run(command) => self.run(position, command, transcript).await,
             Action::Skip { command, reason } => {
-                writeln!(transcript, "\n{place}: skipped: {command}\n({reason})")?;
+                writeln!(transcript, "\n{position}: skipped: {command}\n({reason})")?;
                 Ok(())
             }
             Action::Write { file, text } => self.write(file, text),
             Action::Edit { file, diff } => self.edit(file, diff),
         };
         if done.is_ok() && !(step.stops.is_empty() && step.opens.is_empty()) {
-            askers.settle(place).await?;
+            askers.settle(position).await?;
         }
         // Whatever the step did, no pod may have lost its credentials without an announcement.
-        askers.look(place).await.and(done)
+        askers.look(position).await.and(done)
     }
 
     async fn run(
         &self,
-        place: &Place,
+        position: &Position,
         command: &Command,
         transcript: &mut String,
     ) -> anyhow::Result<()> {
         let script = self.translate(&command.text);
-        eprintln!("{place}: {}", command.text.trim_end());
+        eprintln!("{position}: {}", command.text.trim_end());
         let once = async || {
             let ran = match command.on_node {
                 Some(Node::First) => self.cluster.node(NODE)?.shell(&script).await?,
@@ -157,7 +157,7 @@ impl<'a> Reader<'a> {
             once().await
         };
         let ran = ran.with_context(|| format!("$ {script}"))?;
-        writeln!(transcript, "\n{place}\n$ {}", script.trim_end())?;
+        writeln!(transcript, "\n{position}\n$ {}", script.trim_end())?;
         write!(transcript, "{}{}", ran.stdout, ran.stderr)?;
         Ok(())
     }

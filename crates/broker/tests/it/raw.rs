@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tonic::{Status, Streaming};
 
-use crate::stage::TEST_TIMEOUT;
+use crate::harness::TEST_TIMEOUT;
 
 /// Returns the origin of requests.
 pub(crate) fn origin() -> Uri {

@@ -170,11 +170,11 @@ fn roles_of_web_identity_are_covered_or_told() {
 
 #[test]
 fn covered_finished_and_default_pods_need_no_grant() {
-    let mut stage = rules(
+    let mut fixture = rules(
         &[grant("shop.api", &["reader"], "shop", "api")],
         Mode::Audit,
     );
-    stage.rules.default_role = RoleArn::parse("arn:aws:iam::123456789012:role/all").ok();
+    fixture.rules.default_role = RoleArn::parse("arn:aws:iam::123456789012:role/all").ok();
     let finished = Workload {
         phase: Phase::Succeeded,
         ..pod("shop", "job", "job")
@@ -187,8 +187,8 @@ fn covered_finished_and_default_pods_need_no_grant() {
     ];
     let suggest = |finished| {
         suggest(
-            &stage.rules,
-            &stage.grants,
+            &fixture.rules,
+            &fixture.grants,
             pods_only(&running),
             finished,
             NOW,
@@ -203,8 +203,8 @@ fn covered_finished_and_default_pods_need_no_grant() {
 
 #[test]
 fn grant_limits_remain_and_names_with_stars_grant_nothing() {
-    let mut stage = rules(&[grant("shop.api", &["reader"], "shop", "api")], Mode::Off);
-    let namespaces = Arc::make_mut(&mut stage.rules.namespaces);
+    let mut fixture = rules(&[grant("shop.api", &["reader"], "shop", "api")], Mode::Off);
+    let namespaces = Arc::make_mut(&mut fixture.rules.namespaces);
     let open = namespaces["shop"].clone();
     namespaces.insert("*".into(), open);
     let running = [
@@ -212,7 +212,13 @@ fn grant_limits_remain_and_names_with_stars_grant_nothing() {
         pod("*", "api", "reader"),
         pod("shop", "*", "reader"),
     ];
-    let suggestion = suggest(&stage.rules, &stage.grants, pods_only(&running), false, NOW);
+    let suggestion = suggest(
+        &fixture.rules,
+        &fixture.grants,
+        pods_only(&running),
+        false,
+        NOW,
+    );
     assert!(suggestion.grants.is_empty());
     assert_eq!(suggestion.left_out.len(), 3);
     assert_eq!(suggestion.notes().len(), 4);

@@ -24,7 +24,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The name and addresses of a node.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct NodeSpec {
     /// Its name in Kubernetes.
     pub(super) name: String,
     pub(super) address: Ipv4Addr,
@@ -32,7 +32,7 @@ pub(super) struct Place {
     pub(super) pods: String,
 }
 
-impl Place {
+impl NodeSpec {
     /// Returns the name and addresses of the node with this number, from 1.
     pub(super) fn new(number: u8) -> anyhow::Result<Self> {
         ensure!((1..200).contains(&number), "a site has 199 nodes at most");
@@ -47,7 +47,7 @@ impl Place {
 /// A node of a [`super::TestCluster`]. Dropping it powers it off.
 #[derive(Debug)]
 pub struct TestNode {
-    place: Place,
+    spec: NodeSpec,
     /// Its name on the machine, for its namespace and its cgroups.
     full_name: String,
     folder: PathBuf,
@@ -68,13 +68,13 @@ impl TestNode {
     pub(super) fn new(
         site: &Site,
         control_plane: &ControlPlane,
-        place: Place,
+        spec: NodeSpec,
         cni: Cni,
         before_kubelet: &str,
         tools: &Path,
     ) -> anyhow::Result<Self> {
-        let full_name = format!("{}-{}", site.name(), place.name);
-        let folder = site.folder().join(&place.name);
+        let full_name = format!("{}-{}", site.name(), spec.name);
+        let folder = site.folder().join(&spec.name);
         fs::create_dir(&folder)?;
         let node = Self {
             full_name,
@@ -82,7 +82,7 @@ impl TestNode {
             cluster_binary: control_plane.binary.clone(),
             tools: tools.to_owned(),
             power: None,
-            place,
+            spec,
         };
         node.write_network(cni)?;
         node.write_runtime()?;
@@ -102,12 +102,12 @@ impl TestNode {
 
     /// Returns its name in Kubernetes.
     pub fn name(&self) -> &str {
-        &self.place.name
+        &self.spec.name
     }
 
     /// Returns its address for pods and other nodes.
     pub fn address(&self) -> Ipv4Addr {
-        self.place.address
+        self.spec.address
     }
 
     /// Returns the log of a service on the node: `kubelet`, `containerd` or `kube-proxy`.
@@ -147,7 +147,7 @@ impl TestNode {
     pub(super) fn boot(&mut self, site: &Site) -> anyhow::Result<()> {
         ensure!(self.power.is_none(), "{} runs already", self.name());
         let netns = Namespace::new(self.full_name.clone())?;
-        site.connect(&netns, &self.place)?;
+        site.connect(&netns, &self.spec)?;
         // Not `ip netns exec`, which mounts a /sys without cgroups.
         let mut command = Command::new("nsenter");
         command
@@ -159,7 +159,7 @@ impl TestNode {
             .arg(script.get_program())
             .args(script.get_args())
             .args([&self.full_name, self.name()])
-            .arg(self.place.address.to_string())
+            .arg(self.spec.address.to_string())
             .arg(&self.folder)
             .arg(&self.cluster_binary);
         let process = Process::spawn(self.name(), &command, &self.folder.join("boot.log"))?;
@@ -197,7 +197,7 @@ impl TestNode {
             }
         }
         power.process.kill();
-        site.disconnect(&self.place)?;
+        site.disconnect(&self.spec)?;
         drop(power.netns);
         // Leftover cgroups would keep containers from starting at the next boot.
         site::clean(&[&self.full_name])
@@ -212,7 +212,7 @@ impl TestNode {
     fn write_network(&self, cni: Cni) -> anyhow::Result<()> {
         let ipam = json!({
             "type": "host-local",
-            "ranges": [[{ "subnet": self.place.pods }]],
+            "ranges": [[{ "subnet": self.spec.pods }]],
             "routes": [{ "dst": "0.0.0.0/0" }],
             // On a tmpfs: addresses must not survive a boot.
             "dataDir": "/run/cni/addresses",
@@ -267,7 +267,7 @@ conf_dir = "/etc/cni/net.d"
         let user = format!("system:node:{}", self.name());
         control_plane.kubeconfig(&self.folder, "kubelet", &user, Some("system:nodes"))?;
         control_plane.kubeconfig(&self.folder, "proxy", "system:kube-proxy", None)?;
-        let address = self.place.address.to_string();
+        let address = self.spec.address.to_string();
         let serving = control_plane
             .authority
             .server(&self.full_name, &[&address, self.name()])?;

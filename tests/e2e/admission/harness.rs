@@ -30,7 +30,7 @@ spec:
 "#;
 
 /// A cluster with its webhook.
-pub(crate) struct Stage {
+pub(crate) struct WebhookHarness {
     pub(crate) cluster: Cluster,
     pub(crate) gate: TestAdmission,
 }
@@ -41,10 +41,10 @@ pub(crate) async fn alone() -> anyhow::Result<SemaphorePermit<'static>> {
     Ok(PLACES.acquire().await?)
 }
 
-impl Stage {
+impl WebhookHarness {
     /// Returns the shared harness of tests that need only grants, each in its own namespaces.
     pub(crate) async fn shared() -> anyhow::Result<&'static Self> {
-        static SHARED: OnceCell<Stage> = OnceCell::const_new();
+        static SHARED: OnceCell<WebhookHarness> = OnceCell::const_new();
         SHARED
             .get_or_try_init(|| async {
                 let cluster = Cluster::start_with_controllers().await?;

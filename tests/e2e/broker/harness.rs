@@ -21,8 +21,8 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use crate::ask::{self, ADMIN, Reply};
+use crate::fixture::{self, DEADLINE, Pod, start_imds, start_imds_with};
 use crate::shim::Sts;
-use crate::site::{self, DEADLINE, Pod, start_imds, start_imds_with};
 
 /// The namespace of brokers and agents.
 pub(super) const HOME: &str = "rolegate-system";
@@ -53,7 +53,7 @@ pub(super) async fn install(cluster: &Cluster) -> anyhow::Result<()> {
 
 /// The machines that run brokers. Harnesses in one cluster differ by their name, which is the
 /// prefix of their nodes and namespaces, and by the `third` octet of pods' addresses.
-pub(super) struct Place {
+pub(super) struct BrokerHarness {
     pub(super) cluster: &'static Cluster,
     pub(super) sts: Sts,
     pub(super) lab: Lab,
@@ -83,7 +83,7 @@ pub(super) struct Node {
     dir: TempDir,
 }
 
-impl Place {
+impl BrokerHarness {
     pub(super) async fn new(name: &'static str, third: u8) -> anyhow::Result<Self> {
         Self::within(cluster().await?, name, third).await
     }
@@ -193,7 +193,7 @@ impl Place {
             .chain(arguments)
             .copied()
             .collect();
-        site::rolegate(self.lab.node(), &ledger)
+        fixture::rolegate(self.lab.node(), &ledger)
     }
 
     /// Creates node `number` with its agent's pod.
@@ -351,7 +351,7 @@ impl Place {
     /// Waits until a pod gets credentials of a role; returns the access key, which STS issued for
     /// that role.
     pub(super) async fn served(&self, pod: &Pod, role: &str) -> anyhow::Result<String> {
-        let document = eventually(DEADLINE, async || site::credentials(pod, role)).await?;
+        let document = eventually(DEADLINE, async || fixture::credentials(pod, role)).await?;
         let key = document["AccessKeyId"].as_str().context("no access key")?;
         let arn = self.sts.role_of(key)?;
         ensure!(arn.ends_with(&format!(":role/{role}")), "{arn}");

@@ -173,24 +173,24 @@ pub(crate) fn on<T: Send, F: Future<Output = T>>(
         .unwrap()
 }
 
-pub(crate) struct Scene {
+pub(crate) struct RedirectHarness {
     pub(crate) lab: Lab,
     pub(crate) agent: Option<StandIn>,
     pub(crate) imds: StandIn,
     pub(crate) backend: Backend,
 }
 
-impl Scene {
+impl RedirectHarness {
     pub(crate) fn new(backend: Backend) -> anyhow::Result<Self> {
         let lab = Lab::new()?;
-        let scene = Self {
+        let harness = Self {
             agent: Some(StandIn::start(lab.node(), PORT, AGENT)?),
             imds: StandIn::start(lab.imds(), 80, IMDS)?,
             backend,
             lab,
         };
         // As on any node, connections are tracked and established ones are accepted.
-        scene.nft(
+        harness.nft(
             "table inet tracking {
                chain forward {
                  type filter hook forward priority filter
@@ -199,7 +199,7 @@ impl Scene {
              }
 ",
         )?;
-        Ok(scene)
+        Ok(harness)
     }
 
     pub(crate) fn pod(&self) -> anyhow::Result<Pod> {

@@ -22,7 +22,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// The lab's node with everything that an agent needs. Tests in one cluster use different node
 /// names, which are also the prefixes of their namespaces.
-pub(crate) struct Site {
+pub(crate) struct AgentFixture {
     pub(crate) node: String,
     pub(crate) lab: Lab,
     pub(crate) imds: Imds,
@@ -81,7 +81,7 @@ pub(crate) fn clean(netns: &Namespace, program: &Path) -> Command {
     command
 }
 
-impl Site {
+impl AgentFixture {
     /// Creates a harness for the node `node` of `cluster`.
     pub(crate) async fn new(node: &str, cluster: &Cluster) -> anyhow::Result<Self> {
         cluster.install(&["rolegate-agent"]).await?;
@@ -239,10 +239,14 @@ pub(crate) fn credentials(pod: &Namespace, role: &str) -> anyhow::Result<serde_j
 
 /// Waits until the pod gets the role's credentials; returns the role of their session according to
 /// STS.
-pub(crate) async fn served(site: &Site, pod: &Namespace, role: &str) -> anyhow::Result<String> {
+pub(crate) async fn served(
+    fixture: &AgentFixture,
+    pod: &Namespace,
+    role: &str,
+) -> anyhow::Result<String> {
     let document = eventually(DEADLINE, async || credentials(pod, role)).await?;
     let access_key = document["AccessKeyId"].as_str().context("no access key")?;
-    site.sts.role_of(access_key)
+    fixture.sts.role_of(access_key)
 }
 
 /// Fails if a text contains one of the node's own secrets.
