@@ -20,12 +20,12 @@ use tokio_util::sync::CancellationToken;
 use super::controller::{ControllerFixture, DEADLINE, quick};
 
 /// A connection to the API server that can be interrupted: it stays open, but no data passes.
-struct Way {
+struct TestConnection {
     url: String,
     open: watch::Sender<bool>,
 }
 
-impl Way {
+impl TestConnection {
     async fn new(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
@@ -53,9 +53,9 @@ impl Way {
 
 /// The number of replicas that work as the leader. A Lease prevents more than one at a time.
 #[derive(Clone, Default)]
-struct Works(Arc<AtomicI64>);
+struct ActiveLeaders(Arc<AtomicI64>);
 
-impl Works {
+impl ActiveLeaders {
     fn run(
         &self,
         fixture: &ControllerFixture,
@@ -98,14 +98,14 @@ async fn until(gauge: &Gauge, value: i64) {
 #[tokio::test]
 async fn a_leader_that_hangs_stops_by_itself_and_another_takes_over() {
     let fixture = ControllerFixture::new("lease-cut").await;
-    let way = Way::new(fixture.cluster.port()).await;
+    let way = TestConnection::new(fixture.cluster.port()).await;
     let cut_off = ClientOptions {
         api_server: Some(way.url.clone()),
         ..fixture.client.clone()
     };
     let cut_off = Connection::new(&cut_off).await.unwrap().client();
     let stop = CancellationToken::new();
-    let works = Works::default();
+    let works = ActiveLeaders::default();
     let first = works.run(&fixture, cut_off, "first", &stop);
     until(&first, 1).await;
     let second = works.run(&fixture, fixture.connect().await, "second", &stop);

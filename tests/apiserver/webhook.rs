@@ -81,7 +81,7 @@ const UNASKED: &[&str] = &[
 struct Fixture {
     cluster: Cluster,
     driver: Requests,
-    gate: Option<TestAdmission>,
+    test_admission: Option<TestAdmission>,
     certificate: Certificate,
 }
 
@@ -90,11 +90,11 @@ impl Fixture {
         let cluster = Cluster::start().await?;
         cluster.install_admission().await?;
         cluster.open_to(&["system:authenticated"]).await?;
-        let (chain, key) = cluster.serving_pair("gate", &["127.0.0.1"])?;
+        let (chain, key) = cluster.serving_pair("webhook", &["127.0.0.1"])?;
         let fixture = Self {
             driver: cluster.requests()?,
             cluster,
-            gate: None,
+            test_admission: None,
             certificate: Certificate::Files(chain, key),
         };
         fixture.define_kinds(cases).await?;
@@ -139,7 +139,7 @@ impl Fixture {
     /// Replaces the current world with another.
     async fn enter(&mut self, world: &World) -> anyhow::Result<()> {
         self.driver.delete(REGISTRATION).await?;
-        self.gate = None;
+        self.test_admission = None;
         for kind in ["rolegrants", "rolegateconfigs"] {
             let path = format!("/apis/rolegate.dev/v1alpha1/{kind}");
             self.driver.delete(&path).await?.object()?;
@@ -153,15 +153,16 @@ impl Fixture {
                 }
             }
         }
-        let mut gate = TestAdmission::bare(&self.cluster, self.certificate.clone()).await?;
-        gate.ready().await?;
-        self.register(&gate, world).await?;
-        self.gate = Some(gate);
+        let mut test_admission =
+            TestAdmission::bare(&self.cluster, self.certificate.clone()).await?;
+        test_admission.ready().await?;
+        self.register(&test_admission, world).await?;
+        self.test_admission = Some(test_admission);
         Ok(())
     }
 
     /// Registers the webhook for a world, and waits until the configuration is in effect.
-    async fn register(&self, gate: &TestAdmission, world: &World) -> anyhow::Result<()> {
+    async fn register(&self, test_admission: &TestAdmission, world: &World) -> anyhow::Result<()> {
         let mut documents = world.documents.iter();
         let config = documents.find(|document| document["kind"] == "RolegateConfig");
         let config: RolegateConfig = serde_json::from_value(config.context("no config")?.clone())?;
@@ -177,7 +178,7 @@ impl Fixture {
             has_default_role: config.default_role.is_some()
                 || world.documents.iter().any(has_default),
             has_rego: config.modes[LayerId::Rego] != Mode::Off,
-            endpoint: Endpoint::Url(&gate.url()),
+            endpoint: Endpoint::Url(&test_admission.url()),
             ca_bundle: ca.as_bytes(),
             own_namespace: HOME,
         });
@@ -402,7 +403,9 @@ fn faults(case: &Case, answer: &Answer) -> Vec<String> {
     let mut faults = Vec::new();
     if UNASKED.contains(&&*case.name) {
         if !is_allowed {
-            faults.push(format!("the gate is asked after all: {message}"));
+            faults.push(format!(
+                "the API server called the webhook after all: {message}"
+            ));
         }
         return faults;
     }

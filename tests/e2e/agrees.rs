@@ -488,13 +488,13 @@ async fn tried(
 #[tokio::test(flavor = "multi_thread")]
 async fn explain_agrees_with_every_agent() -> anyhow::Result<()> {
     let cases = cases::load_all()?;
-    let doors = cases
+    let served = cases
         .iter()
         .filter(|case| case.kind() == "Pod" && case.expect.agent.is_some());
-    let doors: Vec<_> = doors.filter(|case| is_served(case)).collect();
-    ensure!(doors.len() > 120, "only {} pods", doors.len());
+    let served: Vec<_> = served.filter(|case| is_served(case)).collect();
+    ensure!(served.len() > 120, "only {} pods", served.len());
     let mut worlds: Vec<Arc<World>> = Vec::new();
-    for case in &doors {
+    for case in &served {
         if worlds.iter().all(|world| world.name != case.world.name) {
             worlds.push(case.world.clone());
         }
@@ -517,7 +517,7 @@ async fn explain_agrees_with_every_agent() -> anyhow::Result<()> {
                 (true, true) => &[Setup::Flags, Setup::Broker, Setup::Config],
             };
             number += 1;
-            let of_world = doors.iter().filter(|case| case.world.name == world.name);
+            let of_world = served.iter().filter(|case| case.world.name == world.name);
             let of_world: Vec<&Case> = of_world.copied().collect();
             let context = || format!("in the world {}", world.name);
             fixture

@@ -32,7 +32,7 @@ except OSError as error:
 
 /// Ways in which a neighbor deceives the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Spoofing {
     /// It announces the victim's address at its own MAC address.
     Address,
     /// It sends from the victim's MAC address, so that the bridge learns its port for that address.
@@ -155,14 +155,14 @@ impl<'a> Bridge<'a> {
         thief: &Bridged,
         victim: &Bridged,
         v6: bool,
-        way: Way,
+        way: Spoofing,
         flags: &[&str],
     ) -> anyhow::Result<Child> {
         let node = self.fixture.lab.node();
         let own = thief.pod.mac("eth0")?;
         let (source, target) = match way {
-            Way::Address => (own, [METADATA, METADATA_6]),
-            Way::Mac => (victim.pod.mac("eth0")?, [METADATA, METADATA_6]),
+            Spoofing::Address => (own, [METADATA, METADATA_6]),
+            Spoofing::Mac => (victim.pod.mac("eth0")?, [METADATA, METADATA_6]),
         };
         let family = usize::from(v6);
         let (claim, target) = (
@@ -198,7 +198,7 @@ impl<'a> Bridge<'a> {
         thief: &Bridged,
         victim: &Bridged,
         v6: bool,
-        way: Way,
+        way: Spoofing,
     ) -> anyhow::Result<Theft> {
         Theft::of(self.begin(thief, victim, v6, way, &[])?)
     }
@@ -219,7 +219,7 @@ impl<'a> Bridge<'a> {
         victim: &Bridged,
         v6: bool,
     ) -> anyhow::Result<()> {
-        for way in [Way::Address, Way::Mac] {
+        for way in [Spoofing::Address, Spoofing::Mac] {
             let theft = self.steal(thief, victim, v6, way)?;
             let seen = format!("{case}, IPv6 {v6}, {way:?}: {theft:?}");
             ensure!(
@@ -317,7 +317,7 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
     let learn = ["--unrecorded-addresses=learn", "--cni-results-dir="];
     let mut open = bridge.agent(&learn).await?;
     for v6 in [false, true] {
-        let theft = bridge.steal(&thief, &silent, v6, Way::Address)?;
+        let theft = bridge.steal(&thief, &silent, v6, Spoofing::Address)?;
         ensure!(
             theft.succeeded(),
             "no theft to be kept from, IPv6 {v6}: {theft:?}"
@@ -342,7 +342,7 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
     talk(bridge, &reachable)?;
     bridge.gets_nothing("reachable", &thief, &reachable)?;
     dual.ask(METADATA)?;
-    let theft = bridge.steal(&thief, &dual, true, Way::Address)?;
+    let theft = bridge.steal(&thief, &dual, true, Spoofing::Address)?;
     ensure!(theft.connected() && !theft.succeeded(), "{theft:?}");
     dual.ask(METADATA)
         .context("its other address is not touched")?;
@@ -352,14 +352,14 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
     known.ask(METADATA_6)?;
     let on = ["--until-eof"];
     for v6 in [false, true] {
-        let taking = bridge.begin(&thief, &known, v6, Way::Address, &on)?;
+        let taking = bridge.begin(&thief, &known, v6, Spoofing::Address, &on)?;
         agent.kill();
         agent = bridge.agent(&[]).await?;
         let theft = Theft::of(taking)?;
         ensure!(!theft.succeeded(), "restart, IPv6 {v6}: {theft:?}");
         bridge.gets_nothing_by("after a restart", &thief, &known, v6)?;
 
-        let taking = bridge.begin(&thief, &known, v6, Way::Address, &on)?;
+        let taking = bridge.begin(&thief, &known, v6, Spoofing::Address, &on)?;
         let mut next = bridge.start(&[])?;
         next.wait_for_line("took over", DEADLINE).await?;
         bridge.fixture.ready(&mut next).await?;

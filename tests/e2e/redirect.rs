@@ -237,13 +237,13 @@ async fn show_without_rights_is_an_error() -> anyhow::Result<()> {
 
 /// Requests a path that the agent never forwards, from several threads and without a pause, until
 /// it is dropped.
-struct Insistent {
+struct RequestLoop {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
     asking: Vec<JoinHandle<()>>,
 }
 
-impl Insistent {
+impl RequestLoop {
     fn start(netns: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::new(AtomicUsize::new(0));
@@ -282,7 +282,7 @@ impl Insistent {
     }
 }
 
-impl Drop for Insistent {
+impl Drop for RequestLoop {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.asking.drain(..) {
@@ -337,7 +337,7 @@ async fn flush_opens_nothing() -> anyhow::Result<()> {
         let redirect = format!("--redirect={backend}");
         let mut agent = fixture.agent(&[&redirect])?;
         fixture.ready(&mut agent).await?;
-        let pods = Insistent::start(&pod.path());
+        let pods = RequestLoop::start(&pod.path());
         for commands in flushes(backend) {
             for _ in 0..3 {
                 for command in &commands {

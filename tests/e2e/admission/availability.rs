@@ -46,7 +46,7 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
     let web = deployment("web", 1, Some("shop-reader"));
     taken("a Deployment", jane.post(&deployments, &web).await?)?;
 
-    harness.gate.kill_admission();
+    harness.test_admission.kill_admission();
     let of = |namespace: &str, plural: &str| format!("/api/v1/namespaces/{namespace}/{plural}");
     let (reader, role_arn) = (
         Some("shop-reader"),
@@ -182,7 +182,7 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
     let answer = admin.post(dry, &plain).await?;
     taken("a namespace of a cluster's master", answer)?;
 
-    harness.gate.restart_admission().await?;
+    harness.test_admission.restart_admission().await?;
     harness.until_allowed(namespace, "shop-reader").await?;
     let answer = harness.try_pod(namespace, "admin").await?;
     refused("a pod after the webhook is back", &answer, &["role/admin"])
@@ -234,7 +234,7 @@ async fn certificates_are_rotated_under_load() -> anyhow::Result<()> {
     // A controller that needs another name in the certificate renews it in the same steps as an
     // expiring one.
     harness
-        .gate
+        .test_admission
         .restart_controller(&harness.cluster, "gate.example.com")
         .await?;
     let end = Instant::now() + 2 * DEADLINE;
@@ -247,7 +247,7 @@ async fn certificates_are_rotated_under_load() -> anyhow::Result<()> {
         ensure!(
             Instant::now() < end,
             "the certificate is not renewed: {}",
-            harness.gate.controller_log()
+            harness.test_admission.controller_log()
         );
     }
     ensure!(
@@ -261,7 +261,7 @@ async fn certificates_are_rotated_under_load() -> anyhow::Result<()> {
             .context("after the Secret was written")?;
     }
     // The configuration trusts only the new authority.
-    harness.gate.restart_admission().await?;
+    harness.test_admission.restart_admission().await?;
     load(&harness, namespace)
         .await
         .context("with the new certificate alone")

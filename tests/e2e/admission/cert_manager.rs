@@ -91,7 +91,7 @@ impl Pair {
 
 /// Returns the number of certificates that the webhook has loaded so far.
 fn served(harness: &WebhookHarness) -> usize {
-    let log = harness.gate.admission.log();
+    let log = harness.test_admission.admission.log();
     log.matches("serving a new certificate").count()
 }
 
@@ -111,16 +111,23 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     let mut registration = cluster.install_admission().await?;
     cluster.open_to(&["developers", "platform"]).await?;
     cluster.apply_manifest(GRANTS).await?;
-    let mut gate = TestAdmission::bare(&cluster, Certificate::CertManager).await?;
-    gate.restart_controller(&cluster, "localhost").await?;
+    let mut test_admission = TestAdmission::bare(&cluster, Certificate::CertManager).await?;
+    test_admission
+        .restart_controller(&cluster, "localhost")
+        .await?;
     let from = format!("{HOME}/rolegate-admission");
     registration["metadata"]["annotations"] = json!({ INJECT: from });
-    gate.register(&cluster, &mut registration, None).await?;
-    let mut harness = WebhookHarness { cluster, gate };
+    test_admission
+        .register(&cluster, &mut registration, None)
+        .await?;
+    let mut harness = WebhookHarness {
+        cluster,
+        test_admission,
+    };
 
     // Without the Secret the webhook is not ready, and reports the missing Secret.
     eventually(DEADLINE, async || {
-        let answer = harness.gate.operators("/readyz").await?;
+        let answer = harness.test_admission.operators("/readyz").await?;
         ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         ensure!(
             answer.contains(&format!("{SECRET} does not exist")),
@@ -133,8 +140,11 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     let authority = harness.cluster.ca_pem();
     issue(&harness, &first, &authority).await?;
     inject(&harness).await?;
-    harness.gate.ready().await?;
-    harness.gate.until_called(&harness.cluster).await?;
+    harness.test_admission.ready().await?;
+    harness
+        .test_admission
+        .until_called(&harness.cluster)
+        .await?;
     let namespace = "shop";
     harness.shop(namespace).await?;
     until_served(&harness, 1).await?;
@@ -161,7 +171,7 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     };
     issue(&harness, &broken, &authority).await?;
     eventually(DEADLINE, async || {
-        let answer = harness.gate.operators("/readyz").await?;
+        let answer = harness.test_admission.operators("/readyz").await?;
         ensure!(answer.contains("[!] certificate:"), "{answer}");
         Ok(())
     })
@@ -175,7 +185,7 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     inject(&harness).await?;
     harness.until_allowed(namespace, "shop-reader").await?;
     harness.until_refused(namespace, "admin").await?;
-    let metrics = harness.gate.operators("/metrics").await?;
+    let metrics = harness.test_admission.operators("/metrics").await?;
     let left = "rolegate_certificate_expiration_timestamp_seconds{certificate=\"admission\"} ";
     ensure!(metrics.contains(left), "{metrics}");
 

@@ -46,9 +46,9 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    let told = harness.gate.admission.log();
+    let told = harness.test_admission.admission.log();
     ensure!(told.contains("request would be denied"), "{told}");
-    let metrics = harness.gate.metrics().await?;
+    let metrics = harness.test_admission.metrics().await?;
     let counted = |line: &str| {
         let count =
             line.strip_prefix("rolegate_decisions_total{enforcement_point=\"admission\",layer=\"grants\",mode=\"audit\",result=\"denied\"} ");
@@ -56,7 +56,7 @@ async fn a_rule_change_counts_at_the_gate_at_once() -> anyhow::Result<()> {
     };
     ensure!(metrics.lines().any(counted), "not counted: {metrics}");
     // The leader watches the rules as well, and reports them.
-    let controller = harness.gate.controller.as_ref();
+    let controller = harness.test_admission.controller.as_ref();
     let controller = controller.context("no controller")?;
     eventually(DEADLINE, async || {
         let log = controller.log();

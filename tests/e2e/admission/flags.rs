@@ -22,7 +22,7 @@ const PODS: [(&str, Option<&str>, &str); 4] = [
 const DEFAULT: &str = "basic";
 
 /// Returns the webhook's verdicts for a pod like each of [`PODS`].
-async fn at_gate(
+async fn at_admission(
     harness: &mut WebhookHarness,
     namespace: &str,
     flags: &[&str],
@@ -34,14 +34,19 @@ async fn at_gate(
     let exported: Vec<_> = export.iter().chain(flags).copied().collect();
     let exported = Rolegate::output(&exported).await?;
     let mut registration: Value = serde_saphyr::from_slice(&exported.stdout)?;
-    harness.gate = TestAdmission::with_flags(&harness.cluster, certificate, flags).await?;
+    harness.test_admission =
+        TestAdmission::with_flags(&harness.cluster, certificate, flags).await?;
     let authority = serde_json::to_value(ByteString(harness.cluster.ca_pem().into()))?;
-    let registered = harness
-        .gate
-        .register(&harness.cluster, &mut registration, authority.as_str());
+    let registered =
+        harness
+            .test_admission
+            .register(&harness.cluster, &mut registration, authority.as_str());
     registered.await?;
-    harness.gate.ready().await?;
-    harness.gate.until_called(&harness.cluster).await?;
+    harness.test_admission.ready().await?;
+    harness
+        .test_admission
+        .until_called(&harness.cluster)
+        .await?;
     let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
     let jane = harness.jane()?;
     let mut allowed = Vec::new();
@@ -59,7 +64,11 @@ async fn at_gate(
 }
 
 /// Returns the status that each of [`PODS`] gets from the agent.
-async fn at_door(fixture: &AgentFixture, pods: &[Pod], flags: &[&str]) -> anyhow::Result<Vec<u16>> {
+async fn at_agent(
+    fixture: &AgentFixture,
+    pods: &[Pod],
+    flags: &[&str],
+) -> anyhow::Result<Vec<u16>> {
     let node = format!("--node={}", fixture.node);
     let agent = [
         "agent",
@@ -143,10 +152,13 @@ async fn without_a_configuration_the_same_flags_are_the_same_decision_everywhere
         cluster.run_pod(&object).await?;
         pods.push(pod);
     }
-    let (chain, key) = cluster.serving_pair("gate", &["127.0.0.1"])?;
+    let (chain, key) = cluster.serving_pair("webhook", &["127.0.0.1"])?;
     let certificate = Certificate::Files(chain, key);
-    let gate = TestAdmission::bare(&cluster, certificate.clone()).await?;
-    let mut harness = WebhookHarness { cluster, gate };
+    let test_admission = TestAdmission::bare(&cluster, certificate.clone()).await?;
+    let mut harness = WebhookHarness {
+        cluster,
+        test_admission,
+    };
 
     let base = "--base-role-arn=arn:aws:iam::123456789012:role/";
     let default = format!("--default-role={DEFAULT}");
@@ -180,11 +192,11 @@ async fn without_a_configuration_the_same_flags_are_the_same_decision_everywhere
             "denied" => 403,
             _ => 404,
         });
-        let doors = at_door(&fixture, &pods, flags).await?;
-        assert_eq!(doors, statuses, "the doors with {flags:?}");
+        let agents = at_agent(&fixture, &pods, flags).await?;
+        assert_eq!(agents, statuses, "the agents with {flags:?}");
         let allowed = wanted.map(|decision| decision != "denied");
-        let gate = at_gate(&mut harness, &namespace, flags, certificate.clone()).await?;
-        assert_eq!(gate, allowed, "the gate with {flags:?}");
+        let admitted = at_admission(&mut harness, &namespace, flags, certificate.clone()).await?;
+        assert_eq!(admitted, allowed, "the webhook with {flags:?}");
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ spec:
 /// A cluster with its webhook.
 pub(crate) struct WebhookHarness {
     pub(crate) cluster: Cluster,
-    pub(crate) gate: TestAdmission,
+    pub(crate) test_admission: TestAdmission,
 }
 
 /// Limits the clusters of single tests: the next one starts when earlier ones are gone.
@@ -55,8 +55,11 @@ impl WebhookHarness {
 
     /// Creates a harness on this cluster with these rules.
     pub(crate) async fn start(cluster: Cluster, rules: &str) -> anyhow::Result<Self> {
-        let gate = TestAdmission::start(&cluster, rules).await?;
-        Ok(Self { cluster, gate })
+        let test_admission = TestAdmission::start(&cluster, rules).await?;
+        Ok(Self {
+            cluster,
+            test_admission,
+        })
     }
 
     /// Creates a namespace with a grant of all roles that begin with `shop-`, and waits until it is
@@ -161,7 +164,7 @@ pub(crate) fn deployment(name: &str, replicas: u32, role: Option<&str>) -> Value
 pub(crate) fn refused(what: &str, answer: &Answer, says: &[&str]) -> anyhow::Result<()> {
     ensure!(
         answer.is_refused_by_webhook(),
-        "{what} should be refused by the gate: {} {}",
+        "{what} should be denied by the webhook: {} {}",
         answer.status,
         answer.body
     );

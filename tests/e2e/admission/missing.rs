@@ -14,7 +14,7 @@ const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
 /// has the expected value.
 async fn until_told(harness: &WebhookHarness, missing: Option<&str>) -> anyhow::Result<()> {
     eventually(DEADLINE, async || {
-        let ready = harness.gate.operators("/readyz").await?;
+        let ready = harness.test_admission.operators("/readyz").await?;
         // Without a ready endpoint, no denial could contain the reason.
         ensure!(ready.starts_with("HTTP/1.1 200"), "not ready: {ready}");
         let note = ready.lines().find(|line| line.starts_with("[!] rules: "));
@@ -23,7 +23,7 @@ async fn until_told(harness: &WebhookHarness, missing: Option<&str>) -> anyhow::
             missing.is_none_or(|part| note.is_some_and(|note| note.contains(part))),
             "{ready}"
         );
-        let metrics = harness.gate.operators("/metrics").await?;
+        let metrics = harness.test_admission.operators("/metrics").await?;
         let alarm = format!("\nrolegate_rules_missing {}\n", u8::from(missing.is_some()));
         ensure!(metrics.contains(&alarm), "no {alarm:?}");
         Ok(())
@@ -62,7 +62,7 @@ async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_miss
     refuses(&harness, namespace, missing).await?;
     lets_pass(&harness, namespace).await?;
     until_told(&harness, Some(missing)).await?;
-    harness.gate.restart_admission().await?;
+    harness.test_admission.restart_admission().await?;
     refuses(&harness, namespace, missing).await?;
     lets_pass(&harness, namespace).await?;
     until_told(&harness, Some(missing)).await?;

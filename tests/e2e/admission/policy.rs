@@ -162,7 +162,10 @@ async fn the_status_of_a_policy_is_written_back() -> anyhow::Result<()> {
         .with_context(|| format!("the status of a policy that is {wanted}"))?;
     }
     // All of this works with the rights of the manifest.
-    for log in [harness.gate.controller_log(), harness.gate.admission.log()] {
+    for log in [
+        harness.test_admission.controller_log(),
+        harness.test_admission.admission.log(),
+    ] {
         let denied = log.lines().find(|line| line.contains("orbidden"));
         ensure!(
             denied.is_none(),

@@ -186,11 +186,11 @@ async fn a_missing_configuration_loosens_nothing(
     taken("no configuration", admin.delete(CONFIG).await?)?;
     let name = "localhost";
     harness
-        .gate
+        .test_admission
         .restart_controller(&harness.cluster, name)
         .await?;
     eventually(DEADLINE, async || {
-        let told = harness.gate.controller_log();
+        let told = harness.test_admission.controller_log();
         ensure!(told.contains("is left as it is"), "{told}");
         Ok(())
     })
@@ -213,15 +213,20 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
     cluster.open_to(&["developers", "platform"]).await?;
     let example = repository().join("deploy/examples/rolegateconfig.yaml");
     cluster.apply_file(&example).await?;
-    let mut gate = TestAdmission::bare(&cluster, Certificate::Controller).await?;
-    gate.restart_controller(&cluster, "localhost").await?;
-    let mut harness = WebhookHarness { cluster, gate };
+    let mut test_admission = TestAdmission::bare(&cluster, Certificate::Controller).await?;
+    test_admission
+        .restart_controller(&cluster, "localhost")
+        .await?;
+    let mut harness = WebhookHarness {
+        cluster,
+        test_admission,
+    };
     let admin = harness.cluster.requests()?;
 
     let waits = format!("Service {HOME}/rolegate-admission has no ready endpoint");
     let told = async |harness: &WebhookHarness, words: &str| {
         eventually(DEADLINE, async || {
-            let told = harness.gate.controller_log();
+            let told = harness.test_admission.controller_log();
             ensure!(told.contains(words), "{told}");
             Ok(())
         })
@@ -270,17 +275,21 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
     // The cluster has no network of Services, so the API server gets no response.
     nothing_is_refused(&harness, "registered").await?;
     // A webhook that responds denies nothing either.
-    harness.gate.ready().await?;
+    harness.test_admission.ready().await?;
     eventually(DEADLINE, async || {
         let mut by_url = taken("the registration", admin.get(REGISTRATION).await?)?;
         for webhook in by_url["webhooks"].as_array_mut().context("no webhooks")? {
             let authority = webhook["clientConfig"]["caBundle"].take();
-            webhook["clientConfig"] = json!({ "url": harness.gate.url(), "caBundle": authority });
+            webhook["clientConfig"] =
+                json!({ "url": harness.test_admission.url(), "caBundle": authority });
         }
         taken("another address", admin.put(REGISTRATION, &by_url).await?)
     })
     .await?;
-    harness.gate.until_called(&harness.cluster).await?;
+    harness
+        .test_admission
+        .until_called(&harness.cluster)
+        .await?;
     nothing_is_refused(&harness, "answering").await?;
 
     let enforced = json!({ "spec": { "layers": { "grants": "enforce" } } });

@@ -217,7 +217,7 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     }
 
     // An invalid object that bypassed the webhook is reported.
-    harness.gate.kill_admission();
+    harness.test_admission.kill_admission();
     let made = taken(
         "a grant",
         admin.post(&grants, &grant("wrong", policy("{"))).await?,
@@ -228,7 +228,7 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     assert_eq!(found["status"]["conditions"][0]["observedGeneration"], 1);
     let note = reported(&harness, "GrantInvalid", &made).await?;
     assert!(note.contains("spec.session"), "{note}");
-    let told = harness.gate.controller_log();
+    let told = harness.test_admission.controller_log();
     assert!(
         told.contains("name=\"wrong\"") && told.contains("a rule is invalid"),
         "{told}"

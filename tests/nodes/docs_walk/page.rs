@@ -159,12 +159,12 @@ impl Page {
 
     fn add(&mut self, block: Block) -> anyhow::Result<()> {
         let (language, text) = (block.language, block.text);
-        let Marks {
+        let BlockDirectives {
             kind,
             stops,
             opens,
             like,
-        } = Marks::of(block.directives)?;
+        } = BlockDirectives::of(block.directives)?;
         let mut push = |action, stops: &[String], opens: &[String]| {
             self.steps.push(Step {
                 line: block.line,
@@ -226,7 +226,7 @@ impl Page {
 
 /// The directives of a block.
 #[derive(Default)]
-struct Marks {
+struct BlockDirectives {
     /// The kind of the block; `None` for commands to run.
     kind: Option<Directive>,
     stops: Vec<String>,
@@ -235,7 +235,7 @@ struct Marks {
     like: Command,
 }
 
-impl Marks {
+impl BlockDirectives {
     fn of(directives: Vec<Directive>) -> anyhow::Result<Self> {
         let mut marks = Self::default();
         for directive in directives {
