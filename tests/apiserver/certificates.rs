@@ -85,7 +85,10 @@ impl Webhook {
         };
         let before = self.calls.load(Relaxed);
         maps.create(&params, &map).await?;
-        ensure!(self.calls.load(Relaxed) > before, "it was not asked");
+        ensure!(
+            self.calls.load(Relaxed) > before,
+            "the webhook was not called"
+        );
         Ok(())
     }
 

@@ -93,7 +93,7 @@ async fn until<T>(
         }
     };
     let found = tokio::time::timeout(DEADLINE, found).await;
-    found.expect("never came")
+    found.expect("the update did not arrive")
 }
 
 fn object(kind: &str, name: &str, spec: Value) -> String {

@@ -226,7 +226,7 @@ impl<'a> Bridge<'a> {
                 !theft.succeeded(),
                 "the neighbour has the credentials: {seen}"
             );
-            ensure!(theft.connected(), "nothing was tried: {seen}");
+            ensure!(theft.connected(), "no request was sent: {seen}");
         }
         Ok(())
     }

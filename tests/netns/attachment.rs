@@ -441,7 +441,10 @@ fn an_interface_that_goes_is_told_at_once() -> anyhow::Result<()> {
 pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_so() {
-        assert!(Instant::now() < deadline, "it never came to be");
+        assert!(
+            Instant::now() < deadline,
+            "the condition was not met in time"
+        );
         std::thread::yield_now();
     }
 }

@@ -313,7 +313,7 @@ fn rule_changes_apply_before_pods_are_decided_again_once() {
     };
     let before = decided(&fixture);
     assert_eq!(fixture.seen(), "a denied");
-    assert!(decided(&fixture) > before, "it was decided when it asked");
+    assert!(decided(&fixture) > before, "the request decides again");
     // One pod was queued, however many changes there were.
     fixture.pod_reconciler.reconcile_batch(1);
     assert!(fixture.pod_reconciler.inputs.is_idle());

@@ -117,7 +117,7 @@ impl Raw {
     /// Returns the next message, or `None` at the end.
     pub(crate) async fn hear(&mut self) -> Result<Option<to_agent::Body>, Status> {
         let message = tokio::time::timeout(TEST_TIMEOUT, self.incoming.message()).await;
-        let message = message.expect("nothing comes")?;
+        let message = message.expect("no message arrives")?;
         Ok(message.and_then(|message| message.body))
     }
 

@@ -98,7 +98,7 @@ fn unusable_pairs_are_replaced_at_once() {
     let works = read(certificate, key, &issued.authority);
     let more = [names(), vec!["more.example".into()]].concat();
     assert_eq!(plan(now, &works, &more), Action::Issue(Why::Names));
-    assert!(!Why::Names.is_urgent(), "others are served with it");
+    assert!(!Why::Names.is_urgent(), "other names are still served");
     let fewer = &names()[..1];
     assert!(matches!(plan(now, &works, fewer), Action::Keep { .. }));
 }

@@ -125,7 +125,7 @@ impl Drop for Leader {
     }
 }
 
-/// Starts a candidate whose work stops when told, or never.
+/// Starts a candidate. Its work stops at the end of its leadership if `obeys`, and otherwise never.
 fn candidate(server: &Server, leaders: &Leaders, name: &'static str, obeys: bool) -> Candidate {
     let readiness = Readiness::new();
     let options = LeaseOptions {

@@ -54,7 +54,7 @@ impl<M: Send + 'static> WatchHarness<M> {
 
     async fn next(&mut self) -> M {
         let next = timeout(LONG, self.messages.recv()).await;
-        next.expect("nothing came").expect("ended")
+        next.expect("no message arrived").expect("the watch exited")
     }
 
     async fn until_noted(&self, part: &str) {
@@ -147,7 +147,10 @@ async fn an_unreadable_grant_replaces_its_previous_version() {
     // The labels it would select by are still protected.
     let selector = one.subjects[0].namespace_selector.as_ref().unwrap();
     assert!(selector.keys().eq(["tier"]) && one.subjects.len() == 1);
-    assert!(harness.readiness.is_ready(), "the others go on");
+    assert!(
+        harness.readiness.is_ready(),
+        "other grants are still watched"
+    );
 }
 
 /// A finalizer, which every writer of the object can add, must not keep a revoked grant in force.
