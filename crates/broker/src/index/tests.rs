@@ -111,8 +111,8 @@ fn agent(node: &str) -> Workload {
 }
 
 fn subscription(node: &str, pod_uid: Option<&str>) -> Arc<Subscription> {
-    let place = KeyedLimiter::new(1).take(node.into()).unwrap();
-    Arc::new(Subscription::new(place, pod_uid.map(Into::into)))
+    let permit = KeyedLimiter::new(1).take(node.into()).unwrap();
+    Arc::new(Subscription::new(permit, pod_uid.map(Into::into)))
 }
 
 fn namespace(roles: &str) -> Update {

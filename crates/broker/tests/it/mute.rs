@@ -67,7 +67,7 @@ impl Peers for AnyPeer {
 async fn agents_leave_a_silent_broker() {
     let harness = TestBrokers::new().await;
     let CertificateSource::Files(pair) = harness.broker_options("mute").certificate else {
-        panic!("a stage has files");
+        panic!("the harness has no files");
     };
     let read = |path| std::fs::read(path).unwrap();
     let condition = Readiness::new().condition("certificate");

@@ -257,10 +257,10 @@ fn long_lists_are_split_into_grants_that_are_valid() {
 proptest! {
     #[test]
     fn the_suggestion_allows_what_ran_and_nothing_else(
-        mut places in prop::collection::vec(0..universe().len(), 0..24),
+        mut indices in prop::collection::vec(0..universe().len(), 0..24),
     ) {
         let universe = universe();
-        let running: Vec<_> = places.iter().map(|place| universe[*place].clone()).collect();
+        let running: Vec<_> = indices.iter().map(|index| universe[*index].clone()).collect();
         let suggestion = suggested(&running);
         let grants: Vec<_> = suggestion.grants.iter().map(|one| one.grant.clone()).collect();
         let names: HashSet<_> = grants.iter().map(|grant| grant.name.clone()).collect();
@@ -286,8 +286,8 @@ proptest! {
             }
         }
         // The order of pods does not matter.
-        places.reverse();
-        let reversed: Vec<_> = places.iter().map(|place| universe[*place].clone()).collect();
+        indices.reverse();
+        let reversed: Vec<_> = indices.iter().map(|index| universe[*index].clone()).collect();
         prop_assert_eq!(suggested(&reversed), suggestion);
     }
 }

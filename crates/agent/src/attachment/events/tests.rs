@@ -64,10 +64,13 @@ fn afterwards(end: Instant) -> Instant {
 
 /// Asserts the verdict on an address that the kernel reports at its pod's attachment.
 fn assert_confirmed(reached: Reached, accepted: Instant, verdict: Verdict) {
-    for place in shared() {
-        assert_eq!(reached.confirm(Verdict::Same, &place, accepted), verdict);
+    for pod_attachment in shared() {
+        assert_eq!(
+            reached.confirm(Verdict::Same, &pod_attachment, accepted),
+            verdict
+        );
         for other in [Verdict::Changed, Verdict::Unrecorded, Verdict::Unknown] {
-            assert_eq!(reached.confirm(other, &place, accepted), other);
+            assert_eq!(reached.confirm(other, &pod_attachment, accepted), other);
         }
     }
     // The redirect rules drop packets from elsewhere.

@@ -258,8 +258,8 @@ proptest! {
             simulation.want("busy", &format!("busy-{busy}"), Cause::New);
         }
         let mut left: HashMap<(bool, usize), usize> = HashMap::new();
-        for (place, (namespace, urgent)) in wanted.iter().enumerate() {
-            let role = format!("{namespace}-{urgent}-{place}");
+        for (index, (namespace, urgent)) in wanted.iter().enumerate() {
+            let role = format!("{namespace}-{urgent}-{index}");
             simulation.want(&format!("ns-{namespace}"), &role, Cause::New);
             if *urgent {
                 simulation.handle(Event::Prioritized(key(&role)));
