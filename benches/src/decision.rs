@@ -11,7 +11,7 @@ use rolegate_core::decision::{Decision, RuleSet};
 use rolegate_core::labels::Labels;
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
-use rolegate_core::rule_set_builder::{Facts, RuleSetBuilder, RuleUpdate};
+use rolegate_core::rule_set_builder::{AwsEnvironment, RuleSetBuilder, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Change, Phase, RoleRequest, Workload};
 
@@ -60,7 +60,7 @@ fn rules(shape: impl Fn(usize) -> Shape) -> anyhow::Result<RuleSet> {
         ..RuleConfig::default()
     };
     let mut book = RuleSetBuilder::new(config, SessionScope::Workload, 3600);
-    book.learn(Facts::default());
+    book.set_aws_environment(AwsEnvironment::default());
     let namespaces = (0..TEAMS).map(|team| Namespace {
         name: cluster::namespace(team).into(),
         labels: [cluster::label(team)].into_iter().collect(),
@@ -86,7 +86,7 @@ fn pod(team: usize, of: usize) -> Workload {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: RoleRequest {
+        role_request: RoleRequest {
             role: Some(cluster::role(of).into()),
             ..RoleRequest::default()
         },

@@ -15,13 +15,16 @@ use rolegate_core::config::{Modes, RuleConfig, Subjects, presets};
 use rolegate_core::grant::{Grant, Subject};
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
-use rolegate_core::rule_set_builder::{Facts, RuleSetBuilder, RuleUpdate};
+use rolegate_core::rule_set_builder::{AwsEnvironment, RuleSetBuilder, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Change;
 use rolegate_rego::{
     EnforcementPoints, Kind, Policies, PolicySource, PolicyStore, RegoLayer, Settings,
 };
 use serde_json::Value;
+
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();
 
 static BOOK: LazyLock<RuleSetBuilder> = LazyLock::new(|| {
     let config = RuleConfig {
@@ -36,7 +39,7 @@ static BOOK: LazyLock<RuleSetBuilder> = LazyLock::new(|| {
         ..RuleConfig::default()
     };
     let mut builder = RuleSetBuilder::new(config, SessionScope::Workload, 3600);
-    builder.learn(Facts::default());
+    builder.set_aws_environment(AwsEnvironment::default());
     // The admission webhook evaluates policies on whole reviews, so this layer of its rules stays
     // empty.
     builder.set_rego(Some(Arc::new(RegoLayer::new(POLICIES.clone()))));

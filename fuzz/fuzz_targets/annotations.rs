@@ -57,7 +57,7 @@ fuzz_target!(|texts: (&str, &str, &str, &str, &str, &str, bool)| {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: RoleRequest {
+        role_request: RoleRequest {
             role: Some(role.into()),
             external_id: given(external_id),
             session_name: given(session_name),

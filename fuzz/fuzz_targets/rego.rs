@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use libfuzzer_sys::fuzz_target;
 use rolegate_rego::{EnforcementPoints, Kind, PolicySource, PolicyStore, Settings};
 
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();
+
 fuzz_target!(|input: &[u8]| {
     // A module, data and a review, separated by NUL so that seeds are text.
     let mut parts = input.splitn(3, |byte| *byte == 0);

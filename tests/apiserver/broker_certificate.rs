@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use rolegate_controller::certificates::SelfSigned;
+use rolegate_runtime::supervisor::Service as _;
 use rolegate_testkit::eventually;
 
 use super::controller::{ControllerFixture, DEADLINE};
@@ -18,7 +19,7 @@ const NAMESPACE: &str = "broker-certificate";
 async fn rule_11_the_brokers_certificate_is_made_with_their_service_and_renewed_without_a_gap() {
     let fixture = ControllerFixture::new(NAMESPACE).await;
     let broker = SelfSigned {
-        life: Duration::from_secs(20),
+        lifetime: Duration::from_secs(20),
         settle: Duration::from_secs(2),
         ..SelfSigned::of_broker(NAMESPACE)
     };

@@ -30,6 +30,7 @@ use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::Readiness;
+use rolegate_runtime::supervisor::Service as _;
 use rolegate_testkit::{TestPod, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
@@ -249,7 +250,7 @@ async fn agents_are_served_across_the_ends_of_the_certificates_that_the_controll
         fixture.cluster.create_node(&name(node), address).await?;
     }
     let made = SelfSigned {
-        life: LIFE,
+        lifetime: LIFE,
         settle: Duration::from_secs(1),
         extra_names: vec!["localhost".into()],
         ..SelfSigned::of_broker(NAMESPACE)

@@ -25,6 +25,7 @@ use rolegate_runtime::drain::Drain;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{Limits, listen, serve_tls};
 use rolegate_runtime::shares::Eviction;
+use rolegate_runtime::supervisor::Service as _;
 use rolegate_runtime::tls::{CertificateStore, ServerTls};
 use rolegate_testkit::eventually;
 use serde_json::{Value, json};
@@ -232,7 +233,7 @@ async fn the_api_server_calls_a_webhook_with_the_certificate_that_the_controller
 #[tokio::test]
 async fn rule_11_no_request_fails_while_certificates_and_authorities_are_renewed() {
     let webhook = Webhook::start("certificate-renewed", |options| {
-        options.life = Duration::from_secs(30);
+        options.lifetime = Duration::from_secs(30);
     })
     .await;
     webhook.until_it_works().await;

@@ -12,6 +12,7 @@ use rolegate_controller::lease::LeaseTiming;
 use rolegate_kube::client::{ClientOptions, Connection};
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
+use rolegate_runtime::supervisor::Service as _;
 use rolegate_testkit::{Cluster, eventually};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
@@ -78,6 +79,7 @@ impl ControllerFixture {
             rules: None,
             client: self.client.clone(),
             namespace: self.namespace.into(),
+            lease_name: "rolegate-controller".into(),
             identity: identity.into(),
             admin_listen: "127.0.0.1:0".parse().unwrap(),
             lease: quick(),

@@ -154,7 +154,7 @@ async fn this_nodes_pods_come_change_and_go() {
     assert_eq!((&*here.namespace, &*here.name), ("watch-pods", "here"));
     assert_eq!(here.addresses, [ip("10.0.0.1"), ip("fd00::1")]);
     assert_eq!(here.node.as_deref(), Some("watch-a"));
-    assert_eq!(here.wish.role.as_deref(), Some("here"));
+    assert_eq!(here.role_request.role.as_deref(), Some("here"));
     assert_eq!(here.phase, Phase::Running);
 
     // A pod of another node, which must not be sent; then a pod of this node, first without an
@@ -260,7 +260,7 @@ async fn the_node_is_found_and_events_reach_the_pod() {
     let mut metrics = Metrics::new();
     let (recorder, writer) = recorder(connection.client(), "watch-node".into(), metrics.ours());
     tokio::spawn(writer.run());
-    recorder.tell(&app, EventReason::RoleForbidden, "may not have the role x");
+    recorder.publish(&app, EventReason::RoleForbidden, "may not have the role x");
     let events = Api::<Event>::namespaced(cluster.admin().unwrap(), "watch-events");
     let event = eventually(DEADLINE, async || {
         let all = events.list(&Default::default()).await?;

@@ -1,10 +1,10 @@
 //! Requests that continue while the test changes the processes that answer them.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::ensure;
+use parking_lot::Mutex;
 use rolegate_testkit::eventually;
 use rolegate_testkit::lab::Namespace;
 use tokio::runtime::Handle;
@@ -69,7 +69,7 @@ impl Asking {
             })
         });
         let done = done?;
-        let failed = asking.failed.into_inner().unwrap();
+        let failed = asking.failed.into_inner();
         let first = failed.first();
         ensure!(failed.is_empty(), "{} failed: {first:?}", failed.len());
         Ok(done)
@@ -82,8 +82,8 @@ impl Asking {
                 Ok(reply) if reply.status == 200 && reply.body.contains("AccessKeyId") => {
                     answered.fetch_add(1, Ordering::SeqCst);
                 }
-                Ok(reply) => self.failed.lock().unwrap().push(format!("{reply:?}")),
-                Err(error) => self.failed.lock().unwrap().push(format!("{error:#}")),
+                Ok(reply) => self.failed.lock().push(format!("{reply:?}")),
+                Err(error) => self.failed.lock().push(format!("{error:#}")),
             }
         }
     }
@@ -92,7 +92,7 @@ impl Asking {
     pub(crate) async fn more(&self, count: usize) -> anyhow::Result<()> {
         let before = self.answered();
         eventually(DEADLINE, async || {
-            let failed = !self.failed.lock().unwrap().is_empty();
+            let failed = !self.failed.lock().is_empty();
             let answered = self.answered();
             let mut each = answered.iter().zip(&before);
             let enough = each.all(|(now, before)| *now >= before + count);
@@ -100,7 +100,7 @@ impl Asking {
             Ok(())
         })
         .await?;
-        let failed = self.failed.lock().unwrap();
+        let failed = self.failed.lock();
         ensure!(failed.is_empty(), "a request failed: {failed:?}");
         Ok(())
     }

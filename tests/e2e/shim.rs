@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,6 +20,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use rolegate_testkit::Moto;
 use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
@@ -94,12 +95,12 @@ impl Sts {
 
     /// Sets the lifetime of sessions.
     pub(crate) fn set_life(&self, life: Duration) {
-        *self.state.life.lock().unwrap() = Some(life);
+        *self.state.life.lock() = Some(life);
     }
 
     /// Returns all sessions so far.
     pub(crate) fn assumed(&self) -> Vec<Assumed> {
-        self.state.assumed.lock().unwrap().clone()
+        self.state.assumed.lock().clone()
     }
 
     /// Returns the role of the session with an access key.
@@ -137,7 +138,7 @@ impl State {
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok());
         let key = signed.and_then(|value| value.split_once("Credential=")?.1.split('/').next());
-        let assumed = self.assumed.lock().unwrap();
+        let assumed = self.assumed.lock();
         assumed
             .iter()
             .any(|session| Some(&*session.access_key) == key && session.end <= Timestamp::now())
@@ -167,12 +168,12 @@ impl State {
                 access_key: element(&text, "AccessKeyId")?.to_owned(),
                 end: end.parse()?,
             };
-            if let Some(life) = *self.life.lock().unwrap() {
+            if let Some(life) = *self.life.lock() {
                 session.end = Timestamp::now() + SignedDuration::try_from(life)?;
                 let sooner = session.end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
                 text = text.replace(&end, &sooner);
             }
-            self.assumed.lock().unwrap().push(session);
+            self.assumed.lock().push(session);
         }
         parts.headers.remove(CONTENT_LENGTH);
         Ok(Response::from_parts(parts, Full::from(text)))

@@ -459,7 +459,11 @@ fn following(
     let cancel = CancellationToken::new();
     std::thread::scope(|scope| {
         let run = cancel.clone();
-        let follow = scope.spawn(move || on(harness.lab.node(), || attachments.run(on_bound, run)));
+        let follow = scope.spawn(move || {
+            on(harness.lab.node(), || {
+                run.run_until_cancelled(attachments.run(on_bound))
+            })
+        });
         let _end = cancel.drop_guard();
         let done = work();
         drop(_end);

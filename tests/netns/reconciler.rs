@@ -118,7 +118,7 @@ fn is_put_back(
             }
             anyhow::Ok(())
         };
-        tokio::join!(reconciler.run(cancel.clone()), vandalise).1
+        tokio::join!(cancel.run_until_cancelled(reconciler.run()), vandalise).1
     })?;
     // Only requests of the host itself arrive, none of the pod.
     assert_eq!(harness.imds.hits(), 2 * vandals.len());
@@ -155,7 +155,7 @@ fn what_is_flushed_while_it_is_put_back_comes_back(backend: Backend) -> anyhow::
             })
             .await
         };
-        tokio::join!(reconciler.run(cancel.clone()), vandalise).1
+        tokio::join!(cancel.run_until_cancelled(reconciler.run()), vandalise).1
     })?;
     assert_eq!(harness.imds.hits(), 0);
     Ok(())
@@ -165,8 +165,7 @@ fn pain_04_rules_stay_at_the_end_unless_told_otherwise(backend: Backend) -> anyh
     let harness = RedirectHarness::new(backend)?;
     for (remove, left) in [(false, State::Altered), (true, State::Missing)] {
         let reconciler =
-            RedirectReconciler::new(harness.redirect("eni+"), RedirectReconciler::INTERVAL)
-                .remove_at_exit(remove);
+            RedirectReconciler::new(harness.redirect("eni+"), RedirectReconciler::INTERVAL);
         let mut status = reconciler.status();
         on(harness.lab.node(), || async {
             let cancel = CancellationToken::new();
@@ -174,11 +173,14 @@ fn pain_04_rules_stay_at_the_end_unless_told_otherwise(backend: Backend) -> anyh
                 let _ = status.wait_for(|status| status.in_place).await;
                 cancel.cancel();
             };
-            tokio::join!(reconciler.run(cancel.clone()), stop);
+            tokio::join!(cancel.run_until_cancelled(reconciler.run()), stop);
         });
         // A reconciler that did not install the rules treats existing rules as those of another
         // agent.
         let redirect = harness.redirect("eni+");
+        if remove {
+            on(harness.lab.node(), || redirect.remove())?;
+        }
         assert_eq!(on(harness.lab.node(), || redirect.state())?, left);
     }
     Ok(())

@@ -2,10 +2,10 @@
 //! node and role.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use parking_lot::{Mutex, MutexGuard};
 use rolegate_proto::v1::{self, pod::Authorization};
 
 use crate::stand_ins::{Roles, role_of};
@@ -57,7 +57,7 @@ impl Observed {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Records that the agent switched to another stream, which sends the complete state again.

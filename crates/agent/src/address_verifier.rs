@@ -12,7 +12,7 @@ use rolegate_core::workload::Workload;
 use rolegate_kube::freshness::FreshnessSet;
 
 use crate::attachment::{Attachment, AttachmentError, Attachments, PodId, Verdict};
-use crate::broker::BrokerStaleness;
+use crate::broker_staleness::BrokerStaleness;
 
 /// The attachments of addresses to this host, as far as a verifier needs them.
 pub(crate) trait AttachmentLookup: fmt::Debug + Send + Sync {

@@ -5,39 +5,38 @@ mod keys;
 mod mode;
 mod options;
 mod redirect_check;
+mod sockets;
 mod source;
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rolegate_aws::imds::{Imds, ImdsError};
+use rolegate_redirect::Backend;
 use rolegate_runtime::admin::Admin;
-use rolegate_runtime::drain::Drain;
+use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
-use rolegate_runtime::serve::{ListenError, listen};
+use rolegate_runtime::serve::ListenError;
+use rolegate_runtime::supervisor::{self, Ended, Service, Supervisor};
 use rolegate_sessions::SessionMetrics;
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::attachment::{AttachmentError, Attachments};
 use crate::credentials::CredentialSource;
-use crate::handover::{Ack, HandoverSocket, Inherited};
+use crate::decision_source::DecisionSource;
+use crate::handover::HandoverSocket;
 use crate::metadata::{MetadataParts, MetadataServer, NodeHealth};
 use crate::metrics::AgentMetrics;
 use crate::pod_table::PodTable;
-use crate::runtime_folder::RuntimeFolder;
-use crate::token::{KeyRing, NoRandomness, TokenKeys};
-use rolegate_redirect::Backend;
+use crate::token::{NoRandomness, TokenKeys};
+use background::Background;
+use keys::KeptKeys;
+use sockets::Sockets;
 
 pub use options::{AgentOptions, Mode, RedirectOptions, SourceOptions, StandaloneOptions};
-
-/// Interval at which a new agent that is not ready yet checks whether the previous one still runs.
-const PREDECESSOR_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// An error that prevents the agent's start.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +64,8 @@ pub enum StartError {
     Socket(#[from] std::io::Error),
 }
 
-impl StartError {
-    /// Returns whether the error requires other flags or files, rather than a retry.
-    pub fn is_usage(&self) -> bool {
+impl supervisor::StartError for StartError {
+    fn is_usage(&self) -> bool {
         matches!(self, Self::Imds(_) | Self::Client(_) | Self::File(_))
     }
 }
@@ -81,61 +79,37 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
-/// The reason why an agent stopped by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// The next agent has its sockets; this one only finishes open requests.
-    HandedOver,
-    /// A required task exited, which is a bug.
-    Broken(&'static str),
-}
-
-/// The end of a task. A required task returns the reason.
-type TaskEnd = Option<Ended>;
-
-/// A running agent. Dropping it aborts everything; [`Agent::stop`] stops it gracefully.
+/// A running agent.
 #[derive(Debug)]
 pub struct Agent {
     addresses: Addresses,
-    readiness: Readiness,
-    drain: Drain,
-    /// Stops the tasks that must stop gracefully, such as the redirect reconciler.
-    stop: CancellationToken,
+    /// Cancelled once the next agent has the sockets.
+    handed_over: CancellationToken,
     /// The backend of a redirect that is removed at exit, unless the next agent relies on it.
     removes_redirect: Option<Backend>,
-    tasks: JoinSet<TaskEnd>,
+    supervisor: Supervisor,
 }
 
 impl Agent {
-    /// Starts an agent, and returns when it listens. It keeps retrying dependencies that are not
-    /// available yet (the API server, STS) and reports them in its readiness.
-    ///
-    /// # Errors
-    /// [`StartError`].
-    pub async fn start(options: AgentOptions) -> Result<Self, StartError> {
-        let readiness = Readiness::new();
-        let stop = CancellationToken::new();
-        let drain = Drain::new();
-        let mut tasks = JoinSet::new();
-        let mut metrics = Metrics::new();
-        let mut session_metrics = SessionMetrics::register(metrics.ours());
-        let agent_metrics = if options.kube2iam_metrics {
-            session_metrics = session_metrics.with_kube2iam_names(metrics.common());
-            let (ours, common) = metrics.both();
-            AgentMetrics::register_with_kube2iam_names(ours, common)
-        } else {
-            AgentMetrics::register(metrics.ours())
-        };
-        let clock = options.clock;
+    /// Returns its listening addresses.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+}
 
+impl Service for Agent {
+    type Options = AgentOptions;
+    type Error = StartError;
+
+    async fn start(options: AgentOptions) -> Result<Self, StartError> {
+        let mut supervisor = Supervisor::new();
+        let mut metrics = Metrics::new();
+        let wanted = options.addresses();
+        let clock = options.clock;
         let imds = Imds::new(&options.metadata_addr)?;
-        // Addresses are tied to interfaces if pods arrive through the host's own redirect. An agent
-        // behind another redirect sees other interfaces than the pods'.
-        let attachments = options
-            .redirect
-            .as_ref()
-            .map(|redirect| Attachments::open(redirect.attachments.clone()).map(Arc::new))
-            .transpose()?;
+        let attachments = open_attachments(options.redirect.as_ref())?;
+        let (agent_metrics, session_metrics) =
+            register_metrics(&mut metrics, options.kube2iam_metrics);
         let health = NodeHealth::new(options.host_ip);
         let pod_table = Arc::new(PodTable::default());
         let shared = mode::Shared {
@@ -147,143 +121,84 @@ impl Agent {
             health: health.clone(),
             host_ip: options.host_ip,
             clock: clock.clone(),
-            readiness: &readiness,
             metrics: &mut metrics,
-            tasks: &mut tasks,
+            supervisor: &mut supervisor,
         };
-        let mode::Backend {
-            verifier,
-            decisions,
-            sessions,
-            outcomes,
-        } = match options.mode {
+        let backend = match options.mode {
             Mode::Standalone(options) => mode::standalone(*options, shared).await?,
             Mode::Brokered(broker) => mode::brokered(broker, shared),
         };
-        if let Some(attachments) = attachments {
-            metrics.ours().register(
-                "address_events_lost",
-                "Number of times that the kernel dropped events about pods' addresses",
-                attachments.losses(),
-            );
-            let follow = background::attachments(attachments, pod_table.clone(), stop.clone());
-            tasks.spawn(passing(follow));
-        }
-        tasks.spawn(passing(background::staleness(
-            verifier.clone(),
-            options.metadata.max_staleness,
-            readiness.condition("watch-freshness"),
-        )));
-        let gauges = background::Gauges::new(sessions, verifier.clone(), clock.clone());
-        metrics.ours().register_collector(Box::new(gauges));
-
-        let redirect = options.redirect;
-        let removes_redirect = redirect
-            .as_ref()
-            .and_then(|redirect| redirect.remove_at_exit.then_some(redirect.backend));
-        if let Some(redirect) = redirect {
-            background::redirect(redirect, &stop, &readiness, metrics.ours(), &mut tasks);
-        }
-
-        let folder = options.runtime_dir.and_then(|path| folder(&path));
-        let place = folder
-            .as_ref()
-            .map(|folder| HandoverSocket::new(folder, options.listen.port()));
-        let (sockets, inherited) = Sockets::open(
-            options.listen,
-            options.admin_listen,
-            place.as_ref(),
-            &readiness,
-        )
-        .await?;
-        let kept = keys::KeptKeys::new(folder, options.listen.port(), &readiness);
-        let tokens = Arc::new(TokenKeys::new(kept.ring(inherited, clock.now())?));
-        tasks.spawn(passing(kept.keep(tokens.clone(), clock.clone())));
-        let addresses = Addresses {
-            pods: sockets.pods.local_addr()?,
-            admin: sockets.admin.local_addr()?,
+        let mut background = Background {
+            registry: metrics.ours(),
+            supervisor: &mut supervisor,
         };
+        if let Some(attachments) = attachments {
+            background.follow_attachments(attachments, pod_table.clone());
+        }
+        background.report_staleness(&backend, options.metadata.max_staleness, clock.clone());
+        let removes_redirect = options
+            .redirect
+            .and_then(|redirect| background.keep_redirect(redirect));
 
+        let port = options.listen.port();
+        let folder = options.runtime_dir.and_then(|path| sockets::folder(&path));
+        let place = folder.as_ref().map(|it| HandoverSocket::new(it, port));
+        let readiness = supervisor.readiness().clone();
+        let (sockets, inherited) = Sockets::open(wanted, place.as_ref(), &readiness).await?;
+        let kept = KeptKeys::new(folder, port, &readiness);
+        let tokens = Arc::new(TokenKeys::new(kept.ring(inherited, clock.now())?));
+        supervisor.spawn(kept.keep(tokens.clone(), clock.clone()));
+        let handed_over = CancellationToken::new();
+        if let Some(place) = place {
+            supervisor.spawn(sockets.offer(place, tokens.clone(), handed_over.clone())?);
+        }
+
+        let mut admin = Admin::new(Arc::new(metrics), readiness);
+        if options.debug {
+            admin = with_debug(admin, pod_table.clone(), backend.decisions.clone());
+        }
         let parts = MetadataParts {
             credentials: CredentialSource {
-                pod_table: pod_table.clone(),
-                decisions: decisions.clone(),
-                outcomes,
+                pod_table,
+                decisions: backend.decisions,
+                outcomes: backend.outcomes,
                 metrics: agent_metrics,
                 clock: clock.clone(),
                 wait: options.wait,
             },
-            verifier,
-            tokens: tokens.clone(),
+            verifier: backend.verifier,
+            tokens,
             imds,
             health,
         };
         let metadata = MetadataServer::new(options.metadata, parts);
-        if let Some(place) = place {
-            let spare = (
-                sockets.pods.as_fd().try_clone_to_owned()?,
-                sockets.admin.as_fd().try_clone_to_owned()?,
-            );
-            tasks.spawn(hand_over(place, spare, tokens));
-        }
-        tasks.spawn(passing(background::limits(
-            metadata.limits().clone(),
-            clock,
-            readiness.condition("limits"),
-        )));
-        let mut admin = Admin::new(Arc::new(metrics), readiness.clone());
-        if options.debug {
-            admin = admin.with_debug("store", move || crate::debug::store(&pod_table, &decisions));
-        }
-        tasks.spawn(passing(admin.serve(sockets.admin, drain.clone())));
-        tasks.spawn(passing(metadata.serve(sockets.pods, drain.clone())));
-        if let Some(receipt) = sockets.receipt {
-            match receipt.confirm().await {
-                Ok(()) => info!("took over from the previous agent"),
-                Err(error) => warn!(%error, "the previous agent is gone"),
-            }
-        }
+        let addresses = sockets.addresses()?;
+        serve(sockets, metadata, admin, clock, &mut supervisor).await;
         Ok(Self {
             addresses,
-            readiness,
-            drain,
-            stop,
+            handed_over,
             removes_redirect,
-            tasks,
+            supervisor,
         })
     }
 
-    /// Returns its listening addresses.
-    pub fn addresses(&self) -> Addresses {
-        self.addresses
+    fn readiness(&self) -> &Readiness {
+        self.supervisor.readiness()
     }
 
-    /// Returns its readiness.
-    pub fn readiness(&self) -> &Readiness {
-        &self.readiness
-    }
-
-    /// Waits until the agent stops by itself.
-    pub async fn ended(&mut self) -> Ended {
-        loop {
-            match self.tasks.join_next().await {
-                Some(Ok(Some(ended))) => return ended,
-                Some(Ok(None)) => {}
-                Some(Err(_)) => return Ended::Broken("a task"),
-                None => std::future::pending().await,
-            }
+    async fn ended(&mut self) -> Ended {
+        tokio::select! {
+            () = self.handed_over.cancelled() => Ended::HandedOver,
+            task = self.supervisor.ended() => Ended::Broken(task),
         }
     }
 
-    /// Stops it gracefully: accepts nothing new and finishes open requests, up to `deadline`. The
-    /// redirect stays, unless it is to be removed at exit and `next` is false: no next agent has
-    /// taken over.
-    pub async fn stop(mut self, deadline: Duration, next: bool) {
-        self.drain.drain(deadline).await;
-        self.stop.cancel();
-        self.tasks.shutdown().await;
+    /// Accepts nothing new and finishes open requests, up to `deadline`. The redirect stays, unless
+    /// it is to be removed at exit and no next agent has taken over.
+    async fn stop(self, deadline: Duration) {
+        self.supervisor.stop(deadline).await;
         if let Some(backend) = self.removes_redirect
-            && !next
+            && !self.handed_over.is_cancelled()
         {
             match rolegate_redirect::remove(backend).await {
                 Ok(()) => warn!("removed the redirect: pods reach the node's role"),
@@ -293,103 +208,54 @@ impl Agent {
     }
 }
 
-/// The listening sockets: new ones, or those of the previous agent.
-struct Sockets {
-    pods: TcpListener,
-    admin: TcpListener,
-    receipt: Option<Ack>,
+/// Registers the metrics of the agent and of its sessions.
+fn register_metrics(metrics: &mut Metrics, kube2iam: bool) -> (AgentMetrics, SessionMetrics) {
+    let sessions = SessionMetrics::register(metrics.ours());
+    if !kube2iam {
+        return (AgentMetrics::register(metrics.ours()), sessions);
+    }
+    let sessions = sessions.with_kube2iam_names(metrics.common());
+    let (ours, common) = metrics.both();
+    let agent = AgentMetrics::register_with_kube2iam_names(ours, common);
+    (agent, sessions)
 }
 
-impl Sockets {
-    async fn open(
-        pods: SocketAddr,
-        admin: SocketAddr,
-        place: Option<&HandoverSocket>,
-        readiness: &Readiness,
-    ) -> Result<(Self, Option<KeyRing>), StartError> {
-        let estate = match place {
-            Some(place) => inherit(place, readiness).await,
-            None => None,
-        };
-        Ok(match estate {
-            Some(estate) => {
-                let sockets = Self {
-                    pods: listener(estate.pods)?,
-                    admin: listener(estate.admin)?,
-                    receipt: Some(estate.receipt),
-                };
-                (sockets, Some(estate.keys))
-            }
-            None => {
-                let sockets = Self {
-                    pods: listen(pods)?,
-                    admin: listen(admin)?,
-                    receipt: None,
-                };
-                (sockets, None)
-            }
-        })
-    }
-}
-
-/// Takes over from the previous agent, once this one knows the node's pods.
-async fn inherit(place: &HandoverSocket, readiness: &Readiness) -> Option<Inherited> {
-    if !place.is_taken().await {
-        return None;
-    }
-    info!("another agent serves this node; taking over when ready");
-    // Not earlier: an agent that cannot become ready must not replace one that works.
-    let gone = async {
-        while place.is_taken().await {
-            tokio::time::sleep(PREDECESSOR_CHECK_INTERVAL).await;
-        }
+/// Opens the attachments of pods' addresses. Addresses are tied to interfaces if pods arrive
+/// through the host's own redirect. An agent behind another redirect sees other interfaces than the
+/// pods'.
+fn open_attachments(
+    redirect: Option<&RedirectOptions>,
+) -> Result<Option<Arc<Attachments>>, AttachmentError> {
+    let Some(redirect) = redirect else {
+        return Ok(None);
     };
-    tokio::select! {
-        () = readiness.ready() => {}
-        () = gone => return None,
-    }
-    place.take().await.unwrap_or_else(|error| {
-        warn!(%error, "socket handover from the previous agent failed; this upgrade will drop connections");
-        None
-    })
+    let attachments = Attachments::open(redirect.attachments.clone())?;
+    Ok(Some(Arc::new(attachments)))
 }
 
-fn listener(socket: std::os::fd::OwnedFd) -> std::io::Result<TcpListener> {
-    let listener = std::net::TcpListener::from(socket);
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
+/// Adds the pages that show the agent's state.
+fn with_debug(admin: Admin, pod_table: Arc<PodTable>, decisions: DecisionSource) -> Admin {
+    admin.with_debug("store", move || crate::debug::store(&pod_table, &decisions))
 }
 
-fn folder(path: &std::path::Path) -> Option<Arc<RuntimeFolder>> {
-    match RuntimeFolder::open(path) {
-        Ok(folder) => Some(Arc::new(folder)),
-        Err(error) => {
-            warn!(%error, "cannot hand over sockets; upgrades will drop connections");
-            None
+/// Serves pods and operators, and then confirms that to the previous agent.
+async fn serve(
+    sockets: Sockets,
+    metadata: Arc<MetadataServer>,
+    admin: Admin,
+    clock: Clock,
+    supervisor: &mut Supervisor,
+) {
+    let drain = supervisor.drain().clone();
+    let condition = supervisor.readiness().condition("limits");
+    let limits = metadata.limits().clone();
+    supervisor.spawn(background::limits(limits, clock, condition));
+    supervisor.spawn(admin.serve(sockets.admin, drain.clone()));
+    supervisor.spawn(metadata.serve(sockets.pods, drain));
+    if let Some(receipt) = sockets.receipt {
+        match receipt.confirm().await {
+            Ok(()) => info!("took over from the previous agent"),
+            Err(error) => warn!(%error, "the previous agent is gone"),
         }
     }
-}
-
-type Spare = (std::os::fd::OwnedFd, std::os::fd::OwnedFd);
-
-async fn hand_over(place: HandoverSocket, (pods, admin): Spare, tokens: Arc<TokenKeys>) -> TaskEnd {
-    match place.offer(pods.as_fd(), admin.as_fd(), &tokens).await {
-        Ok(()) => Some(Ended::HandedOver),
-        Err(error) => {
-            warn!(%error, "cannot hand over sockets; upgrades will drop connections");
-            None
-        }
-    }
-}
-
-/// Runs a required task: the agent stops when it exits.
-async fn vital(name: &'static str, task: impl Future<Output = ()>) -> TaskEnd {
-    task.await;
-    Some(Ended::Broken(name))
-}
-
-/// Runs a task that may exit.
-async fn passing(task: impl Future<Output = ()>) -> TaskEnd {
-    task.await;
-    None
 }

@@ -3,7 +3,6 @@
 //! [`stream`] is one stream and sends the [`token`], [`stream_pair`] maintains an active and a
 //! standby stream, and [`sync`] applies the broker's messages to the pod table.
 
-mod staleness;
 mod stream;
 mod stream_pair;
 mod sync;
@@ -15,7 +14,6 @@ use std::time::Duration;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
 
-pub(crate) use staleness::BrokerStaleness;
 pub(crate) use sync::{BrokerSync, BrokerSyncParts};
 
 /// The address of the broker, and the agent's credentials for it.

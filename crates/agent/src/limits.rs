@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use rolegate_runtime::shares::{Admitted, Eviction, Holder, Limit, ShareLimits, Shares, Slot};
 
 use self::forwards::{Exhausted, Forwards};
+pub use crate::metrics::AgentLimit;
 use crate::metrics::AgentMetrics;
 
 /// The fraction (1/n) of all connections that addresses of unknown pods may use.
@@ -44,57 +45,6 @@ impl Default for LimitOptions {
             waiters_per_pod: 256,
             forwards_per_second: 50,
             forwards_in_all: 200,
-        }
-    }
-}
-
-/// A limit of the agent, used as a metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum AgentLimit {
-    /// Connections of all pods.
-    Connections,
-    /// Connections of one pod.
-    PodConnections,
-    /// Connections of addresses that belong to no known pod.
-    UnknownPeerConnections,
-    /// Requests of one pod that wait.
-    PodWaiters,
-    /// Requests of one pod that are forwarded.
-    PodForwards,
-    /// Requests of all pods that are forwarded.
-    Forwards,
-}
-
-impl AgentLimit {
-    /// All limits, in order of their index.
-    pub const ALL: [Self; 6] = [
-        Self::Connections,
-        Self::PodConnections,
-        Self::UnknownPeerConnections,
-        Self::PodWaiters,
-        Self::PodForwards,
-        Self::Forwards,
-    ];
-
-    /// Returns the label's value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connections => "connections",
-            Self::PodConnections => "pod_connections",
-            Self::UnknownPeerConnections => "unknown_peer_connections",
-            Self::PodWaiters => "pod_waiters",
-            Self::PodForwards => "pod_forwards",
-            Self::Forwards => "forwards",
-        }
-    }
-}
-
-impl From<Limit> for AgentLimit {
-    fn from(limit: Limit) -> Self {
-        match limit {
-            Limit::Total | Limit::Known => Self::Connections,
-            Limit::Each => Self::PodConnections,
-            Limit::UnknownPeers => Self::UnknownPeerConnections,
         }
     }
 }

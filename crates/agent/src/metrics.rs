@@ -1,10 +1,13 @@
 //! Metrics of the agent. Those that a request updates are atomic and found without hashing.
 
+mod kube2iam;
+mod labels;
+
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,112 +17,11 @@ use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_rules::metrics::DecisionMetrics;
 use rolegate_runtime::histogram::AtomicHistogram;
 
-use crate::kube2iam::Kube2iamRequests;
-use crate::limits::AgentLimit;
-
-/// The kind of a request, used as a metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Handler {
-    /// An IMDSv2 token.
-    Token,
-    /// The name of the pod's role.
-    RoleName,
-    /// The pod's credentials.
-    Credentials,
-    /// `iam/info`.
-    Info,
-    /// A path of the node's metadata service.
-    Forward,
-    /// kube2iam's health page.
-    Health,
-    /// The list of versions, or of the entries below one.
-    Root,
-    /// Any other path.
-    Other,
-}
-
-/// The outcome of a request, used as a metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// Served.
-    Ok,
-    /// The pod has no role.
-    NoRole,
-    /// No pod is known to own the address.
-    UnknownPod,
-    /// The request was for another role than the pod's.
-    WrongRole,
-    /// Denied by a rule.
-    Denied,
-    /// STS permanently refuses the role.
-    StsRefused,
-    /// STS is temporarily unavailable or slow.
-    StsUnavailable,
-    /// Rules or workloads are not loaded, or are stale.
-    NotReady,
-    /// A malformed request.
-    BadRequest,
-    /// A missing or wrong token.
-    BadToken,
-    /// A path that pods may not read.
-    ClosedPath,
-    /// A limit was reached.
-    Limited,
-    /// The node's metadata service failed.
-    Upstream,
-}
+use kube2iam::Kube2iamRequests;
+pub use labels::{AgentLimit, Handler, Outcome};
 
 const HANDLERS: usize = 8;
 const OUTCOMES: usize = 13;
-
-impl Handler {
-    /// Returns the label's value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Token => "token",
-            Self::RoleName => "role_name",
-            Self::Credentials => "credentials",
-            Self::Info => "info",
-            Self::Forward => "forward",
-            Self::Health => "health",
-            Self::Root => "root",
-            Self::Other => "other",
-        }
-    }
-}
-
-impl Outcome {
-    /// Returns the label's value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::NoRole => "no_role",
-            Self::UnknownPod => "unknown_pod",
-            Self::WrongRole => "wrong_role",
-            Self::Denied => "denied",
-            Self::StsRefused => "sts_refused",
-            Self::StsUnavailable => "sts_unavailable",
-            Self::NotReady => "not_ready",
-            Self::BadRequest => "bad_request",
-            Self::BadToken => "bad_token",
-            Self::ClosedPath => "closed_path",
-            Self::Limited => "limited",
-            Self::Upstream => "upstream",
-        }
-    }
-}
-
-impl EncodeLabelValue for Handler {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
-        self.as_str().encode(encoder)
-    }
-}
-
-impl EncodeLabelValue for Outcome {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
-        self.as_str().encode(encoder)
-    }
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {

@@ -157,7 +157,7 @@ mod tests {
     use rolegate_core::enforcement::EnforcementPoint;
     use rolegate_core::labels::Labels;
     use rolegate_core::namespace::Namespace;
-    use rolegate_core::rule_set_builder::{Facts, RuleUpdate};
+    use rolegate_core::rule_set_builder::{AwsEnvironment, RuleUpdate};
     use rolegate_core::session_name::SessionScope;
     use rolegate_core::workload::{Change, RoleRequest};
     use rolegate_rules::store::{Report, RuleStoreWriter};
@@ -171,7 +171,7 @@ mod tests {
             ..Namespace::default()
         };
         let namespaces = RuleUpdate::Namespaces(Change::Snapshot(vec![namespace]));
-        writer.apply(Report::RuleStore(namespaces));
+        writer.apply(Report::Rules(namespaces));
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
             SessionScope::Workload,
             3600,
         );
-        writer.learn(Facts::default());
+        writer.set_aws_environment(AwsEnvironment::default());
         allow(&mut writer, r#"["reader"]"#);
         let (sessions, _fed) = Sessions::remote();
         let authorizer = Authorizer::new(writer.rules(), sessions, Clock::system());
@@ -201,7 +201,7 @@ mod tests {
             phase: Phase::Running,
             host_network: false,
             mirror: false,
-            wish: RoleRequest {
+            role_request: RoleRequest {
                 role: Some("reader".into()),
                 ..RoleRequest::default()
             },

@@ -7,9 +7,10 @@
 //! the session is added to the entry.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use rolegate_core::session::{SessionKey, Validity};
 use rolegate_core::workload::Workload;
 use rolegate_runtime::logging::list;
@@ -30,7 +31,7 @@ pub struct Issued<'a> {
     /// `AccessKeyId`.
     pub access_key_id: &'a Arc<str>,
     /// The period from the STS call until STS's `Expiration`.
-    pub life: Validity,
+    pub lifetime: Validity,
 }
 
 /// A pod and a session. It stores only the displayed fields of the pod; a reference would keep a
@@ -46,7 +47,7 @@ struct Entry {
     node: Option<Arc<str>>,
     key: Arc<SessionKey>,
     access_key_id: Arc<str>,
-    life: Validity,
+    lifetime: Validity,
     rules: Arc<[String]>,
 }
 
@@ -90,8 +91,8 @@ impl From<&Entry> for Record {
             access_key_id: entry.access_key_id.to_string(),
             role: entry.key.role.to_string(),
             session_name: entry.key.name.to_string(),
-            issued: entry.life.from,
-            expires: entry.life.until,
+            issued: entry.lifetime.from,
+            expires: entry.lifetime.until,
             namespace: entry.namespace.to_string(),
             pod: entry.pod.to_string(),
             pod_uid: entry.pod_uid.to_string(),
@@ -162,7 +163,7 @@ impl Ledger {
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 
     /// Records and logs that a session is sent to a pod's node, once for each pod and session.
@@ -207,7 +208,7 @@ impl Ledger {
                 node: pod.node.clone(),
                 key: issued.allowed.lease.cell().shared_key(),
                 access_key_id: issued.access_key_id.clone(),
-                life: issued.life,
+                lifetime: issued.lifetime,
                 rules: issued.allowed.rules.clone(),
             };
             entries.push(id, entry, self.most);
@@ -229,7 +230,7 @@ fn log(issued: Issued<'_>, what: &'static str) {
         pod,
         allowed,
         access_key_id,
-        life,
+        lifetime,
     } = issued;
     let key = allowed.lease.cell().key();
     tracing::info!(
@@ -241,8 +242,8 @@ fn log(issued: Issued<'_>, what: &'static str) {
         pod_uid = %pod.uid,
         service_account = %pod.service_account,
         node = pod.node.as_deref(),
-        issued = %life.from,
-        expires = %life.until,
+        issued = %lifetime.from,
+        expires = %lifetime.until,
         rules = list(allowed.rules.iter()),
         "{what}"
     );

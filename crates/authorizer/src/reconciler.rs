@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rolegate_core::arn::BaseArn;
-use rolegate_core::rule_set_builder::{Facts, Invalidated, RuleUpdate};
+use rolegate_core::rule_set_builder::{AwsEnvironment, Invalidated, RuleUpdate};
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_rules::store::{Report, RuleStoreWriter};
 use rolegate_runtime::logging::list;
@@ -34,14 +34,14 @@ pub struct Sources {
     /// Changes of rules.
     pub reports: mpsc::Receiver<Report>,
     /// The AWS environment, once it is detected.
-    pub facts: watch::Receiver<Option<Facts>>,
+    pub aws_environment: watch::Receiver<Option<AwsEnvironment>>,
 }
 
 /// An event of a source.
 #[derive(Debug)]
 pub enum Event {
     /// The AWS environment was detected, or has changed.
-    Facts(Facts),
+    AwsEnvironment(AwsEnvironment),
     /// The rules have changed.
     Report(Report),
     /// A pod or namespace has changed.
@@ -55,9 +55,9 @@ impl Sources {
         loop {
             tokio::select! {
                 biased;
-                Ok(()) = self.facts.changed() => {
-                    if let Some(facts) = self.facts.borrow_and_update().clone() {
-                        return Some(Event::Facts(facts));
+                Ok(()) = self.aws_environment.changed() => {
+                    if let Some(aws_environment) = self.aws_environment.borrow_and_update().clone() {
+                        return Some(Event::AwsEnvironment(aws_environment));
                     }
                 }
                 Some(report) = self.reports.recv() => return Some(Event::Report(report)),
@@ -174,27 +174,27 @@ pub trait Reconciler {
     /// Applies an event of a source.
     fn event(&mut self, event: Event) {
         match event {
-            Event::Facts(facts) => self.set_facts(facts),
+            Event::AwsEnvironment(aws_environment) => self.set_aws_environment(aws_environment),
             Event::Report(report) => self.report(report),
             Event::Update(update) => self.update(update),
         }
     }
 
     /// Sets the AWS environment.
-    fn set_facts(&mut self, facts: Facts) {
+    fn set_aws_environment(&mut self, aws_environment: AwsEnvironment) {
         info!(
-            base = facts.base.as_ref().map(BaseArn::as_str),
-            reserved_roles = list(facts.reserved_roles.iter().map(|own| &own.name)),
+            base = aws_environment.base.as_ref().map(BaseArn::as_str),
+            reserved_roles = list(aws_environment.reserved_roles.iter().map(|own| &own.name)),
             "detected the AWS environment"
         );
-        self.inputs().writer.learn(facts);
+        self.inputs().writer.set_aws_environment(aws_environment);
         self.queue_affected(&Invalidated::All, Reason::Retry);
     }
 
     /// Applies a change of the rules.
     fn report(&mut self, report: Report) {
         let reason = match report {
-            Report::RuleStore(_) => Reason::Retry,
+            Report::Rules(_) => Reason::Retry,
             // Policy data changes with every namespace, which is not a reason to call STS again.
             Report::ConfigMaps(..) | Report::Replicated(..) | Report::Unwatched(_) => {
                 Reason::Changed
@@ -228,10 +228,10 @@ pub trait Reconciler {
                 self.publish();
             }
             Update::Namespaces(change) => {
-                self.report(Report::RuleStore(RuleUpdate::Namespaces(change)));
+                self.report(Report::Rules(RuleUpdate::Namespaces(change)));
             }
             Update::RetainNamespaces(names) => {
-                self.report(Report::RuleStore(RuleUpdate::RetainNamespaces(names)));
+                self.report(Report::Rules(RuleUpdate::RetainNamespaces(names)));
             }
         }
         self.settle();

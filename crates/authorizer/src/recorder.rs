@@ -78,7 +78,7 @@ impl OutcomeRecorder {
         let is_recorded = self.denial(entry, denial, RequestOutcome::Denied, "request denied", now);
         if let (true, Some(events)) = (is_recorded, &self.events) {
             let pod = &entry.workload;
-            events.tell(pod, EventReason::RoleForbidden, &denial.to_owner());
+            events.publish(pod, EventReason::RoleForbidden, &denial.to_owner());
         }
     }
 
@@ -112,7 +112,7 @@ impl OutcomeRecorder {
             reason = denial.reason,
             "{message}"
         );
-        self.notice(entry, outcome);
+        self.forward(entry, outcome);
         true
     }
 
@@ -131,9 +131,9 @@ impl OutcomeRecorder {
             reason = failure.message,
             "no session available for pod"
         );
-        self.notice(entry, RequestOutcome::Failing);
+        self.forward(entry, RequestOutcome::Failing);
         if let Some(events) = &self.events {
-            events.tell(pod, EventReason::CredentialError, &failure.to_owner(role));
+            events.publish(pod, EventReason::CredentialError, &failure.to_owner(role));
         }
     }
 
@@ -144,13 +144,13 @@ impl OutcomeRecorder {
         }
         if self.broker.is_some() {
             let access_key_id = session.credentials.access_key_id.clone();
-            self.notice(entry, RequestOutcome::Served { access_key_id });
+            self.forward(entry, RequestOutcome::Served { access_key_id });
         } else {
             let handed = Issued {
                 pod: &entry.workload,
                 allowed,
                 access_key_id: &session.credentials.access_key_id,
-                life: session.credentials.validity,
+                lifetime: session.credentials.validity,
             };
             self.ledger.served(handed, now);
         }
@@ -161,7 +161,7 @@ impl OutcomeRecorder {
         &self.ledger
     }
 
-    fn notice(&self, entry: &PodEntry, outcome: RequestOutcome) {
+    fn forward(&self, entry: &PodEntry, outcome: RequestOutcome) {
         if let Some(broker) = &self.broker {
             let pod_uid = entry.workload.uid.clone();
             let _ = broker.try_send(OutcomeReport { pod_uid, outcome });

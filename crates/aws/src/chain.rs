@@ -6,13 +6,14 @@
 //! that is still valid.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{self, ProvideCredentials, future};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use rolegate_core::arn::RoleArn;
 use rolegate_core::session::{self, Failure, SessionKey, Validity};
 use rolegate_runtime::clock::Clock;
@@ -84,8 +85,8 @@ impl<C> AssumedRole<C> {
         }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> parking_lot::MutexGuard<'_, State> {
+        self.state.lock()
     }
 
     /// Returns the existing session and whether to refresh it, or an error if no session exists and
@@ -98,8 +99,8 @@ impl<C> AssumedRole<C> {
             Duration::try_from(at.duration_until(now)).is_ok_and(|since| since < MIN_RETRY_INTERVAL)
         });
         match &state.session {
-            Some((credentials, life)) if life.is_valid(now) => {
-                let due = life.from.duration_until(now) > life.left(now);
+            Some((credentials, lifetime)) if lifetime.is_valid(now) => {
+                let due = lifetime.from.duration_until(now) > lifetime.left(now);
                 Ok(Some((credentials.clone(), due && failed.is_none())))
             }
             _ => match failed {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rolegate_core::arn::{ArnError, resolve};
 use rolegate_core::config::RuleConfig;
-use rolegate_core::rule_set_builder::Facts;
+use rolegate_core::rule_set_builder::AwsEnvironment;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -37,7 +37,7 @@ pub struct Discovery {
     /// Called with the instance ID, or with the reason why it is unknown.
     pub instance: Box<dyn Fn(Result<String, String>) + Send + Sync>,
     /// Receives the result.
-    pub facts: watch::Sender<Option<Facts>>,
+    pub aws_environment: watch::Sender<Option<AwsEnvironment>>,
 }
 
 impl Discovery {
@@ -55,20 +55,20 @@ impl Discovery {
                 Err(error) => Err(error.to_string()),
             });
             let complete = found.node_role.is_ok() && found.instance.is_ok();
-            match self.facts(&found) {
+            match self.aws_environment(&found) {
                 // The node's role may be one that others could request, so wait for its name.
                 Ok(_) if !complete && tries < MAX_ATTEMPTS => {}
-                Ok(facts) => {
-                    if longest != facts.longest_session {
-                        longest = facts.longest_session;
+                Ok(aws_environment) => {
+                    if longest != aws_environment.longest_session {
+                        longest = aws_environment.longest_session;
                         report_max_duration(longest, self.session_seconds);
                     }
-                    self.facts.send_if_modified(|known| {
-                        let new = known.as_ref() != Some(&facts);
+                    self.aws_environment.send_if_modified(|known| {
+                        let new = known.as_ref() != Some(&aws_environment);
                         // A service that is unavailable for a while does not discard known values.
                         let better = complete || known.is_none();
                         if new && better {
-                            *known = Some(facts);
+                            *known = Some(aws_environment);
                         }
                         new && better
                     });
@@ -84,7 +84,7 @@ impl Discovery {
                 }
                 Err(reason) => report(&mut said, reason),
             }
-            if complete && self.facts.borrow().is_some() {
+            if complete && self.aws_environment.borrow().is_some() {
                 pause = MIN_BACKOFF;
                 tokio::time::sleep(POLL_INTERVAL).await;
             } else {
@@ -96,7 +96,7 @@ impl Discovery {
 
     /// Returns the inputs of decisions, or the missing one. Waiting for our own identity costs
     /// nothing, as without STS there are no sessions, and it keeps our own role reserved.
-    fn facts(&self, found: &Discovered) -> Result<Facts, String> {
+    fn aws_environment(&self, found: &Discovered) -> Result<AwsEnvironment, String> {
         let caller = found.caller.as_ref();
         caller.map_err(|failure| format!("cannot get our own identity from STS: {failure}"))?;
         let base = self.flags.base.clone().or_else(|| found.base_arn());
@@ -120,7 +120,7 @@ impl Discovery {
             error!(%role, "the default role is the node's or rolegate's own, so it is denied to \
              every pod: set another with --default-role");
         }
-        Ok(Facts {
+        Ok(AwsEnvironment {
             base,
             reserved_roles,
             longest_session: found.longest_session(),

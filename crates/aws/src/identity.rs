@@ -101,7 +101,7 @@ pub async fn discover(sts: &Sts, imds: &Imds) -> Discovered {
 }
 
 /// Reports the instance ID, or why it is unknown, now and periodically. Never returns.
-pub async fn follow_instance(imds: &Imds, tell: impl Fn(Result<String, String>)) {
+pub async fn follow_instance(imds: &Imds, report: impl Fn(Result<String, String>)) {
     const RETRY_INTERVAL: Duration = Duration::from_secs(600);
     const SOON: Duration = Duration::from_secs(10);
     loop {
@@ -112,7 +112,7 @@ pub async fn follow_instance(imds: &Imds, tell: impl Fn(Result<String, String>))
         } else {
             SOON
         };
-        tell(match instance {
+        report(match instance {
             Ok(instance) => Ok(instance.id),
             Err(error) => Err(error.to_string()),
         });

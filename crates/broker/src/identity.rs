@@ -196,7 +196,7 @@ pub(crate) mod tests {
             phase: Phase::Running,
             host_network: true,
             mirror: false,
-            wish: RoleRequest::default(),
+            role_request: RoleRequest::default(),
             labels: Labels::default(),
             annotations: Labels::default(),
         }

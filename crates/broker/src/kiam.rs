@@ -4,10 +4,11 @@
 //! Pods of other nodes are reported as not found.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
 use rolegate_authorizer::recorder::OutcomeRecorder;
@@ -180,7 +181,7 @@ impl KiamConnection {
 
     /// Returns the connection's permit from the limit of `node`.
     fn permit(&self, node: Arc<str>) -> Option<Permit<Arc<str>>> {
-        let mut own = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = self.permit.lock();
         let own = own.take().filter(|own| *own.key() == node);
         let permit = own.or_else(|| self.parts.permits.take(node))?;
         self.shown.succeed().then_some(permit)
@@ -301,7 +302,7 @@ fn names(allowed: &Allowed, role: &str) -> bool {
 fn named(pod: &Workload, authorization: &Authorization) -> String {
     match authorization {
         Authorization::Allowed(allowed) => String::from_utf8_lossy(&allowed.role_name).into_owned(),
-        Authorization::Denied { denial, .. } => match &pod.wish.role {
+        Authorization::Denied { denial, .. } => match &pod.role_request.role {
             Some(role) => role.to_string(),
             None => denial.role.clone(),
         },

@@ -18,3 +18,7 @@ mod peers;
 pub mod service;
 pub mod subscription;
 pub mod token_reviewer;
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();

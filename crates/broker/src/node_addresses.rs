@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rolegate_core::workload::{Phase, Workload};
 
 /// A pod's UID and its node.
@@ -27,7 +28,7 @@ impl NodeAddresses {
         let Some(node) = pod.node.as_ref().filter(|_| is_of_host(pod) && !over) else {
             return;
         };
-        let mut node_addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut node_addresses = self.0.lock();
         for address in &pod.addresses {
             let claims = node_addresses.entry(address.to_canonical()).or_default();
             claims.push((pod.uid.clone(), node.clone()));
@@ -39,7 +40,7 @@ impl NodeAddresses {
         if !is_of_host(pod) {
             return;
         }
-        let mut node_addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut node_addresses = self.0.lock();
         for address in &pod.addresses {
             let address = address.to_canonical();
             if let Some(claims) = node_addresses.get_mut(&address) {
@@ -53,7 +54,7 @@ impl NodeAddresses {
 
     /// Returns the node that has this address, or `None` if no node or several nodes have it.
     pub(crate) fn node_of(&self, address: IpAddr) -> Option<Arc<str>> {
-        let node_addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let node_addresses = self.0.lock();
         let claims = node_addresses.get(&address.to_canonical())?;
         let (_, node) = claims.first()?;
         claims
@@ -87,7 +88,7 @@ mod tests {
             phase: Phase::Running,
             host_network: true,
             mirror: false,
-            wish: RoleRequest::default(),
+            role_request: RoleRequest::default(),
             labels: Labels::default(),
             annotations: Labels::default(),
         }

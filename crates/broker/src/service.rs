@@ -1,20 +1,22 @@
 //! The gRPC service for agents: authenticates a stream, then sends its subscription.
 
 mod authn;
+mod stream;
 
 use std::mem::take;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{FutureExt, Stream};
 use jiff::Timestamp;
-use rolegate_authorizer::recorder::{OutcomeRecorder, RequestOutcome};
+use parking_lot::Mutex;
+use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_kube::freshness::FreshnessSet;
-use rolegate_proto::v1::{self, from_agent, outcome, to_agent};
-use rolegate_proto::wire::{self, MAX_OUTCOMES, MAX_TO_BROKER};
+use rolegate_proto::v1::{self, from_agent, to_agent};
+use rolegate_proto::wire::{self, MAX_TO_BROKER};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::http2::Authentication;
@@ -22,19 +24,20 @@ use rolegate_runtime::keyed_limit::{KeyedLimiter, Permit};
 use rolegate_runtime::rate::{KeyedRate, Rate};
 use rolegate_runtime::tls::ClientNames;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::agent_pods::Agents;
-use crate::identity::AuthnRejection;
+use crate::identity::{AuthenticatedNode, AuthnRejection};
 use crate::index::StreamCommand;
 use crate::metrics::BrokerMetrics;
 use crate::subscription::{ACTIVATION_RATE, MAX_PER_NODE, Subscription};
 use crate::token_reviewer::TokenReviewer;
-use authn::{AuthnError, REAUTH_INTERVAL, Reauthentication};
+use authn::{REAUTH_INTERVAL, Reauthentication};
+use stream::AgentStream;
 
 /// URI prefix that names the node in a client certificate.
 pub const NODE_URI: &str = "rolegate://node/";
@@ -141,7 +144,7 @@ impl Connection {
             self.auth.close();
             Status::resource_exhausted(format!("the limit of {of} is reached"))
         };
-        let mut own = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = self.permit.lock();
         if own.as_ref().is_some_and(|own| own.key() != node) {
             self.auth.close();
             return Err(self.reject(&AuthnRejection::Node.into()));
@@ -179,7 +182,34 @@ impl Connection {
         mut incoming: Streaming<v1::FromAgent>,
         sender: mpsc::Sender<Result<Box<v1::ToAgent>, Status>>,
     ) -> Result<(), Status> {
-        let parts = &self.service.parts;
+        let Greeting {
+            authenticated,
+            version,
+            by_token,
+        } = self.greet(&mut incoming).await?;
+        let permit = self.permit(&authenticated.node)?;
+        let welcome = to_agent::Body::Welcome(v1::Welcome {
+            broker: self.service.parts.name.clone(),
+            reauthenticate_seconds: u32::try_from(REAUTH_INTERVAL.as_secs()).unwrap_or(u32::MAX),
+            heartbeat_interval_seconds: u32::try_from(HEARTBEAT_INTERVAL.as_secs())
+                .unwrap_or(u32::MAX),
+        });
+        if sender.send(Ok(message(welcome))).await.is_err() {
+            return Ok(());
+        }
+        let reauth = Reauthentication::new(&self, &authenticated);
+        let index = Registration::take(
+            Subscription::new(permit, authenticated.pod_uid),
+            self.service.parts.commands.clone(),
+        );
+        info!(node = %index.subscription.node, peer = %self.peer, version, "agent connected");
+        AgentStream::new(&self, reauth, by_token, index)
+            .run(incoming, sender)
+            .await
+    }
+
+    /// Reads the first message, and authenticates the agent.
+    async fn greet(&self, incoming: &mut Streaming<v1::FromAgent>) -> Result<Greeting, Status> {
         let hello = timeout(HELLO_TIMEOUT, incoming.message()).await;
         let hello = hello.map_err(|_| Status::deadline_exceeded("no first message"))??;
         let Some(from_agent::Body::Hello(mut hello)) = hello.and_then(|it| it.body) else {
@@ -188,7 +218,6 @@ impl Connection {
         let token = Zeroizing::new(take(&mut hello.token));
         let claimed = wire::name(&hello.node, "a node's name").map_err(malformed)?;
         let version = wire::name(&hello.version, "an agent's version").map_err(malformed)?;
-        let by_token = !token.is_empty();
         // Boxed to keep the stream's task small.
         let authenticated = self.authenticate(claimed, &token).boxed().await;
         let authenticated = authenticated.map_err(|why| {
@@ -196,131 +225,20 @@ impl Connection {
             self.auth.close_unauthenticated();
             self.reject(&why)
         })?;
-        drop(token);
-        let permit = self.permit(&authenticated.node)?;
-        let welcome = to_agent::Body::Welcome(v1::Welcome {
-            broker: parts.name.clone(),
-            reauthenticate_seconds: u32::try_from(REAUTH_INTERVAL.as_secs()).unwrap_or(u32::MAX),
-            heartbeat_interval_seconds: u32::try_from(HEARTBEAT_INTERVAL.as_secs())
-                .unwrap_or(u32::MAX),
-        });
-        if sender.send(Ok(message(welcome))).await.is_err() {
-            return Ok(());
-        }
-        let mut reauth = Reauthentication::new(&self, &authenticated);
-        let index = Registration::take(
-            Subscription::new(permit, authenticated.pod_uid),
-            parts.commands.clone(),
-        );
-        let subscription = &index.subscription;
-        info!(node = %subscription.node, peer = %self.peer, version, "agent connected");
-        let over = |why: AuthnError| {
-            info!(node = %subscription.node, peer = %self.peer, reason = %why, "agent stream closed");
-            self.reject(&why)
-        };
-
-        let mut active = false;
-        let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
-        let mut heartbeat_due = false;
-        // The time from which the node may send more.
-        let mut paused_until: Option<Instant> = None;
-        let mut ending = std::pin::pin!(parts.drain.begun());
-        loop {
-            let has_changes = active && subscription.has_changes();
-            tokio::select! {
-                // The end of the stream takes precedence over messages from the agent.
-                biased;
-                () = subscription.closed.cancelled() => return Err(over(AuthnRejection::Gone.into())),
-                () = &mut ending => {
-                    return Err(Status::unavailable("this broker is shutting down"));
-                }
-                why = reauth.end() => return Err(over(why)),
-                _ = heartbeat.tick() => heartbeat_due = true,
-                permit = sender.reserve(), if has_changes || heartbeat_due => {
-                    let Ok(permit) = permit else { return Ok(()) };
-                    if take(&mut heartbeat_due) {
-                        permit.send(Ok(message(to_agent::Body::Heartbeat(self.heartbeat()))));
-                    } else if let Some(update) = subscription.take(parts.recorder.ledger(), parts.clock.now()) {
-                        permit.send(Ok(message(to_agent::Body::Update(update))));
-                    }
-                }
-                () = sleep_until(paused_until.unwrap_or_else(Instant::now)), if paused_until.is_some() => {
-                    paused_until = None;
-                }
-                message = incoming.message(), if paused_until.is_none() => {
-                    let Some(body) = message?.map(|it| it.body) else {
-                        return Ok(());
-                    };
-                    let wait = self.service.messages.charge(&subscription.node, cost(body.as_ref()));
-                    paused_until = (!wait.is_zero()).then(|| Instant::now() + wait);
-                    match body {
-                        Some(from_agent::Body::Reauthenticate(mut authn)) if by_token => {
-                            reauth.show(Zeroizing::new(take(&mut authn.token)));
-                        }
-                        Some(from_agent::Body::Activate(_)) if !active => {
-                            self.may_activate(&subscription.node)?;
-                            active = true;
-                            index.activate();
-                        }
-                        Some(from_agent::Body::PrioritizeSession(request)) => subscription.prioritize(request.session),
-                        Some(from_agent::Body::Outcomes(outcomes)) => {
-                            self.outcomes(subscription, &outcomes.outcomes)?;
-                        }
-                        // A message of a later version that this broker does not know.
-                        None => {}
-                        Some(_) => {
-                            return Err(Status::invalid_argument("this message is not allowed here"));
-                        }
-                    }
-                }
-                () = subscription.changed(), if active => {}
-            }
-        }
-    }
-
-    fn heartbeat(&self) -> v1::Heartbeat {
-        let age = self.service.parts.freshness.age();
-        v1::Heartbeat {
-            staleness_ms: age
-                .and_then(|age| u64::try_from(age.as_millis()).ok())
-                .unwrap_or(u64::MAX),
-        }
-    }
-
-    fn outcomes(
-        &self,
-        subscription: &Subscription,
-        outcomes: &[v1::Outcome],
-    ) -> Result<(), Status> {
-        if outcomes.len() > MAX_OUTCOMES {
-            return Err(Status::invalid_argument("too many outcomes in one message"));
-        }
-        let parts = &self.service.parts;
-        let now = parts.clock.now();
-        for report in outcomes {
-            let outcome = match &report.result {
-                Some(outcome::Result::Denied(_)) => RequestOutcome::Denied,
-                Some(outcome::Result::Audited(_)) => RequestOutcome::Audited,
-                Some(outcome::Result::Failing(_)) => RequestOutcome::Failing,
-                Some(outcome::Result::Served(id)) => RequestOutcome::Served {
-                    access_key_id: id.as_str().into(),
-                },
-                None => continue,
-            };
-            subscription.record(&report.pod_uid, &outcome, &parts.recorder, now);
-        }
-        Ok(())
+        Ok(Greeting {
+            authenticated,
+            version: version.to_owned(),
+            by_token: !token.is_empty(),
+        })
     }
 }
 
-/// Returns the cost of a message in its node's rate.
-fn cost(body: Option<&from_agent::Body>) -> u32 {
-    match body {
-        Some(from_agent::Body::Outcomes(outcomes)) => {
-            u32::try_from(outcomes.outcomes.len()).map_or(u32::MAX, |all| all.max(1))
-        }
-        _ => 1,
-    }
+/// The start of a stream.
+struct Greeting {
+    authenticated: AuthenticatedNode,
+    version: String,
+    /// `true` if the agent authenticated with a token.
+    by_token: bool,
 }
 
 fn malformed(error: wire::Malformed) -> Status {

@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use rolegate_authorizer::ledger::{Issued, Ledger};
 use rolegate_authorizer::pod::{Authorization, DecisionRecord, PodEntry};
 use rolegate_authorizer::recorder::{OutcomeRecorder, RequestOutcome};
@@ -125,7 +126,7 @@ impl Subscription {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits until there may be something to send.
@@ -280,14 +281,14 @@ impl Subscription {
         let mut handed = Vec::new();
         let update = state.take(&mut handed);
         drop(state);
-        for (entry, (access_key_id, life)) in &handed {
+        for (entry, (access_key_id, lifetime)) in &handed {
             let decided = entry.decided.load();
             if let Authorization::Allowed(allowed) = &decided.authorization {
                 let handed = Issued {
                     pod: &entry.workload,
                     allowed,
                     access_key_id,
-                    life: *life,
+                    lifetime: *lifetime,
                 };
                 ledger.sent(handed, now);
             }

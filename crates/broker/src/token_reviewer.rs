@@ -1,10 +1,11 @@
 //! Validates agents' service-account tokens through the TokenReview API.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rolegate_kube::token_review::{Reviewed, review};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::peer::PeerKey;
@@ -115,7 +116,7 @@ impl TokenReviewer {
     }
 
     fn own(&self, peer: PeerKey) -> Arc<Semaphore> {
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = self.own.lock();
         own.retain(|_, places| Arc::strong_count(places) > 1);
         let places = own.entry(peer);
         places
@@ -174,7 +175,7 @@ mod tests {
         assert!(asked(
             &token_reviewer.review(peer(0), "token", "rolegate").await
         ));
-        assert_eq!(token_reviewer.own.lock().unwrap().len(), 1);
+        assert_eq!(token_reviewer.own.lock().len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,28 +6,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use rolegate_core::names;
 use rolegate_kube::client::{ClientError, ClientOptions, Connection};
 use rolegate_kube::events::recorder_as;
 use rolegate_kube::tls_secret::CertificateSource;
-use rolegate_kube::watch::WatchMetrics;
-use rolegate_rules::metrics::CurrentRules;
+use rolegate_rules::FollowMetrics;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::drain::Drain;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{ListenError, listen};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
+use rolegate_runtime::supervisor::{self, Ended, Service, Supervisor};
+use tokio::time::Instant;
 
 use crate::certificates::{CertificateMetrics, Certificates, SelfSigned};
 use crate::leader_task::{self, LeaderTask};
 use crate::lease::{Leadership, LeaseOptions, LeaseTiming};
 use crate::rules::{RuleOptions, StatusTask};
-
-/// The Lease's name.
-const LEASE: &str = "rolegate-controller";
 
 /// The validated options of a controller.
 #[derive(Debug)]
@@ -36,6 +32,8 @@ pub struct ControllerOptions {
     pub client: ClientOptions,
     /// The Lease's namespace.
     pub namespace: String,
+    /// The Lease's name.
+    pub lease_name: String,
     /// The identity of this replica, unique for each process.
     pub identity: String,
     /// Address of the admin port (metrics, health and readiness).
@@ -68,9 +66,8 @@ pub enum StartError {
     Socket(#[from] std::io::Error),
 }
 
-impl StartError {
-    /// Returns `true` if other flags or files are needed, so that a retry would not help.
-    pub fn is_usage(&self) -> bool {
+impl supervisor::StartError for StartError {
+    fn is_usage(&self) -> bool {
         matches!(self, Self::Client(_))
     }
 }
@@ -82,77 +79,36 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
-/// A required task has exited, which is always a bug. Holds the task's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Broken(pub &'static str);
-
-/// The result of a task: [`Broken`] if the controller cannot continue without it.
-type TaskEnd = Option<Broken>;
-
-/// A running controller. Dropping it aborts all tasks; [`Controller::stop`] shuts it down
-/// gracefully.
+/// A running controller. A replica that is not the leader is ready too.
 #[derive(Debug)]
 pub struct Controller {
     addresses: Addresses,
-    readiness: Readiness,
-    drain: Drain,
-    stop: CancellationToken,
-    tasks: JoinSet<TaskEnd>,
+    supervisor: Supervisor,
 }
 
 impl Controller {
-    /// Starts a controller and returns once its port is open. While the API server is unavailable
-    /// it retries, and readiness reports that.
-    ///
-    /// # Errors
-    /// Returns [`StartError`] if the options cannot be used.
-    pub async fn start(options: ControllerOptions) -> Result<Self, StartError> {
-        let readiness = Readiness::new();
-        let stop = CancellationToken::new();
-        let drain = Drain::new();
-        let mut tasks = JoinSet::new();
+    /// Returns the bound addresses.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+}
+
+impl Service for Controller {
+    type Options = ControllerOptions;
+    type Error = StartError;
+
+    async fn start(mut options: ControllerOptions) -> Result<Self, StartError> {
+        let mut supervisor = Supervisor::new();
         let mut metrics = Metrics::new();
         let connection = Connection::new(&options.client).await?;
 
         // Further tasks that exactly one replica must do are added here.
-        let mut leader_tasks: Vec<Arc<dyn LeaderTask>> = Vec::new();
-        let certificate_metrics = CertificateMetrics::register(metrics.ours());
-        let webhook = matches!(options.certificates, CertificateSource::SelfSigned);
-        let webhook = webhook.then_some(("certificates", options.self_signed));
-        let broker = options.broker.map(|broker| ("broker certificates", broker));
-        for (condition, options_of_it) in webhook.into_iter().chain(broker) {
-            leader_tasks.push(Arc::new(Certificates::new(
-                options_of_it,
-                connection.client(),
-                options.clock.clone(),
-                readiness.condition(condition),
-                certificate_metrics.clone(),
-            )));
-        }
-
-        if let Some(rules) = options.rules {
-            let current = CurrentRules::default();
-            current.register(metrics.ours());
-            let watches = WatchMetrics::register(metrics.ours(), connection.freshness());
-            let (events, writer) = recorder_as(
-                "rolegate-controller",
-                connection.client(),
-                options.identity.clone(),
-                metrics.ours(),
-            );
-            tasks.spawn(async move {
-                writer.run().await;
-                Some(Broken("Event writer"))
-            });
-            leader_tasks.push(Arc::new(StatusTask::new(
-                rules,
-                connection.clone(),
-                watches,
-                current,
-                readiness.clone(),
-                events,
-                options.clock.clone(),
-            )));
+        let registry = metrics.ours();
+        let mut leader_tasks =
+            certificates(&mut options, &connection, registry, supervisor.readiness());
+        if let Some(rules) = options.rules.take() {
+            let status = status(rules, &options, &connection, registry, &mut supervisor);
+            leader_tasks.push(Arc::new(status));
         }
 
         let leads = Gauge::default();
@@ -163,71 +119,98 @@ impl Controller {
         );
         let lease = LeaseOptions {
             namespace: options.namespace,
-            name: LEASE.into(),
+            name: options.lease_name,
             identity: options.identity,
             timing: options.lease,
         };
-        let leadership = Leadership::new(lease, options.clock, readiness.condition("lease"), leads);
+        let condition = supervisor.readiness().condition("lease");
+        let leadership = Leadership::new(lease, options.clock, condition, leads);
         let listener = listen(options.admin_listen)?;
         let addresses = Addresses {
             admin: listener.local_addr()?,
         };
-        let (client, stopped) = (connection.client(), stop.clone());
-        tasks.spawn(async move {
+        let (client, stopping) = (connection.client(), supervisor.stopping().clone());
+        supervisor.spawn_finishing("leader election", async move {
             let work = move |leading| leader_task::run_all(leader_tasks.clone(), leading);
-            leadership.run(client, stopped.clone(), work).await;
-            (!stopped.is_cancelled()).then_some(Broken("leader election"))
+            leadership.run(client, stopping, work).await;
         });
-        let admin = Admin::new(Arc::new(metrics), readiness.clone());
-        let serving = admin.serve(listener, drain.clone());
-        tasks.spawn(async move {
-            serving.await;
-            None
-        });
+        let admin = Admin::new(Arc::new(metrics), supervisor.readiness().clone());
+        supervisor.spawn(admin.serve(listener, supervisor.drain().clone()));
         Ok(Self {
             addresses,
-            readiness,
-            drain,
-            stop,
-            tasks,
+            supervisor,
         })
     }
 
-    /// Returns the bound addresses.
-    pub fn addresses(&self) -> Addresses {
-        self.addresses
+    fn readiness(&self) -> &Readiness {
+        self.supervisor.readiness()
     }
 
-    /// Returns the controller's readiness. A replica that is not the leader is ready too.
-    pub fn readiness(&self) -> &Readiness {
-        &self.readiness
+    async fn ended(&mut self) -> Ended {
+        Ended::Broken(self.supervisor.ended().await)
     }
 
-    /// Waits until a required task exits.
-    pub async fn ended(&mut self) -> Broken {
-        loop {
-            match self.tasks.join_next().await {
-                Some(Ok(Some(broken))) => return broken,
-                Some(Ok(None)) => {}
-                Some(Err(_)) => return Broken("a task"),
-                None => std::future::pending().await,
-            }
-        }
-    }
-
-    /// Shuts down gracefully, up to `deadline`: stops the leader's tasks, releases the Lease so
-    /// that another replica can lead at once, then closes the port.
-    pub async fn stop(mut self, deadline: Duration) {
+    /// Stops the leader's tasks, releases the Lease so that another replica can lead at once, then
+    /// closes the port.
+    async fn stop(self, deadline: Duration) {
         let until = Instant::now() + deadline;
-        self.stop.cancel();
-        // The port is still open: liveness probes succeed while the Lease is released.
-        let elected =
-            async { while self.tasks.len() > 1 && self.tasks.join_next().await.is_some() {} };
-        if timeout_at(until, elected).await.is_err() {
+        if !self.supervisor.finish(until).await {
             tracing::warn!("shutdown timed out, the lease may not be released");
         }
         let left = until.saturating_duration_since(Instant::now());
-        self.drain.drain(left).await;
-        self.tasks.shutdown().await;
+        self.supervisor.stop(left).await;
     }
+}
+
+/// Creates the tasks that issue certificates.
+fn certificates(
+    options: &mut ControllerOptions,
+    connection: &Connection,
+    registry: &mut Registry,
+    readiness: &Readiness,
+) -> Vec<Arc<dyn LeaderTask>> {
+    let metrics = CertificateMetrics::register(registry);
+    let webhook = match options.certificates {
+        CertificateSource::SelfSigned => Some(("certificates", options.self_signed.clone())),
+        CertificateSource::CertManager | CertificateSource::Files(_) => None,
+    };
+    let broker = options.broker.take();
+    let broker = broker.map(|broker| ("broker certificates", broker));
+    let task = |(condition, self_signed)| {
+        Arc::new(Certificates::new(
+            self_signed,
+            connection.client(),
+            options.clock.clone(),
+            readiness.condition(condition),
+            metrics.clone(),
+        )) as Arc<dyn LeaderTask>
+    };
+    webhook.into_iter().chain(broker).map(task).collect()
+}
+
+/// Creates the task that writes the status of rules.
+fn status(
+    rules: RuleOptions,
+    options: &ControllerOptions,
+    connection: &Connection,
+    registry: &mut Registry,
+    supervisor: &mut Supervisor,
+) -> StatusTask {
+    let metrics = FollowMetrics::register(registry, connection);
+    let (events, writer) = recorder_as(
+        names::CONTROLLER,
+        connection.client(),
+        options.identity.clone(),
+        registry,
+    );
+    // Exits once the leader's tasks are dropped and their Events are written.
+    supervisor.spawn_finishing("Event writer", writer.run());
+    StatusTask::new(
+        rules,
+        connection.clone(),
+        metrics,
+        supervisor.readiness().clone(),
+        events,
+        options.clock.clone(),
+    )
 }

@@ -30,6 +30,7 @@ use kube::{Api, Client, Resource};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
+use rolegate_core::names;
 use rolegate_kube::chain;
 use rolegate_kube::tls_secret::{CA_CRT, TLS_CRT, TLS_KEY};
 use rolegate_runtime::clock::Clock;
@@ -44,7 +45,7 @@ use plan::{Action, Authorities, Found, Why, plan};
 use publish::{Published, to_config_map, to_webhook};
 
 /// Our field manager, and the value of the label below.
-const MANAGER: &str = "rolegate-controller";
+const MANAGER: &str = names::CONTROLLER;
 /// The label of objects managed by rolegate.
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The type of Secrets with a key pair.
@@ -72,7 +73,7 @@ pub struct SelfSigned {
     /// Names and addresses in addition to the Service's.
     pub extra_names: Vec<String>,
     /// Validity of a certificate. It is renewed after two thirds.
-    pub life: Duration,
+    pub lifetime: Duration,
     /// Time between publishing a new authority and serving its certificate. API servers watch
     /// webhook configurations, so seconds are enough for them.
     pub settle: Duration,
@@ -83,11 +84,11 @@ impl SelfSigned {
     pub fn new(namespace: impl Into<String>) -> Self {
         Self {
             namespace: namespace.into(),
-            service: "rolegate-admission".into(),
-            secret: "rolegate-admission-tls".into(),
-            trust: Trust::Webhook("rolegate".into()),
+            service: names::ADMISSION.into(),
+            secret: names::ADMISSION_TLS.into(),
+            trust: Trust::Webhook(names::WEBHOOK.into()),
             extra_names: Vec::new(),
-            life: Duration::from_secs(90 * 86_400),
+            lifetime: Duration::from_secs(90 * 86_400),
             settle: Duration::from_secs(60),
         }
     }
@@ -95,9 +96,9 @@ impl SelfSigned {
     /// Options for the broker, with the default names and 90 days.
     pub fn of_broker(namespace: impl Into<String>) -> Self {
         Self {
-            service: "rolegate-broker".into(),
-            secret: "rolegate-broker-tls".into(),
-            trust: Trust::ConfigMap("rolegate-broker-ca".into()),
+            service: names::BROKER.into(),
+            secret: names::BROKER_TLS.into(),
+            trust: Trust::ConfigMap(names::BROKER_CA.into()),
             // A kubelet may take two minutes to update a mounted ConfigMap.
             settle: Duration::from_secs(300),
             ..Self::new(namespace)
@@ -370,7 +371,7 @@ impl Certificates {
             _ => Pending {
                 issued: {
                     let subject = self.options.trust.subject();
-                    issue(now, self.options.life, subject, &self.options.names())?
+                    issue(now, self.options.lifetime, subject, &self.options.names())?
                 },
                 replaces,
                 known: None,

@@ -12,33 +12,27 @@ use kube::Client;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::NotLoaded;
-use rolegate_core::enforcement::EnforcementPoint;
-use rolegate_core::rule_set_builder::{ClusterConfig, Facts, RuleUpdate};
-use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_kube::client::Connection;
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::events::EventRecorder;
-use rolegate_kube::namespaces::watch_namespaces;
-use rolegate_kube::watch::{WatchMetrics, WatchObserver};
+use rolegate_kube::watch::WatchObserver;
 use rolegate_kube::workloads::{Scope, watch_pods};
-use rolegate_rules::in_force::{self, GivenRuleFlags};
-use rolegate_rules::metrics::CurrentRules;
-use rolegate_rules::store::{Report, RuleStoreWriter};
-use rolegate_rules::watches::{CONDITIONS, RuleWatches};
+use rolegate_rules::in_force::GivenRuleFlags;
+use rolegate_rules::store::RuleStoreWriter;
+use rolegate_rules::{FollowMetrics, FollowOptions, Purpose, follow};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::Readiness;
+use rolegate_runtime::supervisor::Supervisor;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::leader_task::LeaderTask;
 use registration::Registrar;
 use status::Statuses;
 
-/// Capacity of the channels between the watches and the task. A watch waits while its channel is
-/// full.
-const REPORTS: usize = 256;
+/// Capacity of the channel of pods' changes. The watch waits while the channel is full.
+const UPDATES: usize = 256;
 /// The delay between a change and the writes that follow from it, so that a burst of changes causes
 /// one write of each status.
 const GATHER: Duration = Duration::from_millis(500);
@@ -48,10 +42,10 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// The time that rules may take to load. After it, the webhook configuration is updated without the
 /// rules that are still missing, since rules that the controller may not read never load.
 const LOADING_GRACE: Duration = Duration::from_secs(10);
+/// The name of the condition of the pods' watch.
+const PODS: &str = "pods";
 /// The name of the condition of the webhook's registration.
 const REGISTRATION: &str = "registration";
-/// The session duration in decisions, in seconds. The controller never requests a session.
-const SESSION_SECONDS: u32 = 3600;
 
 /// Options of [`StatusTask`].
 #[derive(Debug, Clone)]
@@ -80,8 +74,7 @@ pub struct RuleOptions {
 pub struct StatusTask {
     options: RuleOptions,
     connection: Connection,
-    metrics: WatchMetrics,
-    current: CurrentRules,
+    metrics: FollowMetrics,
     readiness: Readiness,
     events: EventRecorder,
     clock: Clock,
@@ -102,8 +95,7 @@ impl StatusTask {
     pub fn new(
         options: RuleOptions,
         connection: Connection,
-        metrics: WatchMetrics,
-        current: CurrentRules,
+        metrics: FollowMetrics,
         readiness: Readiness,
         events: EventRecorder,
         clock: Clock,
@@ -112,7 +104,6 @@ impl StatusTask {
             options,
             connection,
             metrics,
-            current,
             readiness,
             events,
             clock,
@@ -120,24 +111,18 @@ impl StatusTask {
     }
 
     async fn follow(&self, leading: CancellationToken) {
-        let mut writer = RuleStoreWriter::new(
-            self.options.flags.clone(),
-            EnforcementPoint::Admission,
-            SessionScope::Workload,
-            SESSION_SECONDS,
-        );
-        writer.learn(Facts::default());
-        if self.options.cluster_config != ConfigMode::Off {
-            writer.apply(Report::RuleStore(RuleUpdate::Config(ClusterConfig::Unseen)));
-        }
-        let (reporter, mut reports) = mpsc::channel(REPORTS);
-        let (sender, mut updates) = mpsc::channel(REPORTS);
-        // Dropping the set at the end of this call aborts all watches.
-        let mut watches = JoinSet::new();
-        self.watch(&writer, reporter, sender, &mut watches);
-        self.current.set(Some(writer.rules()));
-        let given = self.options.given.clone();
-        watches.spawn(in_force::report(writer.rules(), given, None));
+        // Dropping the supervisor at the end of this call aborts all watches.
+        let mut watches = Supervisor::with_readiness(self.readiness.clone());
+        let options = FollowOptions {
+            flags: self.options.flags.clone(),
+            given: self.options.given.clone(),
+            cluster_config: self.options.cluster_config,
+            keys: self.options.keys.clone(),
+            purpose: Purpose::Admission,
+        };
+        let follower = follow(&self.connection, options, &self.metrics, &mut watches);
+        let (mut writer, mut reports) = (follower.writer, follower.reports);
+        let mut updates = self.watch_pods(&writer, &mut watches);
 
         let mut pods = Pods::default();
         let mut statuses = Statuses::new(self.client(), self.events.clone());
@@ -155,16 +140,7 @@ impl StatusTask {
                     soon(&mut due);
                 }
                 Some(update) = updates.recv() => {
-                    match update {
-                        Update::Workloads(change) => pods.change(change),
-                        Update::RetainWorkloads(uids) => pods.0.retain(|uid, _| uids.contains(uid)),
-                        Update::RetainNamespaces(names) => {
-                            writer.apply(Report::RuleStore(RuleUpdate::RetainNamespaces(names)));
-                        }
-                        Update::Namespaces(change) => {
-                            writer.apply(Report::RuleStore(RuleUpdate::Namespaces(change)));
-                        }
-                    }
+                    pods.update(update);
                     soon(&mut due);
                 }
                 () = &mut due => {
@@ -193,37 +169,22 @@ impl StatusTask {
         }
     }
 
-    fn watch(
+    fn watch_pods(
         &self,
         writer: &RuleStoreWriter,
-        reports: mpsc::Sender<Report>,
-        updates: mpsc::Sender<Update>,
-        watches: &mut JoinSet<()>,
-    ) {
-        let sources = RuleWatches {
-            connection: self.connection.clone(),
-            cluster_config: self.options.cluster_config,
-            metrics: self.metrics.clone(),
-            readiness: self.readiness.clone(),
-            reports,
-        };
-        let rules = writer.rules();
-        watches.spawn(sources.run(rules.clone()));
-        let reporting = |name| WatchObserver {
-            metrics: self.metrics.clone(),
-            condition: self.readiness.condition(name),
+        watches: &mut Supervisor,
+    ) -> mpsc::Receiver<Update> {
+        let (sender, updates) = mpsc::channel(UPDATES);
+        let observer = WatchObserver {
+            metrics: self.metrics.watches.clone(),
+            condition: self.readiness.condition(PODS),
         };
         let (connection, keys) = (self.connection.clone(), self.options.keys.clone());
-        let (report, sender) = (reporting("namespaces"), updates.clone());
-        let needs = rules.needs();
-        watches.spawn(async move {
-            watch_namespaces(&connection, keys, needs, report, sender).await;
+        let needs = writer.rules().needs();
+        watches.spawn_required("pod watch", async move {
+            watch_pods(&connection, &Scope::Cluster, keys, needs, observer, sender).await;
         });
-        let (connection, keys) = (self.connection.clone(), self.options.keys.clone());
-        let (report, needs) = (reporting("pods"), rules.needs());
-        watches.spawn(async move {
-            watch_pods(&connection, &Scope::Cluster, keys, needs, report, updates).await;
-        });
+        updates
     }
 
     fn client(&self) -> Client {
@@ -239,10 +200,9 @@ impl LeaderTask for StatusTask {
     fn run(&self, leading: CancellationToken) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.follow(leading).await;
-            self.current.set(None);
+            self.metrics.rules.set(None);
             // A replica that does not lead has no watches and must still count as ready.
-            let own = ["namespaces", "pods", REGISTRATION];
-            for name in CONDITIONS.into_iter().chain(own) {
+            for name in rolegate_rules::conditions().chain([PODS, REGISTRATION]) {
                 self.readiness.condition(name).ok();
             }
         })
@@ -261,17 +221,20 @@ fn soon(due: &mut std::pin::Pin<Box<tokio::time::Sleep>>) {
 struct Pods(std::collections::HashMap<std::sync::Arc<str>, Workload>);
 
 impl Pods {
-    fn change(&mut self, change: Change<Workload>) {
-        match change {
-            Change::Snapshot(all) => {
+    fn update(&mut self, update: Update) {
+        match update {
+            Update::Workloads(Change::Snapshot(all)) => {
                 self.0 = all.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
             }
-            Change::Apply(pod) => {
+            Update::Workloads(Change::Apply(pod)) => {
                 self.0.insert(pod.uid.clone(), pod);
             }
-            Change::Delete(pod) => {
+            Update::Workloads(Change::Delete(pod)) => {
                 self.0.remove(&pod.uid);
             }
+            Update::RetainWorkloads(uids) => self.0.retain(|uid, _| uids.contains(uid)),
+            // They are reports of the rules.
+            Update::Namespaces(_) | Update::RetainNamespaces(_) => {}
         }
     }
 

@@ -1,7 +1,5 @@
 //! Annotations of pods and namespaces, including those of kube2iam and kiam.
 
-use crate::workload::RoleRequest;
-
 /// Pod annotation: the requested role, as a name, a name with a path or an ARN.
 pub const ROLE: &str = "iam.amazonaws.com/role";
 /// Pod annotation: the external ID that the role's trust policy requires.
@@ -32,7 +30,7 @@ pub fn is_kept(key: &str) -> bool {
 
 /// Maximum stored size of a pod annotation, in bytes. It exceeds every limit of AWS, so a truncated
 /// value is rejected rather than mistaken for another one.
-const MAX_ANNOTATION_BYTES: usize = 2048;
+pub(crate) const MAX_ANNOTATION_BYTES: usize = 2048;
 
 /// Truncates the value of a pod annotation to the stored size, which is the same at admission and
 /// at agents.
@@ -55,15 +53,6 @@ pub fn normalized(text: &str) -> &str {
 pub fn given(text: &str) -> Option<&str> {
     let text = cut(normalized(text));
     (!text.is_empty()).then_some(text)
-}
-
-/// Parses a pod's role request from its annotations; `value` returns the raw value of a key.
-pub fn wish<'a>(keys: &AnnotationKeys, value: impl Fn(&str) -> Option<&'a str>) -> RoleRequest {
-    RoleRequest::new(
-        value(&keys.role),
-        value(&keys.external_id),
-        value(SESSION_NAME),
-    )
 }
 
 /// The annotation keys in use. kube2iam lets its users rename three of them.
@@ -105,28 +94,5 @@ mod tests {
         for kept in ["\u{200b}a", "a\u{feff}", "\u{180e}a", "\0a"] {
             assert_eq!(normalized(kept), kept, "{kept:?}");
         }
-    }
-
-    #[test]
-    fn a_role_request_is_normalized_and_bounded() {
-        let long = format!(" {}", "x".repeat(MAX_ANNOTATION_BYTES + 1));
-        let wish = wish(&AnnotationKeys::default(), |key| match key {
-            ROLE => Some("reader\n"),
-            EXTERNAL_ID => Some(&long),
-            SESSION_NAME => Some(" \n"),
-            _ => None,
-        });
-        assert_eq!(wish.role.as_deref(), Some("reader"));
-        assert_eq!(
-            wish.external_id.map(|id| id.len()),
-            Some(MAX_ANNOTATION_BYTES)
-        );
-        assert_eq!(wish.session_name, None);
-        // An empty role declines the default one, unlike an absent role.
-        assert_eq!(
-            RoleRequest::new(Some("\n"), None, None).role.as_deref(),
-            Some("")
-        );
-        assert_eq!(RoleRequest::new(None, None, None).role, None);
     }
 }

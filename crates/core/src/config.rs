@@ -12,6 +12,7 @@ use crate::arn::BaseArn;
 use crate::attribution::Attribution;
 use crate::decision::ReservedRole;
 use crate::layer::{LayerId, Mode};
+use crate::names;
 use crate::pattern::PatternFormat;
 
 /// The rule configuration.
@@ -87,7 +88,7 @@ impl Default for RuleConfig {
             modes: Modes::default(),
             restriction_format: PatternFormat::Glob,
             allow_unannotated: false,
-            exempt_namespaces: ["kube-system", "rolegate-system"].map(Into::into).into(),
+            exempt_namespaces: ["kube-system", names::NAMESPACE].map(Into::into).into(),
             namespace_writers: None,
             rule_writers: None,
             rego: RegoConfig::default(),

@@ -266,15 +266,11 @@ impl RuleSet {
         workload: &Workload,
         namespace: &NamespaceRules,
     ) -> Result<Option<(RoleArn, bool)>, Denial> {
-        let malformed = |role: &str, rule: &str, reason: String| Denial {
-            role: crate::arn::shorten(role).escape_debug().to_string(),
-            denied_by: DenialSource::Request,
-            rule: rule.into(),
-            field: RequestField::Role,
-            reason,
-            transient: false,
+        let malformed = |role: &str, rule, reason: String| {
+            let shown = crate::arn::shorten(role).escape_debug().to_string();
+            Denial::new(shown, DenialSource::Request, rule, reason)
         };
-        if let Some(requested) = &workload.wish.role {
+        if let Some(requested) = &workload.role_request.role {
             if requested.is_empty() {
                 return Ok(None);
             }
@@ -302,105 +298,26 @@ impl RuleSet {
         request: &AccessRequest<'_>,
         layer_results: &[LayerResult],
     ) -> Result<Decision, Denial> {
+        self.precheck(request)?;
         let (workload, role) = (request.workload, request.role);
-        let deny = |denied_by, rule: &str, reason: String| Denial {
-            role: role.to_string(),
-            denied_by,
-            rule: rule.into(),
-            field: RequestField::Role,
-            reason,
-            transient: false,
-        };
-        if workload.mirror {
-            return Err(deny(
-                DenialSource::Request,
-                "mirror pod",
-                "mirror pods of static pods get no role".into(),
-            ));
-        }
-        if self.reserved_roles.iter().any(|reserved| reserved.is(role)) {
-            return Err(deny(
-                DenialSource::ReservedRole,
-                "reserved role",
-                "the role belongs to a node or to rolegate itself, so no pod may assume it".into(),
-            ));
-        }
-        if let Some(missing) = &self.missing {
-            return Err(missing_rules(role.to_string(), missing));
-        }
-        let texts = [
-            (&workload.labels, "the pod's labels"),
-            (&workload.annotations, "the pod's annotations for AWS roles"),
-            (&request.namespace.labels, "the namespace's labels"),
-        ];
-        if let Some((_, what)) = texts.iter().find(|(values, _)| values.is_too_large()) {
-            return Err(deny(
-                DenialSource::Request,
-                "labels and annotations",
-                format!("{what} exceed 8 KiB in total, so the rules cannot be evaluated"),
-            ));
-        }
-        let external_id = workload.wish.external_id.clone();
-        if let Some(id) = &external_id
-            && !is_external_id(id)
-        {
-            let denial = deny(
-                DenialSource::Request,
-                "external ID annotation",
-                "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters".into(),
-            );
-            return Err(Denial {
-                field: RequestField::ExternalId,
-                ..denial
-            });
-        }
-        let mut rules = Vec::with_capacity(layer_results.len());
-        let mut audited = Vec::new();
-        let mut granted: Option<&GrantSession> = None;
-        for LayerResult {
-            layer,
-            mode,
-            verdict,
-        } in layer_results
-        {
-            match (mode, verdict) {
-                (Mode::Off, _) | (Mode::Audit, Verdict::Allow { .. }) => {}
-                (Mode::Enforce, Verdict::Allow { rule, session }) => {
-                    rules.push(rule.clone());
-                    granted = session.as_deref().or(granted);
-                }
-                (
-                    _,
-                    Verdict::Deny {
-                        rule,
-                        reason,
-                        transient,
-                    },
-                ) => {
-                    let denial = Denial {
-                        transient: *transient,
-                        ..deny((*layer).into(), rule, reason.clone())
-                    };
-                    if *mode == Mode::Enforce {
-                        return Err(denial);
-                    }
-                    audited.push(denial);
-                }
-            }
-        }
+        let Allowance {
+            rules,
+            audited,
+            granted,
+        } = Allowance::of(role, layer_results)?;
         let attribution = granted.map_or(self.attribution, |granted| {
             self.attribution.with(granted.attribution)
         });
         let limits = self
             .limits(workload, granted, attribution)
-            .map_err(|reason| deny(DenialSource::Request, "session tags", reason))?;
-        let deny_name = |denied_by, reason| Denial {
-            field: RequestField::SessionName,
-            ..deny(denied_by, "session name annotation", reason)
+            .map_err(|reason| Denial::new(role, DenialSource::Request, "session tags", reason))?;
+        let deny_name = |denied_by, reason| {
+            Denial::new(role, denied_by, "session name annotation", reason)
+                .about(RequestField::SessionName)
         };
         let name = session_name(workload, attribution.scope(self.scope))
             .map_err(|error| deny_name(DenialSource::Request, error.to_string()))?;
-        if let (Some(granted), Some(_)) = (granted, &workload.wish.session_name)
+        if let (Some(granted), Some(_)) = (granted, &workload.role_request.session_name)
             && !granted.names.is_empty()
             && !granted.names.iter().any(|pattern| pattern.matches(&name))
         {
@@ -414,7 +331,7 @@ impl RuleSet {
             key: SessionKey {
                 role: role.clone(),
                 name,
-                external_id,
+                external_id: workload.role_request.external_id.clone(),
                 duration_seconds: granted
                     .and_then(|session| session.duration_seconds)
                     .unwrap_or(self.session_seconds)
@@ -422,6 +339,52 @@ impl RuleSet {
                 limits,
             },
         })
+    }
+
+    /// Checks what is denied whatever the layers say.
+    fn precheck(&self, request: &AccessRequest<'_>) -> Result<(), Denial> {
+        let (workload, role) = (request.workload, request.role);
+        let deny = |denied_by, rule, reason: &str| Denial::new(role, denied_by, rule, reason);
+        if workload.mirror {
+            return Err(deny(
+                DenialSource::Request,
+                "mirror pod",
+                "mirror pods of static pods get no role",
+            ));
+        }
+        if self.reserved_roles.iter().any(|reserved| reserved.is(role)) {
+            return Err(deny(
+                DenialSource::ReservedRole,
+                "reserved role",
+                "the role belongs to a node or to rolegate itself, so no pod may assume it",
+            ));
+        }
+        if let Some(missing) = &self.missing {
+            return Err(missing_rules(role, missing));
+        }
+        let texts = [
+            (&workload.labels, "the pod's labels"),
+            (&workload.annotations, "the pod's annotations for AWS roles"),
+            (&request.namespace.labels, "the namespace's labels"),
+        ];
+        if let Some((_, what)) = texts.iter().find(|(values, _)| values.is_too_large()) {
+            return Err(deny(
+                DenialSource::Request,
+                "labels and annotations",
+                &format!("{what} exceed 8 KiB in total, so the rules cannot be evaluated"),
+            ));
+        }
+        if let Some(id) = &workload.role_request.external_id
+            && !is_external_id(id)
+        {
+            let denial = deny(
+                DenialSource::Request,
+                "external ID annotation",
+                "the external ID must be 2 to 1224 letters, digits and _+=,.@:/- characters",
+            );
+            return Err(denial.about(RequestField::ExternalId));
+        }
+        Ok(())
     }
 
     /// Merges the grant's session settings with the attribution. Fails with a reason if STS would
@@ -471,15 +434,58 @@ impl RuleSet {
     }
 }
 
-fn missing_rules(role: String, missing: &str) -> Denial {
-    Denial {
-        role,
-        denied_by: DenialSource::MissingRules,
-        rule: "rules are missing".into(),
-        field: RequestField::Role,
-        reason: missing.into(),
-        transient: false,
+/// The results of layers that allow a request together.
+#[derive(Debug, Default)]
+struct Allowance<'a> {
+    /// The rules that allow it, one for each enforced layer.
+    rules: Vec<String>,
+    /// Denials by layers in audit mode.
+    audited: Vec<Denial>,
+    /// The session settings of the last layer that has some.
+    granted: Option<&'a GrantSession>,
+}
+
+impl<'a> Allowance<'a> {
+    /// Summarizes the results, or returns the denial of the first enforced layer that denies.
+    fn of(role: &RoleArn, layer_results: &'a [LayerResult]) -> Result<Self, Denial> {
+        let mut allowance = Self::default();
+        for result in layer_results {
+            match (result.mode, &result.verdict) {
+                (Mode::Off, _) | (Mode::Audit, Verdict::Allow { .. }) => {}
+                (Mode::Enforce, Verdict::Allow { rule, session }) => {
+                    allowance.rules.push(rule.clone());
+                    allowance.granted = session.as_deref().or(allowance.granted);
+                }
+                (
+                    mode,
+                    Verdict::Deny {
+                        rule,
+                        reason,
+                        transient,
+                    },
+                ) => {
+                    let denial = Denial {
+                        transient: *transient,
+                        ..Denial::new(role, result.layer, rule, reason)
+                    };
+                    if mode == Mode::Enforce {
+                        return Err(denial);
+                    }
+                    allowance.audited.push(denial);
+                }
+            }
+        }
+        Ok(allowance)
     }
+}
+
+fn missing_rules(role: impl ToString, missing: &str) -> Denial {
+    Denial::new(
+        role,
+        DenialSource::MissingRules,
+        "rules are missing",
+        missing,
+    )
 }
 
 /// Returns true if STS accepts the text as an `ExternalId`.

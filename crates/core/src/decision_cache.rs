@@ -2,9 +2,10 @@
 //! Deployment.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::decision::{Decision, RuleSet};
 use crate::labels::Labels;
@@ -23,7 +24,7 @@ const ENTRY_OVERHEAD_BYTES: usize = 1024;
 struct CacheKey {
     namespace: Arc<str>,
     service_account: Arc<str>,
-    wish: RoleRequest,
+    role_request: RoleRequest,
     mirror: bool,
     /// Name and UID, if the session is the pod's own or a layer reads them.
     pod: Option<(Arc<str>, Arc<str>)>,
@@ -50,7 +51,7 @@ impl CacheKey {
             let each = values.iter().map(|(key, value)| key.len() + value.len());
             each.sum()
         };
-        let request = &self.wish;
+        let request = &self.role_request;
         let requested =
             text(&request.role) + text(&request.external_id) + text(&request.session_name);
         let labels = self.labels.as_ref().map_or(0, pairs);
@@ -104,7 +105,7 @@ impl DecisionCache {
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -139,7 +140,7 @@ fn cache_key(rules: &RuleSet, workload: &Workload) -> CacheKey {
     CacheKey {
         namespace: workload.namespace.clone(),
         service_account: workload.service_account.clone(),
-        wish: workload.wish.clone(),
+        role_request: workload.role_request.clone(),
         mirror: workload.mirror,
         too_large: (
             workload.labels.is_too_large(),

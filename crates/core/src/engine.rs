@@ -18,11 +18,11 @@
 //!
 //! An event costs O(log n) of the number of sessions, plus the fetches that it starts.
 
-mod allowance;
 mod backoff;
-mod line;
+mod namespace_budgets;
 mod options;
-mod pace;
+mod queue;
+mod rate_limiter;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -30,10 +30,10 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::session::{FailureKind, SessionKey, Validity};
-use allowance::NamespaceBudgets;
-use line::{Queues, Ticket};
+use namespace_budgets::NamespaceBudgets;
 pub use options::{Counts, EngineOptions};
-use pace::AdaptiveRateLimiter;
+use queue::{Queues, Ticket};
+use rate_limiter::AdaptiveRateLimiter;
 
 /// The reason why a session is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +123,7 @@ struct Entry {
     payers: BTreeMap<Arc<str>, Payer>,
     /// The time since which the session has been queued or held.
     since: Timestamp,
-    life: Option<Validity>,
+    lifetime: Option<Validity>,
     /// The number of consecutive failures of the same kind, and that kind.
     failures: u32,
     last: Option<FailureKind>,
@@ -181,7 +181,7 @@ impl Engine {
             Event::Released(key) => self.released(&key, &mut actions),
             Event::Prioritized(key) => self.prioritize(&key, now),
             Event::Changed { key, namespace } => self.changed(&key, namespace, now),
-            Event::Fetched(key, life) => self.fetched(&key, life, now, &mut actions),
+            Event::Fetched(key, lifetime) => self.fetched(&key, lifetime, now, &mut actions),
             Event::Failed(key, kind) => self.failed(&key, kind, now, &mut actions),
             Event::Tick => self.budgets.trim(now),
         }
@@ -233,7 +233,7 @@ impl Engine {
                 next: Next::InFlight,
                 payers: BTreeMap::new(),
                 since: now,
-                life: None,
+                lifetime: None,
                 failures: 0,
                 last: None,
             };
@@ -241,7 +241,9 @@ impl Engine {
             return self.enqueue(&key, namespace, debt, now);
         };
         entry.users += 1;
-        let over = entry.life.is_some_and(|life| !life.is_valid(now));
+        let over = entry
+            .lifetime
+            .is_some_and(|lifetime| !lifetime.is_valid(now));
         match entry.next {
             Next::Waiting { .. } => self.join(&key, namespace, debt),
             Next::At(..) if over && entry.failures == 0 => self.enqueue(&key, namespace, 0.0, now),
@@ -288,7 +290,7 @@ impl Engine {
         // workload (a rollout, a CronJob) then finds the session, and a consumer that reconnects,
         // such as a broker's stream, cannot cause an early retry. Everything else is dropped at
         // once.
-        let keep = entry.life.is_some() || entry.failures > 0;
+        let keep = entry.lifetime.is_some() || entry.failures > 0;
         if entry.users > 0 || entry.next == Next::InFlight {
             return;
         }
@@ -372,7 +374,7 @@ impl Engine {
     fn fetched(
         &mut self,
         key: &Arc<SessionKey>,
-        life: Validity,
+        lifetime: Validity,
         now: Timestamp,
         actions: &mut Vec<Action>,
     ) {
@@ -380,15 +382,15 @@ impl Engine {
         let Some(entry) = self.entries.get_mut(key) else {
             return;
         };
-        entry.life = Some(life);
+        entry.lifetime = Some(lifetime);
         entry.failures = 0;
         entry.last = None;
-        if entry.users == 0 && !life.is_valid(now) {
+        if entry.users == 0 && !lifetime.is_valid(now) {
             self.forget(key, actions);
             return;
         }
         let unused = (entry.users == 0).then(|| entry.namespace.clone());
-        let at = backoff::refresh_at(key, life).max(now + backoff::MIN_REFRESH_INTERVAL);
+        let at = backoff::refresh_at(key, lifetime).max(now + backoff::MIN_REFRESH_INTERVAL);
         self.schedule(key, at);
         if let Some(namespace) = unused {
             self.bound_idle(key, &namespace, actions);

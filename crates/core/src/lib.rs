@@ -17,6 +17,7 @@ pub mod grant;
 pub mod labels;
 pub mod layer;
 pub mod metadata;
+pub mod names;
 pub mod namespace;
 pub mod needs;
 pub mod pattern;

@@ -21,7 +21,7 @@ use crate::workload::Change;
 
 /// Facts about the AWS environment that a process detects.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct AwsEnvironment {
     /// The base ARN that completes bare role names, unless the configuration or flags set one.
     pub base: Option<BaseArn>,
     /// Roles of the node and of rolegate, reserved in addition to those of the configuration.
@@ -152,7 +152,7 @@ pub struct RuleSetBuilder {
     /// True if the object has since been deleted. An invalid one then has no predecessor to fall
     /// back to.
     gone: bool,
-    facts: Option<Facts>,
+    aws_environment: Option<AwsEnvironment>,
     namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,
     namespaces_loaded: bool,
     grants: HashMap<Arc<str>, Grant>,
@@ -174,7 +174,7 @@ impl RuleSetBuilder {
             object: None,
             good: None,
             gone: false,
-            facts: None,
+            aws_environment: None,
             namespaces: Arc::default(),
             namespaces_loaded: false,
             grants: HashMap::new(),
@@ -218,9 +218,9 @@ impl RuleSetBuilder {
 
     /// Returns the detected roles of the node and of this process.
     pub fn found_reserved_roles(&self) -> &[ReservedRole] {
-        self.facts
+        self.aws_environment
             .as_ref()
-            .map_or(&[], |facts| &facts.reserved_roles)
+            .map_or(&[], |aws_environment| &aws_environment.reserved_roles)
     }
 
     /// Returns the compiled grants.
@@ -239,8 +239,8 @@ impl RuleSetBuilder {
     }
 
     /// Sets the detected facts about the AWS environment.
-    pub fn learn(&mut self, facts: Facts) {
-        self.facts = Some(facts);
+    pub fn set_aws_environment(&mut self, aws_environment: AwsEnvironment) {
+        self.aws_environment = Some(aws_environment);
         self.compile_all();
     }
 
@@ -265,7 +265,7 @@ impl RuleSetBuilder {
         let modes = self.config().modes;
         if self.config == ClusterConfig::Unseen {
             Some(NotLoaded::Config)
-        } else if self.facts.is_none() {
+        } else if self.aws_environment.is_none() {
             Some(NotLoaded::Identity)
         } else if !self.namespaces_loaded {
             Some(NotLoaded::Namespaces)
@@ -311,10 +311,10 @@ impl RuleSetBuilder {
     /// Builds an immutable rule set.
     pub fn rule_set(&self) -> RuleSet {
         let config = self.config();
-        let facts = self.facts.clone().unwrap_or_default();
-        let base = config.base.clone().or(facts.base);
+        let aws_environment = self.aws_environment.clone().unwrap_or_default();
+        let base = config.base.clone().or(aws_environment.base);
         let mut reserved_roles = config.reserved_roles.clone();
-        reserved_roles.extend(facts.reserved_roles);
+        reserved_roles.extend(aws_environment.reserved_roles);
         let namespace = NamespaceLayer {
             allow_unannotated: config.allow_unannotated,
         };
@@ -342,7 +342,7 @@ impl RuleSetBuilder {
                 .filter(|active| active.mode != Mode::Off)
                 .collect(),
             namespaces: self.namespaces.clone(),
-            longest_session: facts.longest_session,
+            longest_session: aws_environment.longest_session,
             cluster: config.cluster.clone(),
             attribution: config.attribution,
             missing: self.missing(),
@@ -451,7 +451,10 @@ impl RuleSetBuilder {
     }
 
     fn base(&self) -> Option<&BaseArn> {
-        let found = self.facts.as_ref().and_then(|facts| facts.base.as_ref());
+        let found = self
+            .aws_environment
+            .as_ref()
+            .and_then(|aws_environment| aws_environment.base.as_ref());
         self.config().base.as_ref().or(found)
     }
 

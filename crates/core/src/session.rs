@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn a_session_ends_when_sts_says_so() {
         let at = |second: i64| Timestamp::from_second(second).unwrap();
-        let life = Validity {
+        let lifetime = Validity {
             from: at(100),
             until: at(200),
         };
@@ -311,8 +311,12 @@ mod tests {
             (200, false, 0),
             (201, false, 0),
         ] {
-            assert_eq!(life.is_valid(at(now)), is_valid, "{now}");
-            assert_eq!(life.left(at(now)), SignedDuration::from_secs(left), "{now}");
+            assert_eq!(lifetime.is_valid(at(now)), is_valid, "{now}");
+            assert_eq!(
+                lifetime.left(at(now)),
+                SignedDuration::from_secs(left),
+                "{now}"
+            );
         }
     }
 

@@ -51,7 +51,7 @@ pub fn session_name(
     scope: SessionScope,
 ) -> Result<Arc<str>, SessionNameError> {
     let own_prefix = format!("{}.", workload.namespace);
-    if let Some(requested) = &workload.wish.session_name {
+    if let Some(requested) = &workload.role_request.session_name {
         let name = pad((**requested).to_owned());
         if name.len() > MAX || !name.chars().all(is_taken) {
             return Err(SessionNameError::Malformed);
@@ -133,7 +133,7 @@ mod tests {
     fn a_chosen_name_cannot_pass_for_another_namespace() {
         let mut pod = pod(None);
         let mut chosen = |name: &str| {
-            pod.wish.session_name = Some(name.into());
+            pod.role_request.session_name = Some(name.into());
             session_name(&pod, SessionScope::Workload).map(|name| name.to_string())
         };
         assert_eq!(chosen("billing").unwrap(), "billing");
@@ -152,7 +152,7 @@ mod tests {
         assert!(!cut.contains('.') && cut.len() == MAX);
         let mut pod = pod(None);
         let mut chosen = |name: &str| {
-            pod.wish.session_name = Some(name.into());
+            pod.role_request.session_name = Some(name.into());
             session_name(&pod, SessionScope::Workload)
         };
         assert!(matches!(chosen(&cut), Err(SessionNameError::Forged(_))));

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::annotation::given;
+use crate::annotation::{AnnotationKeys, SESSION_NAME, given};
 use crate::labels::Labels;
 
 /// The phase of a pod, as in `status.phase`.
@@ -46,6 +46,18 @@ impl RoleRequest {
         }
     }
 
+    /// Parses a pod's annotations; `value` returns the raw value of a key.
+    pub fn from_annotations<'a>(
+        keys: &AnnotationKeys,
+        value: impl Fn(&str) -> Option<&'a str>,
+    ) -> Self {
+        Self::new(
+            value(&keys.role),
+            value(&keys.external_id),
+            value(SESSION_NAME),
+        )
+    }
+
     /// Creates a request for a role alone.
     pub fn for_role(role: &str) -> Self {
         Self::new(Some(role), None, None)
@@ -74,7 +86,7 @@ pub struct Workload {
     /// True if the pod is the mirror of a static pod, which a kubelet can create at will.
     pub mirror: bool,
     /// The role request in the annotations.
-    pub wish: RoleRequest,
+    pub role_request: RoleRequest,
     /// The entries of `metadata.labels` that rules read.
     pub labels: Labels,
     /// The entries of `metadata.annotations` that rules read and may read, see
@@ -135,6 +147,7 @@ pub enum Update {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::annotation::{EXTERNAL_ID, MAX_ANNOTATION_BYTES, ROLE};
 
     /// Returns a running pod `default/app` with service account `default` and address 10.0.0.1.
     pub(crate) fn pod(role: Option<&str>) -> Workload {
@@ -148,7 +161,7 @@ pub(crate) mod tests {
             phase: Phase::Running,
             host_network: false,
             mirror: false,
-            wish: RoleRequest {
+            role_request: RoleRequest {
                 role: role.map(Into::into),
                 ..RoleRequest::default()
             },
@@ -210,5 +223,29 @@ pub(crate) mod tests {
             };
             assert!(finished.is_finished() && !finished.may_run());
         }
+    }
+
+    #[test]
+    fn a_role_request_is_normalized_and_bounded() {
+        let long = format!(" {}", "x".repeat(MAX_ANNOTATION_BYTES + 1));
+        let role_request =
+            RoleRequest::from_annotations(&AnnotationKeys::default(), |key| match key {
+                ROLE => Some("reader\n"),
+                EXTERNAL_ID => Some(&long),
+                SESSION_NAME => Some(" \n"),
+                _ => None,
+            });
+        assert_eq!(role_request.role.as_deref(), Some("reader"));
+        assert_eq!(
+            role_request.external_id.map(|id| id.len()),
+            Some(MAX_ANNOTATION_BYTES)
+        );
+        assert_eq!(role_request.session_name, None);
+        // An empty role declines the default one, unlike an absent role.
+        assert_eq!(
+            RoleRequest::new(Some("\n"), None, None).role.as_deref(),
+            Some("")
+        );
+        assert_eq!(RoleRequest::new(None, None, None).role, None);
     }
 }

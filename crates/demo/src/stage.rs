@@ -8,10 +8,11 @@ use anyhow::{Context, bail};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use futures::future::BoxFuture;
-use rolegate_agent::app::{Agent, AgentOptions, Ended, Mode};
+use rolegate_agent::app::{Agent, AgentOptions, Mode};
 use rolegate_aws::sts;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Sts, StsOptions};
 use rolegate_redirect::rules::METADATA_V4;
+use rolegate_runtime::supervisor::{Ended, Service};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
@@ -278,7 +279,7 @@ impl<'a> Stage<'a> {
         }
         if let Some(agent) = self.agent.take() {
             // This runs on the node, as the agent does.
-            let _ = self.handle.spawn(agent.stop(DRAIN, false)).await;
+            let _ = self.handle.spawn(agent.stop(DRAIN)).await;
         }
     }
 }

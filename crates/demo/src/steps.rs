@@ -42,7 +42,7 @@ pub(super) async fn play(
         ALLOWED: allowed,
         REFUSED: refused,
         NO_ROLE: no_role,
-        NODE_WISH: node_wish,
+        NODE_WISH: node_role_request,
         NODE_CREDENTIALS: node_credentials,
         TOKENS: tokens,
         SHOPPING: shopping,
@@ -187,7 +187,7 @@ const NODE_WISH: StepInfo = StepInfo {
     why: "The node's role may assume all others, so a pod with it would have every role.",
 };
 
-async fn node_wish(take: &mut Take<'_>) -> anyhow::Result<()> {
+async fn node_role_request(take: &mut Take<'_>) -> anyhow::Result<()> {
     take.expect(&SHELL, credentials(&SHELL), 403).await?;
     Ok(())
 }

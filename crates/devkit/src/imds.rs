@@ -10,12 +10,13 @@ mod tree;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ALLOW, HeaderMap, HeaderName, HeaderValue, SERVER};
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::http::{Answer, Server, answer, status};
@@ -221,7 +222,7 @@ impl State {
             return not_allowed("OPTIONS, GET, HEAD");
         }
         let remaining = match request.headers().get(TOKEN) {
-            Some(token) => match self.remaining_life(token.as_bytes()) {
+            Some(token) => match self.remaining_lifetime(token.as_bytes()) {
                 Some(seconds) => Some(seconds),
                 None => return refusal(StatusCode::UNAUTHORIZED),
             },
@@ -264,7 +265,7 @@ impl State {
     }
 
     /// Returns a token's remaining seconds, or `None` if it is invalid.
-    fn remaining_life(&self, token: &[u8]) -> Option<u64> {
+    fn remaining_lifetime(&self, token: &[u8]) -> Option<u64> {
         let inner = lock(&self.inner);
         let (_, end) = inner
             .tokens

@@ -3,6 +3,7 @@
 //! Events and TokenReview. It has no authentication and no TLS.
 
 mod admission;
+mod discovery;
 mod events;
 mod patch;
 mod select;
@@ -14,13 +15,14 @@ mod watch;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, HeaderValue, WARNING};
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -557,7 +559,7 @@ fn other_path(store: &Store, path: &str) -> Result<Answer, Failure> {
             });
             Ok(json_answer(StatusCode::OK, &version))
         }
-        _ => match target::resources(store, path) {
+        _ => match discovery::resources(store, path) {
             Some(list) => Ok(json_answer(StatusCode::OK, &list)),
             None => Err(Failure::new(
                 404,

@@ -1,7 +1,8 @@
 //! Bounded storage that the stand-ins share.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Maximum number of items in a [`Recent`], since a demo may run for days.
 const MAX_ITEMS: usize = 10_000;
@@ -48,7 +49,7 @@ impl<T: Clone> Recent<T> {
 /// Locks even after another holder has panicked, so that a failing test neither hangs nor hides
 /// behind a second failure.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A stand-in for AWS STS: `AssumeRole` and `GetCallerIdentity` of the query protocol, with AWS's
 //! parameter rules, signatures and errors.
 
+mod access_key;
 mod keys;
 mod request;
 mod role;
@@ -10,18 +11,19 @@ mod xml;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
 use http::{Method, Request};
 use hyper::body::Incoming;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 
 use crate::http::{Answer, Server, read_body};
 use crate::ids;
 use crate::recent::{Recent, lock};
-pub use keys::AccessKey;
+pub use access_key::AccessKey;
 use keys::{Caller, Keys};
 pub use request::StsCall;
 use role::Role;
@@ -408,11 +410,11 @@ impl Inner {
         if let Some(role) = self.roles.get_mut(&call.role_arn) {
             role.check(call, caller, duration)?;
         }
-        let life = match self.lifetime {
+        let lifetime = match self.lifetime {
             Some(lifetime) => SignedDuration::try_from(lifetime).unwrap_or(SignedDuration::MAX),
             None => SignedDuration::from_secs(duration.into()),
         };
-        let expiration = now.saturating_add(life).unwrap_or(Timestamp::MAX);
+        let expiration = now.saturating_add(lifetime).unwrap_or(Timestamp::MAX);
         Ok(self.keys.issue(call, caller, expiration))
     }
 }

@@ -22,3 +22,7 @@ pub mod offline;
 pub mod overlay;
 
 pub use base_arn::any_base;
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();

@@ -178,7 +178,7 @@ pub struct Loaded {
 
 impl Loaded {
     /// Returns the rules that admission uses.
-    pub fn gate(&self) -> ValidationRules<'_> {
+    pub fn validation_rules(&self) -> ValidationRules<'_> {
         ValidationRules {
             rules: &self.snapshot.admission,
             config: &self.snapshot.config,

@@ -14,7 +14,7 @@ use rolegate_core::grant::Grant;
 use rolegate_core::labels::Labels;
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
-use rolegate_core::rule_set_builder::{ClusterConfig, Facts, RuleUpdate};
+use rolegate_core::rule_set_builder::{AwsEnvironment, ClusterConfig, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Change, Workload};
 use rolegate_kube::config_maps::{self, ConfigMap};
@@ -167,12 +167,12 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     read.assume_namespaces(&mut assumed);
     let mut writer =
         RuleStoreWriter::new(flags, options.point, options.scope, options.session_seconds);
-    writer.learn(Facts::default());
+    writer.set_aws_environment(AwsEnvironment::default());
     let namespaces = read.namespaces.into_values().collect();
     for report in [
-        Report::RuleStore(RuleUpdate::Config(config)),
-        Report::RuleStore(RuleUpdate::Namespaces(Change::Snapshot(namespaces))),
-        Report::RuleStore(RuleUpdate::Grants(Change::Snapshot(read.grants))),
+        Report::Rules(RuleUpdate::Config(config)),
+        Report::Rules(RuleUpdate::Namespaces(Change::Snapshot(namespaces))),
+        Report::Rules(RuleUpdate::Grants(Change::Snapshot(read.grants))),
     ] {
         writer.apply(report);
     }
@@ -521,7 +521,7 @@ mod tests {
             "metadata": {"name": "x", "namespace": "opa", "labels": {"a": null}}});
         let documents = [pod, namespace, map];
         let offline = load(&documents, OfflineOptions::default()).unwrap();
-        assert_eq!(offline.workloads[0].wish.role.as_deref(), Some(""));
+        assert_eq!(offline.workloads[0].role_request.role.as_deref(), Some(""));
     }
 
     #[test]

@@ -10,10 +10,12 @@ use kube::api::{ApiResource, DynamicObject};
 use rolegate_core::config::RuleConfig;
 use rolegate_core::rule_set_builder::{ClusterConfig, InvalidConfig};
 use rolegate_core::workload::Change;
+use rolegate_runtime::readiness::Condition;
 use tokio::sync::mpsc;
 
 use crate::client::Connection;
-use crate::error::Kind;
+use crate::error::{Failure, Kind};
+use crate::freshness::Freshness;
 use crate::watch::{Source, WatchObserver};
 use crate::watch_status::{DataError, WatchStatus};
 use rolegate_api::{CONFIG_NAME, RolegateConfig};
@@ -66,84 +68,116 @@ pub async fn watch_cluster_config<M: Send + 'static>(
         return messages.closed().await;
     }
     let condition = observer.condition.clone();
-    let mut health = WatchStatus::new(RESOURCE, "RolegateConfig", crate::INSTALL_ADVICE, observer);
-    let data_error = health.data_error();
-    let kind = ApiResource::erase::<RolegateConfig>(&());
-    // One for the lifetime of the watch; otherwise content that may no longer be read would never
-    // age.
-    let freshness = connection.freshness().another(RESOURCE);
-    let mut told = false;
-    loop {
+    let health = WatchStatus::new(RESOURCE, "RolegateConfig", crate::INSTALL_ADVICE, observer);
+    let mut watch = ConfigWatch {
+        connection,
+        required: used == ConfigMode::Required,
+        data_error: health.data_error(),
+        health,
+        condition,
+        // One for the lifetime of the watch; otherwise content that may no longer be read would
+        // never age.
+        freshness: connection.freshness().another(RESOURCE),
+        is_absence_reported: false,
+        wrap,
+        messages,
+    };
+    while let Some(failure) = watch.observe().await
+        && let Some(wait) = watch.failed(&failure).await
+    {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = watch.messages.closed() => return,
+        }
+    }
+}
+
+/// The state of the watch.
+struct ConfigWatch<'c, W, M> {
+    connection: &'c Connection,
+    required: bool,
+    data_error: DataError,
+    health: WatchStatus,
+    condition: Condition,
+    freshness: Freshness,
+    /// `true` once the log states that flags apply.
+    is_absence_reported: bool,
+    wrap: W,
+    messages: mpsc::Sender<M>,
+}
+
+impl<W, M> ConfigWatch<'_, W, M>
+where
+    W: Fn(ClusterConfig) -> M + Send + Sync,
+    M: Send + 'static,
+{
+    /// Watches the object until an error that requires another decision. Returns `None` if the
+    /// receiver is closed.
+    async fn observe(&mut self) -> Option<Failure> {
+        let kind = ApiResource::erase::<RolegateConfig>(&());
         let api = |client| Api::all_with(client, &kind);
-        let installation = Installation::new(told && !health.is_loaded());
-        let tell = |change| {
-            let found = found(change);
-            let found = installation.decide(found);
-            say(&data_error, &found, &installation);
-            wrap(found)
+        let installation = Installation::new(self.is_absence_reported && !self.health.is_loaded());
+        let report = |change| {
+            let found = installation.decide(found(change));
+            say(&self.data_error, &found, &installation);
+            (self.wrap)(found)
         };
-        let mut source = Source::within(freshness.clone(), connection, api, config, tell);
+        let mut source =
+            Source::within(self.freshness.clone(), self.connection, api, config, report);
         source.config = source
             .config
             .fields(&format!("metadata.name={CONFIG_NAME}"));
         source.ends_on = |kind| matches!(kind, Kind::NotFound | Kind::Forbidden);
-        let failure = {
-            let mut run = pin!(source.run(&mut health, &messages));
-            tokio::select! {
-                failure = &mut run => failure,
-                () = tokio::time::sleep(INSTALL_GRACE_PERIOD), if installation.is_open() => {
-                    if installation.end() {
-                        say(&data_error, &ClusterConfig::Missing, &installation);
-                        if messages.send(wrap(ClusterConfig::Missing)).await.is_err() {
-                            return;
-                        }
-                    }
-                    run.await
+        let mut run = pin!(source.run(&mut self.health, &self.messages));
+        tokio::select! {
+            failure = &mut run => failure,
+            () = tokio::time::sleep(INSTALL_GRACE_PERIOD), if installation.is_open() => {
+                if installation.end() {
+                    say(&self.data_error, &ClusterConfig::Missing, &installation);
+                    let missing = (self.wrap)(ClusterConfig::Missing);
+                    self.messages.send(missing).await.ok()?;
                 }
+                run.await
             }
-        };
-        let Some(failure) = failure else {
-            return;
-        };
-        drop(source);
+        }
+    }
+
+    /// Sends what follows from an error. Returns the delay before the next attempt, or `None` if
+    /// the receiver is closed.
+    async fn failed(&mut self, failure: &Failure) -> Option<Duration> {
         if failure.kind == Kind::NotFound {
             // The absence of the definition is itself up-to-date information. If reading is no
             // longer permitted, the definition may have been installed since.
-            freshness.touch();
+            self.freshness.touch();
         }
-        let wait = match (used, health.is_loaded()) {
-            // The last configuration remains in effect until it is stale.
-            (_, true) if failure.kind == Kind::Forbidden => health.failed(&failure),
-            // A permission that is missing or revoked must not bypass the configuration.
-            (ConfigMode::Auto, false) if failure.kind == Kind::Forbidden => health.failed(&failure),
-            (ConfigMode::Auto, false) => {
-                let sentence = health.count(&failure);
-                if !std::mem::replace(&mut told, true) {
-                    tracing::info!(reason = sentence, "no RolegateConfig is used, flags apply");
-                }
-                condition.ok();
-                if messages.send(wrap(ClusterConfig::NotUsed)).await.is_err() {
-                    return;
-                }
-                POLL_INTERVAL
-            }
-            _ => {
-                let wait = health.failed(&failure);
-                let sentence = health.sentence(&failure);
-                let why =
-                    format!("the RolegateConfig is missing, all requests are denied: {sentence}");
-                data_error.set(Some(why));
-                health.settle();
-                if messages.send(wrap(ClusterConfig::Missing)).await.is_err() {
-                    return;
-                }
-                wait
-            }
-        };
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = messages.closed() => return,
+        let is_optional = !self.required && !self.health.is_loaded();
+        if failure.kind == Kind::Forbidden && (self.health.is_loaded() || is_optional) {
+            // The last configuration remains in effect until it is stale. A permission that is
+            // missing or revoked must not bypass the configuration.
+            return Some(self.health.failed(failure));
         }
+        if is_optional {
+            let sentence = self.health.count(failure);
+            if !std::mem::replace(&mut self.is_absence_reported, true) {
+                tracing::info!(reason = sentence, "no RolegateConfig is used, flags apply");
+            }
+            self.condition.ok();
+            self.send(ClusterConfig::NotUsed).await?;
+            return Some(POLL_INTERVAL);
+        }
+        let wait = self.health.failed(failure);
+        let sentence = self.health.sentence(failure);
+        self.data_error.set(Some(format!(
+            "the RolegateConfig is missing, all requests are denied: {sentence}"
+        )));
+        self.health.settle();
+        self.send(ClusterConfig::Missing).await?;
+        Some(wait)
+    }
+
+    /// Sends a state. Returns `None` if the receiver is closed.
+    async fn send(&mut self, config: ClusterConfig) -> Option<()> {
+        self.messages.send((self.wrap)(config)).await.ok()
     }
 }
 

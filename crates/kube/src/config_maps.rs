@@ -13,9 +13,11 @@ use tokio::sync::mpsc;
 
 use crate::client::Connection;
 use crate::objects;
-use crate::policy_status::STATUS;
 use crate::watch::{Source, WatchObserver};
 use crate::watch_status::WatchStatus;
+
+/// The annotation of a ConfigMap's status, which rolegate writes.
+pub const STATUS: &str = "openpolicyagent.org/kube-mgmt-status";
 
 /// A ConfigMap. The API server limits its size to 1 MiB.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -7,12 +7,13 @@
 mod limiter;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
@@ -224,7 +225,7 @@ impl From<Regarding<'_>> for ObjectReference {
 
 impl EventRecorder {
     /// Records an Event on `pod`. Never waits, and may drop it.
-    pub fn tell(&self, pod: &Workload, reason: EventReason, message: &str) {
+    pub fn publish(&self, pod: &Workload, reason: EventReason, message: &str) {
         let about = Regarding {
             api_version: "v1",
             kind: "Pod",
@@ -269,7 +270,6 @@ impl EventRecorder {
         let verdict = self
             .limiter
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
             .ask(about.uid, namespace, reason, Instant::now());
         let sent = match verdict {
             Verdict::Repeat => return,

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use http_body_util::combinators::MapFrame;
 use kube::Client;
 use kube::client::Body;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
@@ -129,14 +130,14 @@ impl FreshnessSet {
     /// Adds a watch, which counts until the last clone is dropped.
     pub(crate) fn another(&self, resource: &'static str) -> Freshness {
         let freshness = Freshness::default();
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut others = self.others.lock();
         others.retain(|(_, heard)| heard.strong_count() > 0);
         others.push((resource, Arc::downgrade(&freshness.0)));
         freshness
     }
 
     fn others(&self) -> Vec<(&'static str, Freshness)> {
-        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = self.others.lock();
         let alive = others
             .iter()
             .filter_map(|(resource, heard)| Some((*resource, Freshness(heard.upgrade()?))));

@@ -29,6 +29,7 @@ mod objects;
 mod pages;
 #[cfg(test)]
 mod tests;
+mod watch_observer;
 mod watch_status;
 
 use std::time::Duration;

@@ -1,10 +1,13 @@
 //! Watches namespaces.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use kube::Api;
 use rolegate_core::annotation::{AnnotationKeys, DEFAULT_ROLE, PERMITTED, given};
 use rolegate_core::namespace::{Namespace, rule_text};
 use rolegate_core::needs::Needs;
-use rolegate_core::workload::Update;
+use rolegate_core::workload::{Change, Update};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -14,15 +17,34 @@ use crate::objects::{self, labels};
 use crate::watch::{Kept, Relist, Source, WatchObserver, never, usual};
 use crate::watch_status::WatchStatus;
 
-/// Watches namespaces and sends them as [`Update::Namespaces`]: first a snapshot, then changes, and
-/// the current state after each gap. Only the parts that rules read (`needs`) are kept; when rules
-/// read more, all are listed again. Returns only when `updates` is closed.
-pub async fn watch_namespaces(
+/// A message about namespaces, as its receiver takes it.
+pub trait NamespaceMessage: Send + 'static {
+    /// Creates the message of a change.
+    fn change(change: Change<Namespace>) -> Self;
+
+    /// Creates the message with the names of all existing namespaces. All others were deleted.
+    fn retain(names: HashSet<Arc<str>>) -> Self;
+}
+
+impl NamespaceMessage for Update {
+    fn change(change: Change<Namespace>) -> Self {
+        Self::Namespaces(change)
+    }
+
+    fn retain(names: HashSet<Arc<str>>) -> Self {
+        Self::RetainNamespaces(names)
+    }
+}
+
+/// Watches namespaces and sends them: first a snapshot, then changes, and the current state after
+/// each gap. Only the parts that rules read (`needs`) are kept; when rules read more, all are
+/// listed again. Returns only when `messages` is closed.
+pub async fn watch_namespaces<M: NamespaceMessage>(
     connection: &Connection,
     keys: AnnotationKeys,
     needs: watch::Receiver<Option<Needs>>,
     observer: WatchObserver,
-    updates: mpsc::Sender<Update>,
+    messages: mpsc::Sender<M>,
 ) {
     let kept = Kept::new(needs);
     let now = kept.clone();
@@ -31,19 +53,19 @@ pub async fn watch_namespaces(
         api: Api::<objects::Namespace>::all(connection.watching(&freshness)),
         config: usual(),
         parse: move |object| namespace(object, &keys, &now.now()),
-        wrap: Update::Namespaces,
+        wrap: M::change,
         freshness,
         ends_on: never,
         relist: Some(Relist {
             identity: |namespace: &Namespace| &namespace.name,
             is_reported: |_| true,
-            retain: Update::RetainNamespaces,
+            retain: M::retain,
         }),
         size_limit: None,
         kept: Some(kept),
     };
     let mut health = WatchStatus::new("namespaces", "namespaces", "", observer);
-    source.run(&mut health, &updates).await;
+    source.run(&mut health, &messages).await;
 }
 
 /// Parses a namespace.

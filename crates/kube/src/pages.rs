@@ -114,7 +114,8 @@ async fn read(mut body: Body, most: usize) -> Result<Option<Bytes>, kube::Error>
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use parking_lot::Mutex;
+    use std::sync::Arc;
 
     use tower::service_fn;
 
@@ -132,7 +133,7 @@ mod tests {
             let limit = limit(request.uri()).filter(|_| !all).unwrap_or(u32::MAX);
             let sizes = sizes.iter().take(usize::try_from(limit).unwrap());
             let body = vec![b'x'; sizes.sum()];
-            notes.lock().unwrap().push(query);
+            notes.lock().push(query);
             async move {
                 let response = Response::builder().status(200).body(Body::from(body));
                 response.map_err(|error| -> tower::BoxError { error.into() })
@@ -156,7 +157,7 @@ mod tests {
         let query = "&limit=500&resourceVersion=0&fieldSelector=spec.nodeName%3Da";
         assert!(get(&client, &size, query).await <= MAX_PAGE_BYTES);
         assert_eq!(
-            *asked.lock().unwrap(),
+            *asked.lock(),
             [
                 query,
                 "&fieldSelector=spec.nodeName%3Da&limit=125",
@@ -165,8 +166,8 @@ mod tests {
         );
         // The next page starts where this one ended.
         assert!(get(&client, &size, "limit=500&continue=x").await <= MAX_PAGE_BYTES);
-        assert_eq!(asked.lock().unwrap().len(), 4);
-        assert_eq!(asked.lock().unwrap()[3], "continue=x&limit=31");
+        assert_eq!(asked.lock().len(), 4);
+        assert_eq!(asked.lock()[3], "continue=x&limit=31");
     }
 
     #[tokio::test]
@@ -178,7 +179,7 @@ mod tests {
         for _ in 0..12 {
             get(&client, &size, "limit=500").await;
         }
-        assert_eq!(asked.lock().unwrap().last().unwrap(), "limit=500");
+        assert_eq!(asked.lock().last().unwrap(), "limit=500");
     }
 
     #[tokio::test]
@@ -186,6 +187,6 @@ mod tests {
         let (client, asked) = server(vec![MAX_PAGE_BYTES; 2]);
         let size = PageSize::default();
         assert_eq!(get(&client, &size, "watch=true").await, 2 * MAX_PAGE_BYTES);
-        assert_eq!(*asked.lock().unwrap(), ["watch=true"]);
+        assert_eq!(*asked.lock(), ["watch=true"]);
     }
 }

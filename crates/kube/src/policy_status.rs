@@ -8,10 +8,9 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::config_maps::ConfigMap;
+pub use crate::config_maps::STATUS;
 use crate::status::{StatusError, Written, bounded};
 
-/// The annotation's name.
-pub const STATUS: &str = "openpolicyagent.org/kube-mgmt-status";
 /// Timeout for writing a status.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -197,7 +197,10 @@ async fn a_snapshot_of_this_nodes_pods_then_changes() {
         api.put_pod(pod("not-ours", "node-b", "10.0.1.2"));
         api.put_pod(pod("two", "node-a", "10.0.0.2"));
         let two = watching.applied().await;
-        assert_eq!((&*two.name, two.wish.role.as_deref()), ("two", Some("two")));
+        assert_eq!(
+            (&*two.name, two.role_request.role.as_deref()),
+            ("two", Some("two"))
+        );
         api.delete_pod("shop", "one");
         assert!(matches!(watching.next().await, Change::Delete(pod) if &*pod.name == "one"));
     }
@@ -485,9 +488,9 @@ async fn events_are_written_once() {
     let writing = tokio::spawn(writer.run());
     let long = format!("not allowed\n{}", "é".repeat(2000));
     for _ in 0..100 {
-        recorder.tell(&pods[0], EventReason::RoleForbidden, &long);
+        recorder.publish(&pods[0], EventReason::RoleForbidden, &long);
     }
-    recorder.tell(&pods[0], EventReason::CredentialError, "STS refuses");
+    recorder.publish(&pods[0], EventReason::CredentialError, "STS refuses");
     until(|| api.events().len() >= 2).await;
     drop(recorder);
     timeout(LONG, writing)
@@ -533,11 +536,11 @@ async fn events_never_block_and_are_counted_when_dropped() {
             phase: Default::default(),
             host_network: false,
             mirror: false,
-            wish: Default::default(),
+            role_request: Default::default(),
             labels: Default::default(),
             annotations: Default::default(),
         };
-        recorder.tell(&workload, EventReason::RoleForbidden, "no");
+        recorder.publish(&workload, EventReason::RoleForbidden, "no");
     }
     let text = metrics.encode().unwrap();
     let dropped = text

@@ -3,7 +3,7 @@
 //! each once until it changes, and retries.
 
 use std::collections::HashSet;
-use std::fmt::{self, Debug};
+use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,23 +12,17 @@ use arc_swap::ArcSwap;
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event, InitialListStrategy, watcher};
 use kube::{Api, Client, Resource};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::{Registry, Unit};
 use rolegate_core::needs::Needs;
 use rolegate_core::workload::Change;
-use rolegate_runtime::readiness::Condition;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
 use crate::client::Connection;
 use crate::error::{Failure, Kind};
-use crate::freshness::{Freshness, FreshnessSet};
+use crate::freshness::Freshness;
 use crate::watch_status::WatchStatus;
+
+pub use crate::watch_observer::{WatchMetrics, WatchObserver};
 
 /// Time without data after which a server is assumed to ignore the request for a streamed list.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -40,74 +34,6 @@ const RULES_TIMEOUT: Duration = Duration::from_secs(5);
 /// It bounds the time until a dead connection is noticed, and the age of a healthy watch: quiet
 /// clusters may not send bookmarks every minute.
 pub(crate) const WATCH_SECONDS: u32 = 150;
-
-type ResourceLabel = [(&'static str, &'static str); 1];
-
-/// Metrics of watches. Cloning is cheap; clones share state.
-#[derive(Debug, Clone, Default)]
-pub struct WatchMetrics {
-    pub(crate) errors: Family<ResourceLabel, Counter>,
-    pub(crate) restarts: Family<ResourceLabel, Counter>,
-}
-
-impl WatchMetrics {
-    /// Registers `kube_watch_errors_total`, `kube_watch_restarts_total` and
-    /// `kube_watch_age_seconds`, each by `resource`: `pods`, `namespaces` and, if watched,
-    /// `rolegrants`, `rolegateconfigs`, `configmaps` and `replicated`. Several watches of one
-    /// resource are counted together; their age is that of the stalest.
-    pub fn register(registry: &mut Registry, freshness: &FreshnessSet) -> Self {
-        let metrics = Self::default();
-        for resource in ["pods", "namespaces"] {
-            metrics.begin(resource);
-        }
-        registry.register(
-            "kube_watch_errors",
-            "Failed attempts to list or watch",
-            metrics.errors.clone(),
-        );
-        registry.register(
-            "kube_watch_restarts",
-            "Watches restarted with a complete list",
-            metrics.restarts.clone(),
-        );
-        registry.register_collector(Box::new(Ages(freshness.clone())));
-        metrics
-    }
-
-    /// Creates the series with the value zero.
-    pub(crate) fn begin(&self, resource: &'static str) {
-        drop(self.errors.get_or_create(&[("resource", resource)]));
-        drop(self.restarts.get_or_create(&[("resource", resource)]));
-    }
-}
-
-#[derive(Debug)]
-struct Ages(FreshnessSet);
-
-impl Collector for Ages {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut family = encoder.encode_descriptor(
-            "kube_watch_age",
-            "Time since the API server last sent data on the watch, including bookmarks",
-            Some(&Unit::Seconds),
-            MetricType::Gauge,
-        )?;
-        for (resource, age) in self.0.by_resource() {
-            let labels = [("resource", resource)];
-            ConstGauge::new(age.as_secs_f64()).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
-}
-
-/// The destination of a watch's status.
-#[derive(Debug, Clone)]
-pub struct WatchObserver {
-    /// The metrics.
-    pub metrics: WatchMetrics,
-    /// Fails until the first snapshot; carries a note while the watch fails later.
-    pub condition: Condition,
-}
 
 /// A watched resource and the handling of its objects.
 pub(crate) struct Source<K, P, W, T, M> {
@@ -345,6 +271,24 @@ where
         }
     }
 
+    fn begin_list(&self, is_loaded: bool) -> Listing<T> {
+        if is_loaded && self.relist.is_some() {
+            Listing::Reported(HashSet::new())
+        } else {
+            Listing::Whole(Vec::new(), 0)
+        }
+    }
+
+    /// Returns the message at the end of a list.
+    fn listed(&self, listing: Listing<T>) -> Option<M> {
+        // A list proves freshness as a watch does.
+        self.freshness.touch();
+        match listing {
+            Listing::Reported(told) => Some((self.relist.as_ref()?.retain)(told)),
+            Listing::Whole(all, _) => Some((self.wrap)(Change::Snapshot(all))),
+        }
+    }
+
     async fn watch(
         &self,
         config: &watcher::Config,
@@ -371,10 +315,7 @@ where
             let change = match event {
                 None => return End::Again,
                 Some(Ok(Event::Init)) => {
-                    listing = Some(match *loaded && self.relist.is_some() {
-                        true => Listing::Reported(HashSet::new()),
-                        false => Listing::Whole(Vec::new(), 0),
-                    });
+                    listing = Some(self.begin_list(*loaded));
                     continue;
                 }
                 Some(Ok(Event::InitApply(object))) => {
@@ -386,15 +327,8 @@ where
                     continue;
                 }
                 Some(Ok(Event::InitDone)) => {
-                    let Some(all) = listing.take() else {
+                    let Some(all) = listing.take().and_then(|all| self.listed(all)) else {
                         return End::Again;
-                    };
-                    // A list proves freshness as a watch does.
-                    self.freshness.touch();
-                    let all = match (all, &self.relist) {
-                        (Listing::Reported(told), Some(relist)) => (relist.retain)(told),
-                        (Listing::Reported(_), None) => return End::Again,
-                        (Listing::Whole(all, _), _) => (self.wrap)(Change::Snapshot(all)),
                     };
                     if messages.send(all).await.is_err() {
                         return End::Closed;

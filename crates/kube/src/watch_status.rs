@@ -1,14 +1,15 @@
 //! The status of a watch: a log line when it begins to fail, fails differently or recovers,
 //! metrics, and a readiness condition.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::backoff;
 use crate::error::{Failure, Kind};
-use crate::watch::WatchObserver;
+use crate::watch_observer::WatchObserver;
 
 /// The factor by which delays are longer if the API server does not have the resource: an
 /// administrator has to install it, and every agent of a cluster retries.
@@ -21,11 +22,11 @@ pub(crate) struct DataError(Arc<Mutex<Option<String>>>);
 impl DataError {
     /// Sets or clears the error.
     pub(crate) fn set(&self, note: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = note;
+        *self.0.lock() = note;
     }
 
     fn get(&self) -> Option<String> {
-        let note = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let note = self.0.lock();
         note.clone()
     }
 }

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use kube::Api;
 use kube::core::ObjectMeta;
-use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept, wish};
+use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept};
 use rolegate_core::labels::Labels;
 use rolegate_core::needs::{Keys, Needs};
-use rolegate_core::workload::{Phase, Update, Workload};
+use rolegate_core::workload::{Phase, RoleRequest, Update, Workload};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -108,7 +108,7 @@ fn workload(pod: Pod, keys: &AnnotationKeys, needs: &Needs) -> Option<Workload> 
     } = pod;
     let raw = |key: &str| metadata.annotations.as_ref()?.get(key).map(String::as_str);
     Some(Workload {
-        wish: wish(keys, raw),
+        role_request: RoleRequest::from_annotations(keys, raw),
         mirror: metadata
             .annotations
             .as_ref()
@@ -181,7 +181,6 @@ fn skipped(pod: &Pod, address: &str) {
 #[cfg(test)]
 mod tests {
     use rolegate_core::annotation::ROLE;
-    use rolegate_core::workload::RoleRequest;
     use serde_json::json;
 
     use super::*;
@@ -221,9 +220,9 @@ mod tests {
         assert_eq!(workload.phase, Phase::Running);
         let addresses: [IpAddr; 2] = ["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
         assert_eq!(workload.addresses, addresses);
-        assert_eq!(workload.wish.role.as_deref(), Some("reader"));
-        assert_eq!(workload.wish.external_id.as_deref(), Some("x-1"));
-        assert_eq!(workload.wish.session_name.as_deref(), Some("me"));
+        assert_eq!(workload.role_request.role.as_deref(), Some("reader"));
+        assert_eq!(workload.role_request.external_id.as_deref(), Some("x-1"));
+        assert_eq!(workload.role_request.session_name.as_deref(), Some("me"));
         assert!(!workload.mirror && !workload.host_network);
     }
 
@@ -273,7 +272,7 @@ mod tests {
         assert_eq!(workload.phase, Phase::Pending);
         assert_eq!(&*workload.service_account, "default");
         assert!(workload.addresses.is_empty() && workload.node.is_none());
-        assert_eq!(workload.wish, RoleRequest::default());
+        assert_eq!(workload.role_request, RoleRequest::default());
         let nulls = parse(pod(
             json!(null),
             json!({"phase": null, "podIPs": null, "podIP": null}),
@@ -285,10 +284,13 @@ mod tests {
     fn an_empty_role_declines_and_is_not_the_same_as_none() {
         for empty in ["", " ", "\n\t"] {
             let workload = parse(pod(json!({ROLE: empty}), json!({})));
-            assert_eq!(workload.wish.role.as_deref(), Some(""), "{empty:?}");
+            assert_eq!(workload.role_request.role.as_deref(), Some(""), "{empty:?}");
         }
         let others = json!({"iam.amazonaws.com/external-id": " ", "unrelated": ""});
-        assert_eq!(parse(pod(others, json!({}))).wish, RoleRequest::default());
+        assert_eq!(
+            parse(pod(others, json!({}))).role_request,
+            RoleRequest::default()
+        );
     }
 
     #[test]
@@ -330,7 +332,7 @@ mod tests {
         let object = pod(json!({"example.com/role": long, ROLE: "other"}), json!({}));
         let pod = serde_json::from_value(object).unwrap();
         let workload = workload(pod, &keys, &Needs::everything()).unwrap();
-        let role = workload.wish.role.unwrap();
+        let role = workload.role_request.role.unwrap();
         assert!(role.starts_with('é') && role.len() <= 2048 && role.len() > 2000);
     }
 }

@@ -255,7 +255,7 @@ impl From<PodEntry> for Workload {
             phase: Phase::Running,
             host_network: false,
             mirror: false,
-            wish: RoleRequest::new(
+            role_request: RoleRequest::new(
                 pod.role.as_deref(),
                 pod.external_id.as_deref(),
                 pod.session_name.as_deref(),
@@ -327,9 +327,9 @@ namespaces:
         );
         assert_eq!((&*api.service_account, api.phase), ("api", Phase::Running));
         assert_eq!(api.own_addresses().len(), 2);
-        assert_eq!(api.wish.role.as_deref(), Some("reader"));
-        assert_eq!(api.wish.external_id.as_deref(), Some("x-1"));
-        assert_eq!(api.wish.session_name.as_deref(), Some("me"));
+        assert_eq!(api.role_request.role.as_deref(), Some("reader"));
+        assert_eq!(api.role_request.external_id.as_deref(), Some("x-1"));
+        assert_eq!(api.role_request.session_name.as_deref(), Some("me"));
         assert_eq!(api.labels.get("app"), Some("api"));
         assert_eq!(api.annotations.get("example.com/any"), Some("thing"));
         let job = &content.workloads[1];
@@ -373,19 +373,22 @@ namespaces:
             let pod = json!({"metadata": {"namespace": "shop", "name": name, "uid": "u", "annotations": {
                 "iam.amazonaws.com/role": role, "iam.amazonaws.com/external-id": id,
                 "iam.amazonaws.com/session-name": session}}});
-            crate::workloads::read(&pod, &keys).unwrap().wish
+            crate::workloads::read(&pod, &keys).unwrap().role_request
         };
         let [api, job] = &content.workloads[..] else {
             panic!("{:?}", content.workloads);
         };
         assert_eq!(
-            api.wish,
+            api.role_request,
             pod("api-0", "reader\n", "\tcustomer\n", "\u{a0}me ")
         );
-        assert_eq!(api.wish, pod("api-0", "reader", "customer", "me"));
-        assert_eq!(job.wish, pod("job", "\n", " ", " "));
+        assert_eq!(api.role_request, pod("api-0", "reader", "customer", "me"));
+        assert_eq!(job.role_request, pod("job", "\n", " ", " "));
         assert_eq!(
-            (job.wish.role.as_deref(), &job.wish.external_id),
+            (
+                job.role_request.role.as_deref(),
+                &job.role_request.external_id
+            ),
             (Some(""), &None)
         );
         let namespace = json!({"metadata": {"name": "shop", "annotations": {

@@ -2,11 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Mutex, PoisonError};
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
+use parking_lot::Mutex;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 use rustix::io::Errno;
@@ -56,10 +56,7 @@ impl Client {
         &self,
         request: RouteNetlinkMessage,
     ) -> Result<Option<RouteNetlinkMessage>, Error> {
-        self.channel
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .request(request)
+        self.channel.lock().request(request)
     }
 
     /// Returns the ID that this network namespace assigns to the one of an open file: -1 if it has

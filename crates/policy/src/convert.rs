@@ -281,7 +281,7 @@ fn grants(
         .workloads
         .iter()
         .filter(|workload| workload.namespace == namespace.name)
-        .filter_map(|workload| workload.wish.external_id.as_deref())
+        .filter_map(|workload| workload.role_request.external_id.as_deref())
         .filter(|id| is_external_id(id))
         .map(str::to_owned)
         .collect();

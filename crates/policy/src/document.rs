@@ -7,7 +7,6 @@ use rolegate_core::text::plain;
 use rolegate_core::text::{escape_yaml, is_unsafe};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
-use serde_saphyr::DoubleQuoted;
 
 /// The API version of grants.
 pub const API_VERSION: &str = "rolegate.dev/v1alpha1";
@@ -159,7 +158,7 @@ pub fn role_text(role: &RoleArn, base: Option<&BaseArn>) -> String {
 pub fn yaml(value: &Value) -> Result<String, serde_saphyr::SerializeError> {
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
     let text = serde_saphyr::to_string_with_options(&Ordered(value), options)?;
-    Ok(escape_yaml(&text).into_owned())
+    Ok(escape_yaml(&without_markers(&text)).into_owned())
 }
 
 /// Formats an object that `rolegate policy export` writes, with long texts in blocks.
@@ -168,7 +167,7 @@ pub fn yaml(value: &Value) -> Result<String, serde_saphyr::SerializeError> {
 /// See [`yaml`].
 pub(crate) fn yaml_in_blocks(value: &Value) -> Result<String, serde_saphyr::SerializeError> {
     let text = serde_saphyr::to_string(&Quoted(value))?;
-    Ok(escape_yaml(&text).into_owned())
+    Ok(escape_yaml(&without_markers(&text)).into_owned())
 }
 
 /// Formats grants as a stream of YAML, each with its comment lines before it.
@@ -254,18 +253,40 @@ impl Serialize for Quoted<'_> {
     }
 }
 
-/// A text that is double-quoted if it contains unsafe characters, which [`escape_yaml`] then
-/// escapes. Line feeds alone are left to the serializer.
+/// A text that is double-quoted if it contains unsafe characters, so that [`escape_yaml`] can
+/// escape them. Line feeds alone are left to the serializer.
 struct Text<'a>(&'a str);
+
+/// Begins a text that must be double-quoted. A control makes the serializer quote keys too, for
+/// which it ignores [`serde_saphyr::DoubleQuoted`].
+const MARKER: char = '\u{1}';
+/// The marker behind an opening quote, as the serializer escapes it.
+const WRITTEN_MARKER: &str = r#""\x01"#;
 
 impl Serialize for Text<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.0.contains(|c| c != '\n' && is_unsafe(c)) {
-            DoubleQuoted(self.0).serialize(serializer)
+        let is_unsafe = self.0.contains(|c| c != '\n' && is_unsafe(c));
+        // Unquoted, a text with the written marker would lose it.
+        if is_unsafe || self.0.contains(WRITTEN_MARKER) {
+            serializer.collect_str(&format_args!("{MARKER}{}", self.0))
         } else {
             serializer.serialize_str(self.0)
         }
     }
+}
+
+/// Removes the markers of [`Text`]s. A quote inside a quoted text has a backslash before it, so it
+/// is not an opening one.
+fn without_markers(yaml: &str) -> String {
+    let mut text = String::with_capacity(yaml.len());
+    let mut rest = yaml;
+    while let Some((before, after)) = rest.split_once(WRITTEN_MARKER) {
+        text.push_str(before);
+        let is_inside = before.ends_with('\\');
+        text.push_str(if is_inside { WRITTEN_MARKER } else { "\"" });
+        rest = after;
+    }
+    text + rest
 }
 
 /// Generates unique and valid names of objects (RFC 1123 subdomains).
@@ -405,8 +426,16 @@ spec:
 
     #[test]
     fn threat_25_yaml_escapes_unsafe_characters_and_keeps_the_value() {
-        for c in UNSAFE_EXAMPLES {
-            let hostile = format!("a{c}b");
+        let classes = UNSAFE_EXAMPLES.iter().map(|c| format!("a{c}b"));
+        let forged = [
+            "\u{1}",
+            "\u{1}\u{1}\"\u{1}",
+            "\\\"\u{1}",
+            r#""\x01"#,
+            r#"a "\x01\"#,
+        ]
+        .map(Into::into);
+        for hostile in classes.chain(forged) {
             let document = json!({
                 "apiVersion": "v1", "kind": "X", hostile.as_str(): hostile,
                 "spec": [hostile, {hostile.as_str(): {hostile.as_str(): "x"}}],
@@ -414,7 +443,7 @@ spec:
             for text in [yaml(&document), yaml_in_blocks(&document)] {
                 let text = text.unwrap();
                 let unsafe_chars = |c| c != '\n' && is_unsafe(c);
-                assert!(!text.contains(unsafe_chars), "{c:?}: {text:?}");
+                assert!(!text.contains(unsafe_chars), "{text:?}");
                 let read = serde_saphyr::from_str::<Value>(&text);
                 assert_eq!(read.unwrap(), document, "{text}");
             }
@@ -432,10 +461,10 @@ spec:
         }
 
         #[test]
-        fn names_are_rfc_1123(wishes in prop::collection::vec(".{0,40}", 1..8)) {
+        fn names_are_rfc_1123(role_requests in prop::collection::vec(".{0,40}", 1..8)) {
             let mut names = Names::default();
             let mut seen = std::collections::HashSet::new();
-            for base_name in wishes {
+            for base_name in role_requests {
                 let name = names.next(&base_name);
                 prop_assert!(name.split('.').all(is_plain_name), "{name}");
                 prop_assert!(seen.insert(name));

@@ -222,7 +222,7 @@ pub fn explain(question: &Question<'_>) -> Explained {
             namespace: workload.namespace.to_string(),
             name: workload.name.to_string(),
             service_account: workload.service_account.to_string(),
-            requested_role: workload.wish.role.as_deref().map(str::to_owned),
+            requested_role: workload.role_request.role.as_deref().map(str::to_owned),
         },
         decision,
         role: explanation.role.map(|role| role.to_string()),
@@ -260,7 +260,7 @@ fn token_roles(
         };
         let missing = missing_grant(rules, grants, asking, now);
         TokenRole {
-            role: asking.wish.role.as_deref().map(str::to_owned),
+            role: asking.role_request.role.as_deref().map(str::to_owned),
             refusal,
             grant: missing.map(|missing| document::object(&missing.grant)),
         }
@@ -332,14 +332,14 @@ impl From<&Denial> for Refusal {
 }
 
 impl From<&LayerResult> for LayerVerdict {
-    fn from(judgement: &LayerResult) -> Self {
-        let (allows, rule, reason) = match &judgement.verdict {
+    fn from(result: &LayerResult) -> Self {
+        let (allows, rule, reason) = match &result.verdict {
             Verdict::Allow { rule, .. } => (true, rule, None),
             Verdict::Deny { rule, reason, .. } => (false, rule, Some(reason.clone())),
         };
         Self {
-            layer: judgement.layer,
-            mode: judgement.mode.as_str().to_owned(),
+            layer: result.layer,
+            mode: result.mode.as_str().to_owned(),
             allows,
             rule: rule.clone(),
             reason,

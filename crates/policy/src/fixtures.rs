@@ -99,7 +99,7 @@ pub(crate) fn pod(namespace: &str, account: &str, role: &str) -> Workload {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: RoleRequest {
+        role_request: RoleRequest {
             role: (!role.is_empty()).then(|| role.into()),
             ..RoleRequest::default()
         },

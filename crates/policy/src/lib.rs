@@ -18,3 +18,7 @@ pub mod vap;
 
 #[cfg(test)]
 mod fixtures;
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();

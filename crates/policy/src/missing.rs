@@ -36,8 +36,8 @@ pub fn missing_grant(
     }
     let judged = explanation.layer_results.iter();
     judged
-        .filter(|judgement| judgement.layer == LayerId::Grants && judgement.mode != Mode::Off)
-        .find(|judgement| matches!(judgement.verdict, Verdict::Deny { .. }))?;
+        .filter(|result| result.layer == LayerId::Grants && result.mode != Mode::Off)
+        .find(|result| matches!(result.verdict, Verdict::Deny { .. }))?;
     let namespace = rules.namespaces.get(&workload.namespace)?;
     let ask = AccessRequest {
         workload,
@@ -51,9 +51,9 @@ pub fn missing_grant(
     }
     let names = grants.grants().iter().map(|grant| &*grant.name);
     let names = names.chain(grants.invalid().iter().map(|(name, _)| &**name));
-    let wish = format!("{}.{}", workload.namespace, workload.service_account);
+    let role_request = format!("{}.{}", workload.namespace, workload.service_account);
     let grant = Grant {
-        name: Names::taken(names).next(&wish).into(),
+        name: Names::taken(names).next(&role_request).into(),
         roles: vec![role_text(&role, rules.base.as_ref())],
         subjects: vec![Subject {
             namespaces: vec![workload.namespace.to_string()],
@@ -61,7 +61,7 @@ pub fn missing_grant(
             ..Subject::default()
         }],
         external_ids: workload
-            .wish
+            .role_request
             .external_id
             .iter()
             .map(ToString::to_string)
@@ -145,7 +145,7 @@ mod tests {
         narrow.session.attribution.transitive = Some(false);
         let fixture = rules(&[narrow.clone()], Mode::Enforce);
         let mut pod = pod("shop", "api", "reader");
-        pod.wish.external_id = Some("customer".into());
+        pod.role_request.external_id = Some("customer".into());
         let missing = missing_grant(&fixture.rules, &fixture.grants, &pod, NOW).unwrap();
         assert_eq!(missing.grant.session, narrow.session);
         assert_eq!(missing.grant.external_ids, ["customer"]);

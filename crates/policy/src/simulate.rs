@@ -1,6 +1,6 @@
 //! Simulates a rule change: the pods that it denies or allows, and those whose session changes.
 
-mod again;
+mod recreated;
 mod show;
 
 use std::collections::BTreeMap;

@@ -117,7 +117,11 @@ pub fn suggest(
                     .entry(role_text(role, rules.base.as_ref()))
                     .or_default();
                 running.pods.extend(pod);
-                let id = workload.wish.external_id.as_deref().map(str::to_owned);
+                let id = workload
+                    .role_request
+                    .external_id
+                    .as_deref()
+                    .map(str::to_owned);
                 running.external_ids.extend(id);
             }
             (Need::Grant, None) => {}

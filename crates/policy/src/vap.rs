@@ -11,10 +11,10 @@
 //! and the API server does not let policies protect the policies themselves.
 
 mod cel;
-mod guard;
 mod layers;
+mod protected_objects;
+mod role_requests;
 mod table;
-mod wish;
 
 use std::sync::Arc;
 
@@ -27,9 +27,9 @@ use rolegate_core::template_kinds::{self, BUILTIN_TEMPLATE_KINDS};
 use serde_json::{Map, Value, json};
 
 use crate::document::{comment_line, yaml_in_blocks};
+use role_requests::RoleRequests;
 pub use table::PARAMETERS;
 use table::Table;
-use wish::Wishes;
 
 /// The rules to export.
 #[derive(Debug, Clone, Copy)]
@@ -161,9 +161,9 @@ fn core(resources: &[&str], operations: &[&str], scope: &str) -> Value {
 fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
     let config = input.config;
     let workloads = workloads(config);
-    let wishes = Wishes::new(input, &table.pod_labels);
+    let role_requests = RoleRequests::new(input, &table.pod_labels);
     let judged = |sentences: Vec<Value>| {
-        let mut variables = wishes.variables();
+        let mut variables = role_requests.variables();
         variables.extend(sentences);
         variables
     };
@@ -194,27 +194,31 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
         guard(
             "rolegate-pod-metadata",
             &[bindings.clone(), statuses],
-            guard::pod_metadata(input, &table.pod_labels),
+            protected_objects::pod_metadata(input, &table.pod_labels),
         ),
-        guard("rolegate-services", &[services], guard::services()),
+        guard(
+            "rolegate-services",
+            &[services],
+            protected_objects::services(),
+        ),
         // Rules decide for pods of all namespaces, so no namespace is exempt from their protection.
         everywhere(
             "rolegate-namespaces",
             &[core(&namespaces, WRITES, "Cluster")],
-            guard::namespaces(input, &table.namespace_labels),
+            protected_objects::namespaces(input, &table.namespace_labels),
         ),
     ];
     if config.guard_scheduling {
         let rules = [&workloads[..], &[bindings]].concat();
-        let mut variables = wishes.templates();
-        variables.extend(guard::scheduling(input));
+        let mut variables = role_requests.templates();
+        variables.extend(protected_objects::scheduling(input));
         policies.push(guard("rolegate-scheduling", &rules, variables));
     }
     if config.rule_writers.is_some() {
         policies.push(everywhere(
             "rolegate-rules",
             &rule_objects(),
-            guard::rules(input),
+            protected_objects::rules(input),
         ));
     }
     let modes = config.modes;
@@ -238,7 +242,7 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
         "rolegate-tokens",
         modes[LayerId::Grants],
         &[tokens],
-        guard::tokens(input),
+        protected_objects::tokens(input),
     ));
     policies.retain(|policy| policy.mode != Mode::Off);
     policies
@@ -420,7 +424,8 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
         "addresses of Services that CEL cannot parse (leading zeros, IPv4 within IPv6) are denied",
     );
     for kind in &config.templates {
-        let unfollowed = |path: &&Arc<str>| ***path != *"." && wish::at("object", path).is_none();
+        let unfollowed =
+            |path: &&Arc<str>| ***path != *"." && role_requests::at("object", path).is_none();
         for path in kind.paths.iter().chain(&kind.metadata).filter(unfollowed) {
             unsaid.push(format!(
                 "{} is not validated at {path}, since CEL supports only one star in a path; its pods are validated",

@@ -16,9 +16,9 @@ mod routing;
 pub mod rules;
 
 use std::path::Path;
-use std::sync::Mutex;
 
 use crate::rules::{Family, RoutingRule, Spec};
+use parking_lot::Mutex;
 
 pub use backend::{Backend, Choice, Flavour, UnknownBackend};
 pub use ingress::ingress_interfaces;
@@ -164,7 +164,7 @@ impl Redirect {
                 Err(error) => return Err(error),
             }
         };
-        *self.applied.lock().unwrap_or_else(|e| e.into_inner()) = Some(listing);
+        *self.applied.lock() = Some(listing);
         routing
     }
 
@@ -190,7 +190,7 @@ impl Redirect {
                 State::InPlace | State::Altered => State::Altered,
             });
         };
-        let applied = self.applied.lock().unwrap_or_else(|e| e.into_inner());
+        let applied = self.applied.lock();
         Ok(
             if applied.as_ref() == Some(&listing) && routing == State::InPlace {
                 State::InPlace

@@ -5,7 +5,6 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
 
 use crate::monitor::Changes;
 use crate::{Redirect, RedirectError, State};
@@ -27,13 +26,12 @@ pub struct Status {
 
 /// Applies a redirect, and restores it when a program removes, changes or reorders its rules: at
 /// once if the kernel reports the change, otherwise at the next check (legacy iptables). The
-/// redirect stays when the reconciler exits, so that pods are refused rather than given the node's
-/// role. Removing it is an option.
+/// redirect stays when the reconciler is dropped, so that pods are refused rather than given the
+/// node's role.
 #[derive(Debug)]
 pub struct RedirectReconciler {
     redirect: Redirect,
     interval: Duration,
-    remove_at_exit: bool,
     status: watch::Sender<Status>,
     losses: Counter,
 }
@@ -47,17 +45,9 @@ impl RedirectReconciler {
         Self {
             redirect,
             interval,
-            remove_at_exit: false,
             status: watch::Sender::new(Status::default()),
             losses: Counter::default(),
         }
-    }
-
-    /// Removes the redirect at the end of [`run`](Self::run).
-    #[must_use]
-    pub fn remove_at_exit(mut self, remove: bool) -> Self {
-        self.remove_at_exit = remove;
-        self
     }
 
     /// Subscribes to its status.
@@ -70,9 +60,9 @@ impl RedirectReconciler {
         self.losses.clone()
     }
 
-    /// Applies the redirect and maintains it until `cancel`. Errors are logged, reported in the
+    /// Applies the redirect and maintains it until it is dropped. Errors are logged, reported in the
     /// [`Status`], and retried.
-    pub async fn run(self, cancel: CancellationToken) {
+    pub async fn run(self) {
         let mut ticks = tokio::time::interval(self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Opened before the first check, so that nothing is missed in between.
@@ -84,26 +74,12 @@ impl RedirectReconciler {
             }
         };
         let mut applied = false;
-        while cancel
-            .run_until_cancelled(cause(&mut ticks, &mut changes))
-            .await
-            .is_some()
-        {
-            // Not cancelled: a change in progress is finished.
+        loop {
+            cause(&mut ticks, &mut changes).await;
             let outcome = self.ensure_installed(applied).await;
             applied |= outcome.is_ok();
             if self.report(outcome) {
-                cancel
-                    .run_until_cancelled(tokio::time::sleep(MIN_CHECK_INTERVAL))
-                    .await;
-            }
-        }
-        if self.remove_at_exit {
-            match self.redirect.remove().await {
-                Ok(()) => tracing::warn!(
-                    "removed the metadata redirect: pods reach the node's metadata service"
-                ),
-                Err(error) => tracing::error!(%error, "cannot remove the metadata redirect"),
+                tokio::time::sleep(MIN_CHECK_INTERVAL).await;
             }
         }
     }

@@ -9,12 +9,12 @@ use regorus::{Engine, Value};
 
 use crate::analysis::Path;
 use crate::builtins;
+use crate::coverage::Coverage;
 use crate::error::{LoadError, one_line};
 use crate::limits::Limits;
 use crate::meter::{Exceeded, Meter};
 use crate::panics;
 use crate::syntax::{ParsedModule, Syntax};
-use crate::testing::Coverage;
 use crate::text;
 
 /// The rule that is evaluated.
@@ -43,12 +43,14 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
         engine.set_gather_prints(true);
         let is_called = |name: &str| {
             let calls = |part: &Part| {
-                let mut rules = part.module.facts.rules.iter();
+                let mut rules = part.module.aws_environment.rules.iter();
                 rules.any(|rule| rule.calls.iter().any(|call| call.name == name))
             };
             parts.iter().any(calls)
         };
-        let patterns = parts.iter().flat_map(|part| &part.module.facts.rules);
+        let patterns = parts
+            .iter()
+            .flat_map(|part| &part.module.aws_environment.rules);
         let patterns = patterns.flat_map(|rule| &rule.calls).filter_map(|call| {
             let pattern = call.pattern.as_deref()?;
             Some((call.name.as_str(), pattern))
@@ -75,7 +77,9 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
 /// Adds the missing built-ins that are called. Linking accepts only those that a `with` replaces.
 fn supply_missing(engine: &mut Engine, parts: &[Part]) -> anyhow::Result<()> {
     let mut supplied = BTreeSet::new();
-    let rules = parts.iter().flat_map(|part| &part.module.facts.rules);
+    let rules = parts
+        .iter()
+        .flat_map(|part| &part.module.aws_environment.rules);
     for call in rules.flat_map(|rule| &rule.calls) {
         if let Some(why) = builtins::missing(&call.name)
             && supplied.insert(&call.name)
@@ -173,7 +177,7 @@ impl Program {
         if let Some(exceeded) = meter.exceeded() {
             return Err(Unanswered {
                 why: exceeded.to_string(),
-                transient: !matches!(exceeded, Exceeded::Memory(_)),
+                transient: matches!(exceeded, Exceeded::Time(_) | Exceeded::Waiting(_)),
             });
         }
         match (outcome, failure) {

@@ -32,6 +32,7 @@ mod analysis;
 mod builtins;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod coverage;
 mod data;
 mod error;
 mod evaluate;
@@ -55,10 +56,12 @@ mod text;
 mod wrap;
 
 pub use builtins::{MissingBuiltin, missing_builtins};
+pub use coverage::{Coverage, Lines};
 pub use error::LoadError;
 pub use input::DOCUMENTED_INPUT;
 pub use layer::RegoLayer;
 pub use limits::Limits;
+pub use meter::{CountingAllocator, counting_allocator};
 pub use policies::{Finding, Findings, Policies, ReviewError};
 pub use policy_store::PolicyStore;
 pub use source::{
@@ -67,4 +70,8 @@ pub use source::{
 };
 pub use status::{PolicyStatus, STATUS_ANNOTATION};
 pub use syntax::Syntax;
-pub use testing::{Coverage, Lines, RegoResult, RegoTest, UnusedPolicy};
+pub use testing::{RegoResult, RegoTest, UnusedPolicy};
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = counting_allocator();

@@ -18,9 +18,14 @@ use crate::limits::Limits;
 /// The factor by which wall time may exceed the limit of CPU time.
 const WAITING: u32 = 20;
 
-/// Installed here, so that no program can evaluate policies without it.
-#[global_allocator]
-static ALLOCATOR: MetricAlloc<System> = MetricAlloc::new(System);
+/// The allocator that counts the memory of each thread. A program that evaluates policies installs
+/// it as its global allocator: without it, every evaluation fails.
+pub type CountingAllocator = MetricAlloc<System>;
+
+/// Returns the allocator that counts the memory of each thread, on top of the system's.
+pub const fn counting_allocator() -> CountingAllocator {
+    MetricAlloc::new(System)
+}
 
 thread_local! {
     static QUESTION: Cell<Option<Question>> = const { Cell::new(None) };
@@ -35,6 +40,9 @@ pub(crate) enum Exceeded {
     Waiting(Duration),
     #[error("took more than {} MiB of memory", .0 / (1024 * 1024))]
     Memory(usize),
+    /// The limit of memory cannot be enforced.
+    #[error("cannot run: this program does not count memory")]
+    Uncounted,
 }
 
 /// The current evaluation of this thread.
@@ -65,7 +73,7 @@ impl Meter {
             began: clock(),
             began_own: own_time(),
             most: held().saturating_add(more),
-            exceeded: None,
+            exceeded: (!counts_memory()).then_some(Exceeded::Uncounted),
         }));
         Self(())
     }
@@ -122,6 +130,15 @@ fn too_long(limit: Duration, taken: Duration, own: impl FnOnce() -> Duration) ->
 /// thread freed memory of other threads.
 fn held() -> isize {
     thread_metrics().allocated_bytes
+}
+
+/// Returns true if the program's allocator is a [`CountingAllocator`].
+fn counts_memory() -> bool {
+    static COUNTS: OnceLock<bool> = OnceLock::new();
+    *COUNTS.get_or_init(|| {
+        let (_text, bytes) = weighed(|| std::hint::black_box(String::from("x")));
+        bytes > 0
+    })
 }
 
 /// Runs a closure, and returns its result and the memory that it still holds, in bytes.

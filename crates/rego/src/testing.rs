@@ -2,7 +2,7 @@
 //! policies that are evaluated.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,6 +10,7 @@ use regorus::{Engine, Value};
 
 use crate::analysis::RuleFacts;
 use crate::builtins;
+use crate::coverage::{Coverage, Lines};
 use crate::error::{LoadError, one_line};
 use crate::evaluate::{self, Part};
 use crate::limits::Limits;
@@ -71,43 +72,6 @@ pub struct UnusedPolicy {
     pub has_violation: bool,
 }
 
-/// The lines of modules that were evaluated, over all evaluations.
-#[derive(Debug, Default)]
-pub struct Coverage(Mutex<BTreeMap<String, Lines>>);
-
-/// Lines of a module, from 1.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Lines {
-    /// Lines that were evaluated.
-    pub covered: BTreeSet<u32>,
-    /// Lines with an expression that was never evaluated.
-    pub not_covered: BTreeSet<u32>,
-}
-
-impl Coverage {
-    /// Adds the lines that an engine evaluated.
-    pub(crate) fn add(&self, engine: &Engine) {
-        let Ok(report) = engine.get_coverage_report() else {
-            return;
-        };
-        let mut modules = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for file in report.files {
-            let lines = modules.entry(file.path).or_default();
-            lines.covered.extend(file.covered);
-            lines.not_covered.extend(file.not_covered);
-            lines
-                .not_covered
-                .retain(|line| !lines.covered.contains(line));
-        }
-    }
-
-    /// Returns the lines of a module; `None` if nothing of it was evaluated.
-    fn of(&self, place: &str) -> Option<Lines> {
-        let modules = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        modules.get(place).cloned()
-    }
-}
-
 impl Policies {
     /// Returns the same policies, which record evaluated lines in `coverage`.
     pub fn observed(&self, coverage: &Arc<Coverage>) -> Self {
@@ -133,7 +97,9 @@ impl PolicyStore {
         let mut unused = Vec::new();
         for (id, modules) in self.modules_in_use() {
             let is_library = || self.is_library(id);
-            let mut rules = modules.iter().flat_map(|module| &module.facts.rules);
+            let mut rules = modules
+                .iter()
+                .flat_map(|module| &module.aws_environment.rules);
             if rules
                 .clone()
                 .any(|rule| is_deny(&rule.path) || is_test(rule))
@@ -141,7 +107,9 @@ impl PolicyStore {
             {
                 continue;
             }
-            let packages = modules.iter().map(|module| module.facts.package.join("."));
+            let packages = modules
+                .iter()
+                .map(|module| module.aws_environment.package.join("."));
             unused.push(UnusedPolicy {
                 policy: id.clone(),
                 packages: packages.collect(),
@@ -157,7 +125,7 @@ impl PolicyStore {
         let mut all = Vec::new();
         for (id, modules) in self.modules_in_use() {
             for module in modules {
-                let rules = &module.facts.rules;
+                let rules = &module.aws_environment.rules;
                 if rules.iter().any(is_test) {
                     continue;
                 }
@@ -190,7 +158,12 @@ impl PolicyStore {
         let mut tests: Vec<RegoTest> = Vec::new();
         let mut names: BTreeMap<String, usize> = BTreeMap::new();
         for (id, module) in &modules {
-            for rule in module.facts.rules.iter().filter(|rule| is_test(rule)) {
+            for rule in module
+                .aws_environment
+                .rules
+                .iter()
+                .filter(|rule| is_test(rule))
+            {
                 let name = format!("data.{}", rule.path.join("."));
                 if !is_wanted(&name) {
                     continue;

@@ -22,3 +22,7 @@ pub use pod_template::{ACCOUNTS_OF_OWNERS, ROLE_VARIABLE};
 pub use policies::{Finding, Findings, ReviewPolicies};
 pub use validate::{ValidationRules, validate};
 pub use web_identity::{Unnamed, WebIdentity};
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();

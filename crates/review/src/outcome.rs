@@ -140,7 +140,7 @@ impl fmt::Display for NotSynced {
 /// The outcome of a review.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Outcome {
-    /// Violations of enforced rules. The request is allowed if the list is empty.
+    /// Violations of enforced rules. The request is allowed without violations.
     pub violations: Vec<Violation>,
     /// Violations of layers in audit mode.
     pub warnings: Vec<Violation>,

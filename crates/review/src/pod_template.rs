@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept, wish};
+use rolegate_core::annotation::{AnnotationKeys, MIRROR, cut, is_kept};
 use rolegate_core::config::Audience;
 use rolegate_core::labels::Labels;
 use rolegate_core::needs::Keys;
@@ -228,11 +228,16 @@ impl<'a> PodShape<'a> {
 
     /// Returns the role request of its annotations, as agents read it.
     pub(crate) fn role_request(&self, keys: &AnnotationKeys) -> RoleRequest {
-        wish(keys, |key| self.annotations.get(key))
+        RoleRequest::from_annotations(keys, |key| self.annotations.get(key))
     }
 
     /// Returns the workload of its pods.
-    pub(crate) fn workload(&self, namespace: &str, name: &str, wish: RoleRequest) -> Workload {
+    pub(crate) fn workload(
+        &self,
+        namespace: &str,
+        name: &str,
+        role_request: RoleRequest,
+    ) -> Workload {
         let kept = self.annotations.iter().filter(|(key, _)| is_kept(key));
         Workload {
             namespace: namespace.into(),
@@ -244,7 +249,7 @@ impl<'a> PodShape<'a> {
             phase: Phase::Pending,
             host_network: false,
             mirror: self.is_mirror(),
-            wish,
+            role_request,
             labels: Labels::of_object(self.labels.iter(), &Keys::All),
             annotations: Labels::of_object(kept.map(|(key, value)| (key, cut(value))), &Keys::All),
         }
@@ -296,9 +301,9 @@ mod tests {
             shape.tokens,
             ["t.spec.volumes[1].projected.sources[1].serviceAccountToken"]
         );
-        let wish = shape.role_request(&AnnotationKeys::default());
-        assert_eq!(wish.role.as_deref(), Some("reader"));
-        let workload = shape.workload("shop", "", wish);
+        let role_request = shape.role_request(&AnnotationKeys::default());
+        assert_eq!(role_request.role.as_deref(), Some("reader"));
+        let workload = shape.workload("shop", "", role_request);
         assert_eq!(&*workload.service_account, "old");
         assert_eq!(workload.annotations.iter().count(), 1);
     }

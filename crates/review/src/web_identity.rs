@@ -65,9 +65,9 @@ impl WebIdentity {
             Some("Failed") => Phase::Failed,
             _ => Phase::Running,
         };
-        let asker = |wish| Workload {
+        let asker = |role_request| Workload {
             phase,
-            ..shape.workload(namespace, name, wish)
+            ..shape.workload(namespace, name, role_request)
         };
         let unnamed = |path: &str| Unnamed {
             pod: asker(RoleRequest::default()),
@@ -126,7 +126,10 @@ mod tests {
         let found = WebIdentity::of(&object, &AnnotationKeys::default(), &BTreeSet::new())?;
         let asking = found.asking.iter().map(|asking| {
             let (name, account) = (&asking.name, &asking.service_account);
-            format!("{name}/{account}/{}", asking.wish.role.as_deref().unwrap())
+            format!(
+                "{name}/{account}/{}",
+                asking.role_request.role.as_deref().unwrap()
+            )
         });
         Some((asking.collect(), found.unnamed.map(|unnamed| unnamed.path)))
     }

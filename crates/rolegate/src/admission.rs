@@ -1,24 +1,21 @@
-//! `rolegate admission`: flags → options → run.
+//! `rolegate admission`: flags → options.
 
 use std::net::SocketAddr;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use clap::Args;
-use rolegate_admission::app::{Admission, AdmissionOptions, StartError};
+use rolegate_admission::app::{Admission, AdmissionOptions};
+use rolegate_core::names;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::signals;
-use rolegate_runtime::version::Version;
 
 use crate::flags::annotations::AnnotationFlags;
 use crate::flags::certificate::CertificateFlags;
+use crate::flags::duration;
 use crate::flags::given::Given;
 use crate::flags::kubernetes::KubernetesFlags;
 use crate::flags::log::LogFlags;
 use crate::flags::rules::RuleFlags;
-use crate::flags::{duration, invalid};
-use crate::lifecycle::log_ready;
+use crate::run::{Process, log_starting};
 
 const PROCESS: &str = "Process";
 
@@ -68,52 +65,33 @@ pub(crate) struct AdmissionFlags {
     drain_time: Duration,
 }
 
-/// Runs the webhook until a signal stops it.
-pub(crate) fn run(flags: AdmissionFlags) -> anyhow::Result<ExitCode> {
-    flags.log.start()?;
-    tracing::info!(
-        version = Version::CURRENT.version,
-        revision = Version::CURRENT.revision,
-        command = "admission",
-        listen_address = %flags.listen_address,
-        "starting"
-    );
-    let drain_time = flags.drain_time;
-    let options = options(flags)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(async {
-        let mut shutdown = signals::Shutdown::new().context("cannot install signal handlers")?;
-        let mut admission = Admission::start(options)
-            .await
-            .map_err(|error| match error {
-                StartError::Client(_) => invalid(error.to_string()),
-                other => other.into(),
-            })?;
-        let addresses = admission.addresses();
+impl Process for AdmissionFlags {
+    type Service = Admission;
+
+    fn log(&self) -> &LogFlags {
+        &self.log
+    }
+
+    fn drain_time(&self) -> Duration {
+        self.drain_time
+    }
+
+    fn log_starting(&self) {
+        log_starting!("admission", listen_address = %self.listen_address);
+    }
+
+    async fn options(self) -> anyhow::Result<AdmissionOptions> {
+        options(self)
+    }
+
+    fn log_listening(service: &Admission) {
+        let addresses = service.addresses();
         tracing::info!(webhook = %addresses.webhook, admin = %addresses.admin, "listening");
-        let _ready = log_ready(admission.readiness());
-        let broken = tokio::select! {
-            signal = shutdown.next() => {
-                tracing::info!(signal, "stopping");
-                None
-            }
-            task = admission.ended() => Some(task),
-        };
-        admission.stop(drain_time).await;
-        match broken {
-            Some(task) => {
-                bail!("internal error: task \"{task}\" exited unexpectedly; please report this bug")
-            }
-            None => Ok(ExitCode::SUCCESS),
-        }
-    })
+    }
 }
 
 fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
-    let (certificate, secret) = flags.certificate.source("rolegate-admission-tls")?;
+    let (certificate, secret) = flags.certificate.source(names::ADMISSION_TLS)?;
     Ok(AdmissionOptions {
         listen: flags.listen_address,
         admin_listen: flags.metrics_address,

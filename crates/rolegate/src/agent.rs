@@ -1,93 +1,68 @@
-//! `rolegate agent`: flags → options → run.
+//! `rolegate agent`: flags → options.
 
 mod flags;
 mod options;
 
-use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Context, bail};
-use rolegate_agent::app::{self, Ended};
+use rolegate_agent::app::{Agent, AgentOptions};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_runtime::logging::list;
-use rolegate_runtime::version::Version;
-use rolegate_runtime::{process, signals};
+use rolegate_runtime::process;
 
 pub(crate) use flags::{AgentFlags, LONG_ABOUT};
 
-use crate::flags::invalid;
-use crate::lifecycle::log_ready;
+use crate::flags::log::LogFlags;
+use crate::run::{Process, log_starting};
 pub(crate) use options::options;
 
-/// Runs the agent until a signal stops it.
-pub(crate) fn run(flags: AgentFlags) -> anyhow::Result<ExitCode> {
-    flags.log.start()?;
-    tracing::info!(
-        version = Version::CURRENT.version,
-        revision = Version::CURRENT.revision,
-        command = "agent",
-        node = flags.node,
-        broker = flags.broker,
-        redirect = flags
-            .redirect
-            .as_deref()
-            .or(flags.iptables.then_some("auto")),
-        host_interface = flags.host_interface,
-        host_ip = flags.host_ip.map(tracing::field::display),
-        app_port = flags.app_port,
-        "starting"
-    );
-    for note in options::notes(&flags) {
-        tracing::warn!("{note}");
+impl Process for AgentFlags {
+    type Service = Agent;
+
+    fn log(&self) -> &LogFlags {
+        &self.log
     }
-    if flags.broker.is_some() && !flags.given.all_rules().is_empty() {
-        tracing::warn!(
-            flags = list(flags.given.all_rules()),
-            "ignoring flags about rules: the broker decides"
+
+    fn drain_time(&self) -> Duration {
+        self.drain_time
+    }
+
+    fn worker_threads(&self) -> Option<usize> {
+        Some(self.serving_threads())
+    }
+
+    fn log_starting(&self) {
+        log_starting!(
+            "agent",
+            node = self.node,
+            broker = self.broker,
+            redirect = self.redirect.as_deref().or(self.iptables.then_some("auto")),
+            host_interface = self.host_interface,
+            host_ip = self.host_ip.map(tracing::field::display),
+            app_port = self.app_port
         );
+        for note in options::notes(self) {
+            tracing::warn!("{note}");
+        }
+        if self.broker.is_some() && !self.given.all_rules().is_empty() {
+            tracing::warn!(
+                flags = list(self.given.all_rules()),
+                "ignoring flags about rules: the broker decides"
+            );
+        }
     }
-    let drain_time = flags.drain_time;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(flags.worker_threads())
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(async {
-        let mut options = options(flags).await?;
+
+    async fn options(self) -> anyhow::Result<AgentOptions> {
+        let mut options = options(self).await?;
         options.metadata.limits =
             within_files(options.metadata.limits, process::raise_open_files());
-        let mut shutdown = signals::Shutdown::new().context("cannot install signal handlers")?;
-        let mut agent = app::Agent::start(options).await.map_err(|error| {
-            if error.is_usage() {
-                invalid(error.to_string())
-            } else {
-                error.into()
-            }
-        })?;
-        let addresses = agent.addresses();
+        Ok(options)
+    }
+
+    fn log_listening(service: &Agent) {
+        let addresses = service.addresses();
         tracing::info!(pods = %addresses.pods, admin = %addresses.admin, "listening");
-        let _ready = log_ready(agent.readiness());
-        let ended = tokio::select! {
-            signal = shutdown.next() => {
-                tracing::info!(signal, "stopping");
-                None
-            }
-            ended = agent.ended() => Some(ended),
-        };
-        let handed_over = ended == Some(Ended::HandedOver);
-        agent.stop(drain_time, handed_over).await;
-        match ended {
-            Some(Ended::Broken(what)) => {
-                bail!("internal error: task \"{what}\" exited unexpectedly; please report this bug")
-            }
-            Some(Ended::HandedOver) => {
-                // Exiting now would restart this agent, which would take the sockets back.
-                tracing::info!("the next agent serves this node; waiting for the stop signal");
-                shutdown.next().await;
-            }
-            None => {}
-        }
-        Ok(ExitCode::SUCCESS)
-    })
+    }
 }
 
 /// Number of files that an agent opens in addition to connections of pods.

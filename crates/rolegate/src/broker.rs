@@ -1,20 +1,17 @@
-//! `rolegate broker`: flags → options → run.
+//! `rolegate broker`: flags → options.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
 use rolegate_aws::sts::StsOptions;
-use rolegate_broker::app::{Broker, BrokerOptions, KiamOptions, StartError};
+use rolegate_broker::app::{Broker, BrokerOptions, KiamOptions};
 use rolegate_broker::identity::AgentAccount;
 use rolegate_core::engine::EngineOptions;
+use rolegate_core::names;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::signals;
-use rolegate_runtime::version::Version;
 
 use crate::flags::annotations::AnnotationFlags;
 use crate::flags::certificate::CertificateFlags;
@@ -25,8 +22,10 @@ use crate::flags::kubernetes::KubernetesFlags;
 use crate::flags::log::LogFlags;
 use crate::flags::rules::RuleFlags;
 use crate::flags::sts::StsFlags;
-use crate::flags::{SessionScopeFlag, check_max_staleness, duration, invalid, session_life};
-use crate::lifecycle::log_ready;
+use crate::flags::{
+    SessionScopeFlag, check_max_staleness, duration, invalid, session_duration_seconds,
+};
+use crate::run::{Process, log_starting};
 
 const AGENTS: &str = "Agents";
 const ROLES: &str = "Roles and rules";
@@ -58,10 +57,10 @@ pub(crate) struct BrokerFlags {
     pub(crate) rules: RuleFlags,
 
     /// Namespace of the agents' service account
-    #[arg(long, value_name = "NAMESPACE", env = "ROLEGATE_AGENT_NAMESPACE", default_value = "rolegate-system", help_heading = AGENTS)]
+    #[arg(long, value_name = "NAMESPACE", env = "ROLEGATE_AGENT_NAMESPACE", default_value = names::NAMESPACE, help_heading = AGENTS)]
     agent_namespace: String,
     /// Name of the agents' service account
-    #[arg(long, value_name = "NAME", env = "ROLEGATE_AGENT_SERVICE_ACCOUNT", default_value = "rolegate-agent", help_heading = AGENTS)]
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_AGENT_SERVICE_ACCOUNT", default_value = names::AGENT, help_heading = AGENTS)]
     agent_service_account: String,
     /// Audience of agents' tokens
     #[arg(long, value_name = "AUDIENCE", env = "ROLEGATE_AUDIENCE", default_value = "rolegate", help_heading = AGENTS)]
@@ -152,53 +151,41 @@ impl BrokerFlags {
             rules: self.rules.clone(),
             keys: self.keys.clone(),
             scope: self.session_scope.into(),
-            session_seconds: session_life("--session-duration", self.session_duration)?,
+            session_seconds: session_duration_seconds("--session-duration", self.session_duration)?,
         })
     }
 }
 
-/// Runs the broker until a signal stops it.
-pub(crate) fn run(flags: BrokerFlags) -> anyhow::Result<ExitCode> {
-    flags.log.start()?;
-    tracing::info!(
-        version = Version::CURRENT.version,
-        revision = Version::CURRENT.revision,
-        command = "broker",
-        listen_address = %flags.listen_address,
-        kiam = flags.kiam_address.map(tracing::field::display),
-        "starting"
-    );
-    for note in flags.kiam.notes() {
-        tracing::warn!("{note}");
+impl Process for BrokerFlags {
+    type Service = Broker;
+
+    fn log(&self) -> &LogFlags {
+        &self.log
     }
-    let drain_time = flags.drain_time;
-    let options = options(flags)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(async {
-        let mut shutdown = signals::Shutdown::new().context("cannot install signal handlers")?;
-        let mut broker = Broker::start(options).await.map_err(|error| match error {
-            StartError::Client(_) | StartError::Imds(_) => invalid(error.to_string()),
-            other => other.into(),
-        })?;
-        let addresses = broker.addresses();
-        tracing::info!(agents = %addresses.agents, admin = %addresses.admin, ledger = %addresses.ledger, "listening");
-        let _ready = log_ready(broker.readiness());
-        let broken = tokio::select! {
-            signal = shutdown.next() => {
-                tracing::info!(signal, "stopping");
-                None
-            }
-            task = broker.ended() => Some(task),
-        };
-        broker.stop(drain_time).await;
-        match broken {
-            Some(task) => bail!("internal error: task \"{task}\" exited unexpectedly; please report this bug"),
-            None => Ok(ExitCode::SUCCESS),
+
+    fn drain_time(&self) -> Duration {
+        self.drain_time
+    }
+
+    fn log_starting(&self) {
+        log_starting!(
+            "broker",
+            listen_address = %self.listen_address,
+            kiam = self.kiam_address.map(tracing::field::display)
+        );
+        for note in self.kiam.notes() {
+            tracing::warn!("{note}");
         }
-    })
+    }
+
+    async fn options(self) -> anyhow::Result<BrokerOptions> {
+        options(self)
+    }
+
+    fn log_listening(service: &Broker) {
+        let addresses = service.addresses();
+        tracing::info!(agents = %addresses.agents, admin = %addresses.admin, ledger = %addresses.ledger, "listening");
+    }
 }
 
 pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
@@ -211,8 +198,8 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
             "--auto-discover-base-arn and --base-role-arn: give only one of them",
         ));
     }
-    let (certificate, secret) = flags.certificate.source("rolegate-broker-tls")?;
-    let host = || std::env::var("HOSTNAME").unwrap_or_else(|_| "rolegate-broker".into());
+    let (certificate, secret) = flags.certificate.source(names::BROKER_TLS)?;
+    let host = || std::env::var("HOSTNAME").unwrap_or_else(|_| names::BROKER.into());
     let name = flags
         .name
         .unwrap_or_else(|| format!("{}_{:08x}", host(), fastrand::u32(..)));
@@ -243,7 +230,7 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
         rules,
         given: flags.given.rules().clone(),
         scope: flags.session_scope.into(),
-        session_seconds: session_life("--session-duration", flags.session_duration)?,
+        session_seconds: session_duration_seconds("--session-duration", flags.session_duration)?,
         engine: flags.sts.engine(EngineOptions::of_cluster),
         connections: flags.max_agent_connections.get(),
         connections_per_peer: flags.max_connections_per_address.get(),

@@ -8,15 +8,12 @@ use clap::error::ErrorKind;
 use clap::{Arg, Command, Error};
 use serde_json::Value;
 
-use crate::sources::{self, Rule};
+use crate::sources::{self, Environment, Rule};
 
 /// The flag that names the file.
 const CONFIG: &str = "config";
 /// Maximum size of a configuration file, in bytes.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
-
-/// Looks up a variable of the environment.
-pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Returns the arguments, preceded by the values from sources of lower precedence: the file, if the
 /// arguments or the environment name one, and the environment for flags whose sources are merged. A

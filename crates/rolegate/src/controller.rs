@@ -1,19 +1,16 @@
-//! `rolegate controller`: flags → options → run.
+//! `rolegate controller`: flags → options.
 
 use std::net::SocketAddr;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use rolegate_controller::app::{Controller, ControllerOptions};
 use rolegate_controller::certificates::{SelfSigned, Trust};
 use rolegate_controller::lease::LeaseTiming;
 use rolegate_controller::rules::RuleOptions;
+use rolegate_core::names;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::signals;
-use rolegate_runtime::version::Version;
 
 use crate::flags::annotations::AnnotationFlags;
 use crate::flags::given::Given;
@@ -21,10 +18,12 @@ use crate::flags::kubernetes::KubernetesFlags;
 use crate::flags::log::LogFlags;
 use crate::flags::rules::RuleFlags;
 use crate::flags::{duration, invalid};
-use crate::lifecycle::log_ready;
+use crate::run::{Process, log_starting};
 
 const CERTIFICATE: &str = "Certificate";
 const PROCESS: &str = "Process";
+/// The number of threads: its tasks wait most of the time.
+const WORKER_THREADS: usize = 2;
 
 /// The issuer of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -72,30 +71,42 @@ pub(crate) struct ControllerFlags {
     kubernetes: KubernetesFlags,
 
     /// Namespace of the Lease, the Secret and the webhook's Service
-    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate-system", help_heading = CERTIFICATE)]
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = names::NAMESPACE, help_heading = CERTIFICATE)]
     namespace: String,
     /// Issuer of the webhook's certificate
     #[arg(long, value_name = "SOURCE", env = "ROLEGATE_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
     certificate: CertificateFrom,
     /// Name of the Secret that holds the webhook's certificate
-    #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_SECRET", default_value = "rolegate-admission-tls", help_heading = CERTIFICATE)]
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_SECRET", default_value = names::ADMISSION_TLS, help_heading = CERTIFICATE)]
     tls_secret: String,
     /// Name of the webhook's Service
-    #[arg(long, value_name = "NAME", env = "ROLEGATE_SERVICE", default_value = "rolegate-admission", help_heading = CERTIFICATE)]
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_SERVICE", default_value = names::ADMISSION, help_heading = CERTIFICATE)]
     service: String,
     /// Name of the ValidatingWebhookConfiguration
-    #[arg(long, value_name = "NAME", env = "ROLEGATE_WEBHOOK", default_value = "rolegate", help_heading = CERTIFICATE)]
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_WEBHOOK", default_value = names::WEBHOOK, help_heading = CERTIFICATE)]
     webhook: String,
     /// Management of the ValidatingWebhookConfiguration
     #[arg(long, value_name = "MODE", env = "ROLEGATE_WEBHOOK_REGISTRATION", default_value = "create", help_heading = CERTIFICATE)]
     webhook_registration: WebhookRegistration,
-    /// Issuer of the brokers' certificate, if there is a Service rolegate-broker
+    /// Issuer of the brokers' certificate, if the Service of --broker-service exists
     #[arg(long, value_name = "SOURCE", env = "ROLEGATE_BROKER_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
     broker_certificate: CertificateFrom,
+    /// Name of the brokers' Service [default: rolegate-broker]
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_BROKER_SERVICE", help_heading = CERTIFICATE)]
+    broker_service: Option<String>,
+    /// Name of the Secret that holds the brokers' certificate [default: rolegate-broker-tls]
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_BROKER_TLS_SECRET", help_heading = CERTIFICATE)]
+    broker_tls_secret: Option<String>,
+    /// Name of the ConfigMap that publishes the CA of the brokers' certificate [default: rolegate-broker-ca]
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_BROKER_CA_CONFIGMAP", help_heading = CERTIFICATE)]
+    broker_ca_configmap: Option<String>,
     /// Additional DNS names or addresses of the certificate
     #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_EXTRA_NAMES", value_delimiter = ',', help_heading = CERTIFICATE)]
     tls_extra_names: Vec<String>,
 
+    /// Name of the Lease with which replicas elect a leader
+    #[arg(long, value_name = "NAME", env = "ROLEGATE_LEASE", default_value = names::CONTROLLER, help_heading = PROCESS)]
+    lease: String,
     /// Unique name of this replica [default: the host's name and a random number]
     #[arg(long, value_name = "NAME", env = "POD_NAME", help_heading = PROCESS)]
     identity: Option<String>,
@@ -109,50 +120,32 @@ pub(crate) struct ControllerFlags {
     drain_time: Duration,
 }
 
-/// Runs the controller until a signal stops it.
-pub(crate) fn run(flags: ControllerFlags) -> anyhow::Result<ExitCode> {
-    flags.log.start()?;
-    tracing::info!(
-        version = Version::CURRENT.version,
-        revision = Version::CURRENT.revision,
-        command = "controller",
-        namespace = flags.namespace,
-        "starting"
-    );
-    let drain_time = flags.drain_time;
-    let options = options(flags)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(async {
-        let mut shutdown = signals::Shutdown::new().context("cannot install signal handlers")?;
-        let mut controller = Controller::start(options).await.map_err(|error| {
-            if error.is_usage() {
-                invalid(error.to_string())
-            } else {
-                error.into()
-            }
-        })?;
-        tracing::info!(admin = %controller.addresses().admin, "listening");
-        let _ready = log_ready(controller.readiness());
-        let broken = tokio::select! {
-            signal = shutdown.next() => {
-                tracing::info!(signal, "stopping");
-                None
-            }
-            broken = controller.ended() => Some(broken),
-        };
-        controller.stop(drain_time).await;
-        match broken {
-            Some(broken) => bail!(
-                "internal error: task \"{}\" exited unexpectedly; please report this bug",
-                broken.0
-            ),
-            None => Ok(ExitCode::SUCCESS),
-        }
-    })
+impl Process for ControllerFlags {
+    type Service = Controller;
+
+    fn log(&self) -> &LogFlags {
+        &self.log
+    }
+
+    fn drain_time(&self) -> Duration {
+        self.drain_time
+    }
+
+    fn worker_threads(&self) -> Option<usize> {
+        Some(WORKER_THREADS)
+    }
+
+    fn log_starting(&self) {
+        log_starting!("controller", namespace = self.namespace);
+    }
+
+    async fn options(self) -> anyhow::Result<ControllerOptions> {
+        options(self)
+    }
+
+    fn log_listening(service: &Controller) {
+        tracing::info!(admin = %service.addresses().admin, "listening");
+    }
 }
 
 fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
@@ -160,9 +153,16 @@ fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
     let name = flags.identity.or_else(|| std::env::var("HOSTNAME").ok());
     let identity = format!(
         "{}_{:08x}",
-        name.as_deref().unwrap_or("rolegate-controller"),
+        name.as_deref().unwrap_or(names::CONTROLLER),
         fastrand::u32(..)
     );
+    let broker = broker_certificate(
+        flags.broker_certificate,
+        SelfSigned::of_broker(flags.namespace.clone()),
+        flags.broker_service,
+        flags.broker_tls_secret,
+        flags.broker_ca_configmap,
+    )?;
     let rules = RuleOptions {
         flags: flags.rules.config()?,
         given: flags.given.rules().clone(),
@@ -191,11 +191,59 @@ fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
             extra_names: flags.tls_extra_names,
             ..SelfSigned::new(flags.namespace.clone())
         },
-        broker: match flags.broker_certificate {
-            CertificateFrom::Controller => Some(SelfSigned::of_broker(flags.namespace.clone())),
-            CertificateFrom::CertManager => None,
-        },
+        broker,
+        lease_name: flags.lease,
         namespace: flags.namespace,
         clock: Clock::system(),
     })
+}
+
+/// Returns the options of the brokers' certificate, or `None` if the controller does not issue it.
+fn broker_certificate(
+    from: CertificateFrom,
+    defaults: SelfSigned,
+    service: Option<String>,
+    secret: Option<String>,
+    ca: Option<String>,
+) -> anyhow::Result<Option<SelfSigned>> {
+    match from {
+        CertificateFrom::Controller => Ok(Some(SelfSigned {
+            service: service.unwrap_or_else(|| defaults.service.clone()),
+            secret: secret.unwrap_or_else(|| defaults.secret.clone()),
+            trust: ca.map_or_else(|| defaults.trust.clone(), Trust::ConfigMap),
+            ..defaults
+        })),
+        CertificateFrom::CertManager if service.is_some() || secret.is_some() || ca.is_some() => {
+            Err(invalid(
+                "--broker-service, --broker-tls-secret and --broker-ca-configmap have no effect with \
+                 --broker-certificate=cert-manager: remove them",
+            ))
+        }
+        CertificateFrom::CertManager => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_brokers_certificate_need_the_controller() {
+        let defaults = || SelfSigned::of_broker("ns");
+        let name = || Some("other".to_owned());
+        let issued = CertificateFrom::Controller;
+        let options = broker_certificate(issued, defaults(), name(), None, name()).unwrap();
+        let options = options.unwrap();
+        assert_eq!(
+            (&*options.service, &*options.secret, options.trust),
+            ("other", names::BROKER_TLS, Trust::ConfigMap("other".into()))
+        );
+        let given = CertificateFrom::CertManager;
+        assert!(
+            broker_certificate(given, defaults(), None, None, None)
+                .unwrap()
+                .is_none()
+        );
+        assert!(broker_certificate(given, defaults(), None, name(), None).is_err());
+    }
 }

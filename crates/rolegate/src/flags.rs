@@ -97,12 +97,12 @@ impl From<SessionScopeFlag> for SessionScope {
 ///
 /// # Errors
 /// Returns a usage error for a duration that STS does not support.
-pub(crate) fn session_life(flag: &str, life: Duration) -> anyhow::Result<u32> {
-    let seconds = u32::try_from(life.as_secs()).ok();
+pub(crate) fn session_duration_seconds(flag: &str, lifetime: Duration) -> anyhow::Result<u32> {
+    let seconds = u32::try_from(lifetime.as_secs()).ok();
     let seconds = seconds.filter(|seconds| SESSION_SECONDS.contains(seconds));
     seconds.ok_or_else(|| {
         invalid(format!(
-            "{flag}: {life:?} is out of range; STS supports 15m to 12h"
+            "{flag}: {lifetime:?} is out of range; STS supports 15m to 12h"
         ))
     })
 }

@@ -1,23 +1,12 @@
-//! The first and last lines of a process's log.
+//! The report of the error that ends the process, in the format of its log.
 
 use std::ffi::OsString;
 
 use rolegate_runtime::logging::{self, LogFormat};
-use rolegate_runtime::readiness::Readiness;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::advice::begins_with_flag;
 use crate::cli::PROCESSES;
 use crate::output;
-
-/// Logs the first time that the process is ready.
-pub(crate) fn log_ready(readiness: &Readiness) -> AbortOnDropHandle<()> {
-    let readiness = readiness.clone();
-    AbortOnDropHandle::new(tokio::spawn(async move {
-        readiness.ready().await;
-        tracing::info!("ready");
-    }))
-}
 
 /// Reports the error that ends the process: as a log line if the log is JSON, so that its reader
 /// can parse all lines, and as text otherwise.

@@ -20,6 +20,7 @@ mod policy;
 mod progress;
 mod redirect;
 mod reference;
+mod run;
 mod sources;
 
 use std::ffi::OsString;
@@ -29,6 +30,10 @@ use clap::FromArgMatches;
 use clap::error::ErrorKind;
 
 use crate::cli::{Cli, Command};
+
+/// Counts the memory of policies' evaluations, which are limited.
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();
 
 /// Exit code for wrong usage: flags, configuration file or environment (`EX_USAGE`).
 const USAGE: u8 = 64;
@@ -66,17 +71,17 @@ fn main() -> ExitCode {
     }
     rolegate_runtime::process::raise_open_files();
     let ended = match command {
-        Command::Agent(flags) => agent::run(*flags),
-        Command::Admission(flags) => admission::run(*flags),
-        Command::Broker(flags) => broker::run(*flags),
+        Command::Agent(flags) => run::run(*flags),
+        Command::Admission(flags) => run::run(*flags),
+        Command::Broker(flags) => run::run(*flags),
         Command::Ledger(arguments) => ledger::run(&arguments),
-        Command::Controller(flags) => controller::run(*flags),
+        Command::Controller(flags) => run::run(*flags),
         Command::Redirect(arguments) => redirect::run(arguments),
         Command::Policy(arguments) => policy::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Version(arguments) => output::version(arguments.output),
         Command::Options => options::run(),
-        Command::Reference(arguments) => reference::run(&arguments),
+        Command::Reference(arguments) => reference::run(&arguments, cli::definition()),
     };
     ended.unwrap_or_else(|error| failed(&error, json, &help))
 }

@@ -13,9 +13,11 @@ pub(crate) struct ReferenceArguments {
     command: String,
 }
 
-/// Prints the reference of one command as Markdown.
-pub(crate) fn run(arguments: &ReferenceArguments) -> anyhow::Result<ExitCode> {
-    let mut definition = crate::cli::definition();
+/// Prints the reference of one command of `definition` as Markdown.
+pub(crate) fn run(
+    arguments: &ReferenceArguments,
+    mut definition: Command,
+) -> anyhow::Result<ExitCode> {
     definition.build();
     let command = definition
         .find_subcommand(&arguments.command)

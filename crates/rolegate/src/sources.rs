@@ -9,7 +9,8 @@ use std::fmt;
 use clap::{Arg, ArgAction, Command};
 use rolegate_core::layer::LayerId;
 
-use crate::config_file::Environment;
+/// Looks up a variable of the environment.
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The flag that is shorthand for a layer's mode.
 const RESTRICTIONS: &str = "namespace-restrictions";

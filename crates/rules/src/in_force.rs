@@ -1,22 +1,10 @@
-//! The rules in force and their source, for the log, metrics and readiness.
-
-use std::time::Duration;
+//! The rules in force and their source.
 
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::Modes;
 use rolegate_core::decision::ReservedRole;
-use rolegate_core::layer::LayerId;
 use rolegate_core::rule_set_builder::RuleSetBuilder;
 pub use rolegate_core::rule_set_builder::RuleSource;
-use rolegate_runtime::logging::list;
-use rolegate_runtime::readiness::Condition;
-use tracing::{info, warn};
-
-use crate::rules::RuleStore;
-use crate::snapshot::PolicyCounts;
-
-/// Period in which successive changes are combined into one log line.
-const LOG_DEBOUNCE: Duration = Duration::from_secs(1);
 
 /// The rules in force.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -46,6 +34,17 @@ pub struct GrantCounts {
     pub ok: usize,
     /// Invalid grants, which grant nothing.
     pub invalid: usize,
+}
+
+/// The number of ConfigMaps with policies and data, by state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PolicyCounts {
+    /// ConfigMaps in use in their current version.
+    pub ok: usize,
+    /// Invalid ConfigMaps whose last valid version is in use.
+    pub outdated: usize,
+    /// Invalid ConfigMaps without a valid version.
+    pub unusable: usize,
 }
 
 /// The fields that a `RolegateConfig` leaves to flags.
@@ -137,23 +136,6 @@ impl RulesInForce {
             roles => roles.join(" or "),
         }
     }
-
-    fn log(&self) {
-        let mode = |layer| self.modes[layer].as_str();
-        info!(
-            source = %self.source,
-            generation = self.generation(),
-            base = self.base.as_ref().map(BaseArn::as_str),
-            namespace_layer = mode(LayerId::Namespace),
-            grants_layer = mode(LayerId::Grants),
-            rego_layer = mode(LayerId::Rego),
-            grants = self.grants.ok,
-            invalid_grants = self.grants.invalid,
-            policies = self.policies.ok + self.policies.outdated,
-            unusable_policies = self.policies.unusable,
-            "rules in force"
-        );
-    }
 }
 
 impl GivenRuleFlags {
@@ -170,53 +152,3 @@ impl GivenRuleFlags {
         all.map(String::as_str).collect()
     }
 }
-
-/// Logs the rules in force when they are loaded and when they change, and any ignored flags.
-/// `layers` is the readiness condition of a process that serves roles to pods; it shows a note
-/// while no layer is enforced. Runs until it is dropped.
-pub async fn report(rules: RuleStore, given: GivenRuleFlags, layers: Option<Condition>) {
-    // Another condition covers rules that are not loaded.
-    if let Some(layers) = &layers {
-        layers.ok();
-    }
-    let mut changes = rules.changes();
-    let mut reported = RulesInForce::default();
-    loop {
-        changes.mark_unchanged();
-        let now = rules.load().in_force.clone();
-        let is_new = now.is_loaded && now != reported;
-        if is_new {
-            now.log();
-            let ignored = given.ignored(&now);
-            if ignored != given.ignored(&reported) && !ignored.is_empty() {
-                warn!(
-                    flags = list(&ignored),
-                    "ignoring flags that the RolegateConfig overrides"
-                );
-            }
-            if let Some(layers) = &layers {
-                note_open(&now, &reported, layers);
-            }
-            reported = now;
-        }
-        if changes.changed().await.is_err() {
-            return;
-        }
-        if is_new {
-            tokio::time::sleep(LOG_DEBOUNCE).await;
-        }
-    }
-}
-
-fn note_open(now: &RulesInForce, before: &RulesInForce, layers: &Condition) {
-    let Some(warning) = now.warning() else {
-        return layers.ok();
-    };
-    if before.warning().as_ref() != Some(&warning) {
-        warn!("{warning}");
-    }
-    layers.note(warning);
-}
-
-#[cfg(test)]
-mod tests;

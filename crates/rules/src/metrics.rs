@@ -18,13 +18,6 @@ use crate::in_force::{RuleSource, RulesInForce};
 use crate::rules::RuleStore;
 use rolegate_core::enforcement::EnforcementPoint;
 
-/// Registers the metrics of `rules`.
-pub fn register(registry: &mut Registry, rules: RuleStore) {
-    let current = CurrentRules::default();
-    current.set(Some(rules));
-    current.register(registry);
-}
-
 /// Registers the metric of a process whose broker decides, so it has no rules of its own.
 pub fn register_brokered(registry: &mut Registry) {
     let info = Family::<[(&'static str, &'static str); 1], Gauge>::default();

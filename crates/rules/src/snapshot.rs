@@ -33,17 +33,6 @@ pub struct Snapshot {
     pub needs: Needs,
 }
 
-/// The number of ConfigMaps with policies and data, by state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct PolicyCounts {
-    /// ConfigMaps in use in their current version.
-    pub ok: usize,
-    /// Invalid ConfigMaps whose last valid version is in use.
-    pub outdated: usize,
-    /// Invalid ConfigMaps without a valid version.
-    pub unusable: usize,
-}
-
 impl Snapshot {
     /// Returns true if policies are enforced at admission, so the webhook must receive all objects
     /// that they may cover.

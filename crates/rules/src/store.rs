@@ -7,7 +7,7 @@ use rolegate_core::config::{DATA_LABEL, RegoConfig, ResourceKind, RuleConfig};
 use rolegate_core::decision::NotLoaded;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::layer::{Layer, LayerId, Mode};
-use rolegate_core::rule_set_builder::{Facts, Invalidated, RuleSetBuilder, RuleUpdate};
+use rolegate_core::rule_set_builder::{AwsEnvironment, Invalidated, RuleSetBuilder, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Change;
 use rolegate_kube::config_maps::ConfigMap;
@@ -17,15 +17,15 @@ use rolegate_rego::{
     Required, Settings, looks_like_rego,
 };
 
-use crate::in_force::RulesInForce;
+use crate::in_force::{PolicyCounts, RulesInForce};
 use crate::rules::RuleStore;
-use crate::snapshot::{Needs, PolicyCounts, Snapshot, Watch};
+use crate::snapshot::{Needs, Snapshot, Watch};
 
 /// A report of a source.
 #[derive(Debug, Clone)]
 pub enum Report {
     /// A change of the configuration, grants or namespaces.
-    RuleStore(RuleUpdate),
+    Rules(RuleUpdate),
     /// A change of the ConfigMaps in one namespace.
     ConfigMaps(Arc<str>, Change<ConfigMap>),
     /// A change of the objects of one kind.
@@ -139,15 +139,15 @@ impl RuleStoreWriter {
     }
 
     /// Sets the detected facts about the AWS environment.
-    pub fn learn(&mut self, facts: Facts) {
-        self.builder.learn(facts);
+    pub fn set_aws_environment(&mut self, aws_environment: AwsEnvironment) {
+        self.builder.set_aws_environment(aws_environment);
         self.publish();
     }
 
     /// Applies a report and publishes the result.
     pub fn apply(&mut self, report: Report) -> Invalidated {
         let touched = match report {
-            Report::RuleStore(update) => {
+            Report::Rules(update) => {
                 let touched = self.builder.update(update);
                 if self.builder.config().rego != self.rego {
                     self.rego = self.builder.config().rego.clone();

@@ -23,21 +23,21 @@ const GRANTS: &str = "grants";
 const POLICIES: &str = "policies";
 const REPLICATED: &str = "replicated objects";
 /// The names of the readiness conditions of all watches.
-pub const CONDITIONS: [&str; 4] = [CONFIG, GRANTS, POLICIES, REPLICATED];
+pub(crate) const CONDITIONS: [&str; 4] = [CONFIG, GRANTS, POLICIES, REPLICATED];
 
 /// The watches and their settings.
 #[derive(Debug)]
-pub struct RuleWatches {
+pub(crate) struct RuleWatches {
     /// The connection to the API server.
-    pub connection: Connection,
+    pub(crate) connection: Connection,
     /// The use of the cluster's configuration.
-    pub cluster_config: ConfigMode,
+    pub(crate) cluster_config: ConfigMode,
     /// Metrics of the watches.
-    pub metrics: WatchMetrics,
+    pub(crate) metrics: WatchMetrics,
     /// The process's readiness.
-    pub readiness: Readiness,
+    pub(crate) readiness: Readiness,
     /// The channel for reports.
-    pub reports: mpsc::Sender<Report>,
+    pub(crate) reports: mpsc::Sender<Report>,
 }
 
 /// Returns the name of a watch's readiness condition. Watches of one kind share a condition.
@@ -53,7 +53,7 @@ fn condition(watch: &Watch) -> &'static str {
 impl RuleWatches {
     /// Runs the watches that `rules` need, and adjusts them when the needs change, until the
     /// receiver of the reports is dropped.
-    pub async fn run(self, rules: RuleStore) {
+    pub(crate) async fn run(self, rules: RuleStore) {
         let mut changes = rules.changes();
         let mut running: HashMap<Watch, AbortOnDropHandle<()>> = HashMap::new();
         let mut conditions: HashMap<&'static str, Condition> = HashMap::new();
@@ -104,12 +104,12 @@ impl RuleWatches {
         async move {
             match watch {
                 Watch::Config => {
-                    let wrap = |config| Report::RuleStore(RuleUpdate::Config(config));
+                    let wrap = |config| Report::Rules(RuleUpdate::Config(config));
                     watch_cluster_config(&connection, cluster_config, reporting, wrap, reports)
                         .await;
                 }
                 Watch::Grants => {
-                    let wrap = |change| Report::RuleStore(RuleUpdate::Grants(change));
+                    let wrap = |change| Report::Rules(RuleUpdate::Grants(change));
                     watch_grants(&connection, reporting, wrap, reports).await;
                 }
                 Watch::ConfigMaps(namespace) => {

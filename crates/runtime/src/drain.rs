@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Time that tasks have to exit after the forced stop.
 const FORCED_TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,20 +27,10 @@ pub enum Outcome {
     Forced(usize),
 }
 
-/// Makes a drain wait until this is dropped.
-#[derive(Debug, Clone)]
-#[must_use = "a drain doesn't wait once this is dropped"]
-pub struct Hold(#[expect(dead_code, reason = "held for its Drop")] TaskTrackerToken);
-
 impl Drain {
     /// Creates a drain that has not begun.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Makes a drain wait until the returned guard is dropped.
-    pub fn hold(&self) -> Hold {
-        Hold(self.work.token())
     }
 
     /// Spawns a task that a drain waits for. It should exit soon after [`Drain::begun`]; after
@@ -57,11 +46,6 @@ impl Drain {
     /// Waits until the drain begins: accept no new work, finish open work.
     pub fn begun(&self) -> WaitForCancellationFutureOwned {
         self.begun.clone().cancelled_owned()
-    }
-
-    /// Returns `true` if the drain has begun.
-    pub fn has_begun(&self) -> bool {
-        self.begun.is_cancelled()
     }
 
     /// Waits until the deadline has passed: drop everything.
@@ -106,17 +90,10 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(3)).await;
             "finished"
         });
-        let hold = drain.hold();
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            drop(hold);
-        });
-        assert!(!drain.has_begun());
         assert_eq!(
             drain.drain(Duration::from_secs(10)).await,
             Outcome::Graceful
         );
-        assert!(drain.has_begun());
         assert_eq!(work.await.unwrap(), "finished");
     }
 

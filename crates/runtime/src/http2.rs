@@ -149,33 +149,9 @@ async fn converse<T, S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    // The service holds one reference, each request and response another. The flag shows whether
-    // there was a request since the last check.
-    let held = Arc::new(AtomicBool::new(false));
-    let users = held.clone();
-    let service = service_fn(move |request| {
-        held.store(true, Ordering::Relaxed);
-        let (held, answer) = (held.clone(), service.call(request));
-        async move {
-            let answer = answer.await?;
-            Ok::<_, Infallible>(answer.map(|body| Held { body, _held: held }))
-        }
-    });
-    let (interval, timeout) = SERVER_PING;
-    let mut connection = pin!(
-        server::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(interval)
-            .keep_alive_timeout(timeout)
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
-            .max_send_buf_size(SEND_BUFFER_BYTES)
-            .max_concurrent_streams(limits.streams)
-            .max_header_list_size(MAX_HEADER_BYTES)
-            .serve_connection(TokioIo::new(stream), service)
-    );
+    let (service, mut uses) = tracked(service);
+    let mut connection = pin!(builder(limits).serve_connection(TokioIo::new(stream), service));
     let mut asked = false;
-    let mut unused = Duration::ZERO;
     let mut looks = tokio::time::interval(UNUSED_CHECK_INTERVAL);
     looks.reset();
     let mut begun = pin!(drain.begun());
@@ -200,13 +176,7 @@ async fn converse<T, S, B>(
             }
             () = &mut forced => return,
             _ = looks.tick() => {
-                let asked = users.swap(false, Ordering::Relaxed);
-                // The service's own reference and this one.
-                unused = if asked || Arc::strong_count(&users) > 2 {
-                    Duration::ZERO
-                } else {
-                    unused + UNUSED_CHECK_INTERVAL
-                };
+                let unused = uses.unused();
                 if unused >= limits.unused + UNUSED_CHECK_INTERVAL {
                     // The client does not respond to that either, or never sent its preface.
                     return;
@@ -220,6 +190,73 @@ async fn converse<T, S, B>(
     if let Err(error) = outcome {
         tracing::debug!(%error, "connection ended");
     }
+}
+
+/// Returns the configuration of a server's connection.
+fn builder(limits: Limits) -> server::Builder<TokioExecutor> {
+    let (interval, timeout) = SERVER_PING;
+    let mut builder = server::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(interval)
+        .keep_alive_timeout(timeout)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(MAX_HEADER_BYTES);
+    builder
+}
+
+/// The use of one connection.
+struct Uses {
+    /// Set by each request. The service holds one reference, each request and response another.
+    held: Arc<AtomicBool>,
+    unused: Duration,
+}
+
+impl Uses {
+    /// Returns the time for which the connection has been unused. It is called at each interval.
+    fn unused(&mut self) -> Duration {
+        let asked = self.held.swap(false, Ordering::Relaxed);
+        // The service's own reference and this one.
+        self.unused = if asked || Arc::strong_count(&self.held) > 2 {
+            Duration::ZERO
+        } else {
+            self.unused + UNUSED_CHECK_INTERVAL
+        };
+        self.unused
+    }
+}
+
+/// Wraps the service of a connection so that its use is known.
+fn tracked<S, B>(
+    service: S,
+) -> (
+    impl Service<Request<Incoming>, Response = Response<Held<B>>, Error = Infallible, Future: Send>
+    + Send
+    + 'static,
+    Uses,
+)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+    S::Future: Send,
+    B: Body + Unpin + Send + 'static,
+{
+    let held = Arc::new(AtomicBool::new(false));
+    let uses = Uses {
+        held: held.clone(),
+        unused: Duration::ZERO,
+    };
+    let service = service_fn(move |request| {
+        held.store(true, Ordering::Relaxed);
+        let (held, answer) = (held.clone(), service.call(request));
+        async move {
+            let answer = answer.await?;
+            Ok::<_, Infallible>(answer.map(|body| Held { body, _held: held }))
+        }
+    });
+    (service, uses)
 }
 
 /// A body that marks its connection as used.

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 /// Counts the permits taken for each key. Cloning is cheap; clones share state.
 #[derive(Debug, Clone)]
@@ -22,7 +24,7 @@ impl<K: Eq + Hash + Clone> KeyedLimiter<K> {
 
     /// Takes a permit for `key`, returned when dropped. `None` if the limit is reached.
     pub fn take(&self, key: K) -> Option<Permit<K>> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.taken.lock();
         let count = taken.entry(key.clone()).or_default();
         if *count >= self.each {
             return None;
@@ -50,7 +52,7 @@ impl<K: Eq + Hash> Permit<K> {
 impl<K: Eq + Hash> Drop for Permit<K> {
     fn drop(&mut self) {
         let taken = self.limiter.taken.lock();
-        let mut taken = taken.unwrap_or_else(PoisonError::into_inner);
+        let mut taken = taken;
         if let Some(count) = taken.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
@@ -72,7 +74,7 @@ mod tests {
         assert!(limiter.take("one").is_none());
         assert!(limiter.take("two").is_some());
         drop(held);
-        assert!(limiter.taken.lock().unwrap().is_empty());
+        assert!(limiter.taken.lock().is_empty());
         assert!(limiter.take("one").is_some());
     }
 }

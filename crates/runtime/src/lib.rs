@@ -1,5 +1,5 @@
-//! Common parts of every rolegate process: logs, metrics, readiness, graceful shutdown, the admin
-//! port, servers with limits, and a clock that tests can control.
+//! Common parts of every rolegate process: supervised tasks, logs, metrics, readiness, graceful
+//! shutdown, the admin port, servers with limits, and a clock that tests can control.
 //!
 //! Nothing here depends on roles, pods or AWS. The log subscriber is the only global: each process
 //! creates the rest at startup and passes it down.
@@ -19,5 +19,7 @@ pub mod readiness;
 pub mod serve;
 pub mod shares;
 pub mod signals;
+pub mod supervisor;
 pub mod tls;
+mod transport;
 pub mod version;

@@ -187,7 +187,8 @@ impl<W: Write> Write for JsonLine<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use parking_lot::Mutex;
+    use std::sync::Arc;
 
     use rolegate_core::text::UNSAFE_EXAMPLES;
 
@@ -198,7 +199,7 @@ mod tests {
 
     impl Write for Sink {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -212,7 +213,7 @@ mod tests {
         let filter = parse_filter(filter).unwrap();
         let subscriber = subscriber(format, filter, colour, move || writer.clone());
         tracing::subscriber::with_default(subscriber, log);
-        let bytes = sink.0.lock().unwrap().clone();
+        let bytes = sink.0.lock().clone();
         String::from_utf8(bytes).unwrap()
     }
 

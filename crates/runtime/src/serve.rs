@@ -24,6 +24,7 @@ use crate::drain::Drain;
 use crate::peer::PeerKey;
 use crate::shares::{Evicted, Eviction, Holder, ShareLimits, Shares};
 use crate::tls::ServerTls;
+use crate::transport::{FIRST_REQUEST_TIMEOUT, Plain, Transport};
 
 /// The number of connections that may wait to be accepted: more than a port holds, so that clients
 /// that arrive together need not retry. The kernel caps it at its own limit.
@@ -32,8 +33,6 @@ const BACKLOG: i32 = 4096;
 /// are left.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Time that a new connection has to send its first request during shutdown.
-pub(crate) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 /// The time in which an evicted connection has to finish its current request.
 const EVICTED_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time that sent data may stay unacknowledged.
@@ -234,31 +233,6 @@ pub async fn serve_tls<C, S, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     accept(listener, limits, drain, tls, connect).await;
-}
-
-/// The layer between TCP and HTTP.
-pub(crate) trait Transport: Clone + Send + 'static {
-    /// The stream that carries HTTP.
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send;
-
-    /// Opens the stream. `None` if that fails, times out or the process shuts down.
-    fn open(
-        self,
-        stream: TcpStream,
-        drain: &Drain,
-    ) -> impl Future<Output = Option<Self::Stream>> + Send;
-}
-
-/// Plain TCP.
-#[derive(Clone)]
-struct Plain;
-
-impl Transport for Plain {
-    type Stream = TcpStream;
-
-    async fn open(self, stream: TcpStream, _: &Drain) -> Option<TcpStream> {
-        Some(stream)
-    }
 }
 
 async fn accept<C, T, S, B>(

@@ -8,10 +8,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::pending;
 use std::hash::Hash;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 /// Divisor of the maximum number of connections: this fraction may be evicted ones that finish a
@@ -224,7 +225,7 @@ impl<K: Eq + Hash, D> Shares<K, D> {
 
 impl<K: Eq + Hash, D> Inner<K, D> {
     fn lock(&self) -> MutexGuard<'_, Table<K, D>> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 
     fn finishing(&self) -> usize {

@@ -31,7 +31,7 @@ pub use pair::{MAX_PEM_BYTES, PairError, check_pair};
 pub use store::CertificateStore;
 
 use crate::drain::Drain;
-use crate::serve::{FIRST_REQUEST_TIMEOUT, Transport};
+use crate::transport::{FIRST_REQUEST_TIMEOUT, Transport};
 
 /// Time limit for a handshake, from the accepted connection to its last message.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);

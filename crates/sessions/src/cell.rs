@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use rolegate_core::session::{Failure, SessionKey};
 use tokio::sync::Notify;
 
@@ -117,7 +118,7 @@ pub(crate) struct Cells(Arc<Mutex<HashMap<Arc<SessionKey>, Arc<SessionCell>>>>);
 
 impl Cells {
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<SessionKey>, Arc<SessionCell>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Returns the cell of `key` with one more lease.

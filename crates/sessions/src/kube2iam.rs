@@ -1,9 +1,10 @@
 //! The duration of AssumeRole calls under kube2iam's metric name, for existing dashboards.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use rolegate_core::session::{Failure, SessionKey};
@@ -41,7 +42,7 @@ impl Kube2iamCalls {
 
     pub(crate) fn call(&self, key: &SessionKey, failure: Option<&Failure>, took: Duration) {
         let role = {
-            let mut roles = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut roles = self.roles.lock();
             let known = roles.len() < MAX_ROLES || roles.contains(key.role.as_str());
             let role = if known { key.role.as_str() } else { OTHERS };
             if !roles.contains(role) {

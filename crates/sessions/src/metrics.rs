@@ -1,9 +1,10 @@
 //! Metrics of sessions and of their calls.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -38,13 +39,13 @@ struct RateLimit(Arc<Mutex<Option<f64>>>);
 
 impl RateLimit {
     fn set(&self, limit: Option<f64>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = limit;
+        *self.0.lock() = limit;
     }
 }
 
 impl Collector for RateLimit {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let Some(limit) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) else {
+        let Some(limit) = *self.0.lock() else {
             return Ok(());
         };
         let help = "Current limit of AssumeRole calls per second";

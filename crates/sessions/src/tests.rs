@@ -1,10 +1,11 @@
 //! The driver on paused time. The caller stands in for STS's timing only; the client's tests cover
 //! STS's responses.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use rolegate_core::arn::RoleArn;
 use rolegate_core::engine::{Cause, EngineOptions};
@@ -23,7 +24,7 @@ struct Slow {
     calls: Arc<AtomicU32>,
     takes: Duration,
     fails: Arc<Mutex<Option<FailureKind>>>,
-    life: Duration,
+    lifetime: Duration,
 }
 
 impl AssumeRole for Slow {
@@ -31,7 +32,7 @@ impl AssumeRole for Slow {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let from = self.clock.now();
         tokio::time::sleep(self.takes).await;
-        if let Some(kind) = *self.fails.lock().unwrap() {
+        if let Some(kind) = *self.fails.lock() {
             return Err(Failure {
                 kind,
                 code: "Told".into(),
@@ -41,7 +42,7 @@ impl AssumeRole for Slow {
         }
         let validity = Validity {
             from,
-            until: from + self.life,
+            until: from + self.lifetime,
         };
         let id = format!("ASIA{number}");
         Ok(Credentials::new(id, "hidden", "hidden", validity))
@@ -67,7 +68,7 @@ fn bench_with(options: EngineOptions) -> Fixture {
         calls: Arc::default(),
         takes: Duration::from_millis(50),
         fails: Arc::default(),
-        life: Duration::from_secs(3600),
+        lifetime: Duration::from_secs(3600),
     };
     let mut registry = Registry::default();
     let metrics = SessionMetrics::register(&mut registry);
@@ -112,7 +113,7 @@ impl Fixture {
     }
 
     fn fail(&self, kind: Option<FailureKind>) {
-        *self.sts.fails.lock().unwrap() = kind;
+        *self.sts.fails.lock() = kind;
     }
 }
 

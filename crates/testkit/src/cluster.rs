@@ -6,13 +6,14 @@ use std::ffi::OsStr;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::config::Kubeconfig;
 use kube::{Api, Client};
+use parking_lot::{Mutex, MutexGuard};
 use rcgen::{KeyPair, PKCS_RSA_SHA256, RsaKeySize};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -223,7 +224,7 @@ impl Cluster {
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Process>> {
-        self.apiserver.lock().unwrap_or_else(|e| e.into_inner())
+        self.apiserver.lock()
     }
 
     /// Starts the API server, on the same port and with the same keys as before.

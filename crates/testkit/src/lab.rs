@@ -16,10 +16,10 @@ mod netns;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, ensure};
+use parking_lot::Mutex;
 
 pub use cni::{PodName, write_record};
 pub use netns::{Namespace, in_netns};
@@ -254,7 +254,7 @@ impl Lab {
     /// Creates the node's end of a shared network, for the first pod.
     fn create_shared(&self, network: &Shared) -> anyhow::Result<()> {
         let interface = network.interface;
-        let mut made = self.shared.lock().unwrap_or_else(|e| e.into_inner());
+        let mut made = self.shared.lock();
         if made.contains(&interface) {
             return Ok(());
         }

@@ -17,6 +17,7 @@ mod kubectl;
 pub mod machine;
 mod node;
 mod site;
+mod spec;
 mod user;
 
 use std::path::{Path, PathBuf};
@@ -36,10 +37,10 @@ use control_plane::ControlPlane;
 pub use image::ImageBuilder;
 pub use images::CLIENT;
 pub use kubectl::ClientPod;
-use node::NodeSpec;
 pub use node::TestNode;
 pub use site::{SITE_ADDRESS, STS_URL};
 use site::{Site, StandIns};
+use spec::NodeSpec;
 pub use user::{Ran, Shell};
 
 /// Deadline for waiting on other processes, on a busy machine.

@@ -7,9 +7,10 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use rolegate_runtime::peer::PeerKey;
 use rolegate_runtime::shares::{Admitted, Eviction, Holder, Limit, ShareLimits, Shares, Slot};
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
@@ -113,7 +114,7 @@ impl Peers {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     fn forget(&self, silent: Vec<PeerKey>) {

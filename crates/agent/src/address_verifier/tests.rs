@@ -1,6 +1,6 @@
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use parking_lot::Mutex;
 use rolegate_core::labels::Labels;
 use rolegate_core::workload::{Phase, RoleRequest};
 
@@ -33,21 +33,21 @@ impl StandIn {
 
     /// Sets the result of later calls.
     pub(crate) fn say(&self, verdict: Option<Verdict>) {
-        *self.verdict.lock().unwrap() = verdict;
+        *self.verdict.lock() = verdict;
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Returns the number of calls so far.
     pub(crate) fn asked(&self) -> usize {
-        self.calls.lock().unwrap().len()
+        self.calls.lock().len()
     }
 
     fn calls(&self) -> Vec<String> {
-        std::mem::take(&mut self.calls.lock().unwrap())
+        std::mem::take(&mut self.calls.lock())
     }
 
     fn called(&self, call: String) {
-        self.calls.lock().unwrap().push(call);
+        self.calls.lock().push(call);
     }
 }
 
@@ -66,8 +66,8 @@ impl AttachmentLookup for StandIn {
         accepted: Instant,
     ) -> Result<Verdict, AttachmentError> {
         self.called(format!("check {uid} {address}"));
-        self.accepted.lock().unwrap().push(accepted);
-        let verdict = *self.verdict.lock().unwrap();
+        self.accepted.lock().push(accepted);
+        let verdict = *self.verdict.lock();
         verdict.ok_or_else(|| AttachmentError::Answer("none".to_owned()))
     }
 
@@ -112,7 +112,7 @@ fn workload() -> Workload {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: RoleRequest::default(),
+        role_request: RoleRequest::default(),
         labels: Labels::default(),
         annotations: Labels::default(),
     }
@@ -150,7 +150,7 @@ fn uncertain_verdicts_are_rechecked_and_never_accepted() {
         }
         assert_eq!(attachments.calls().len(), 2);
         // It only waited for its record.
-        *attachments.verdict.lock().unwrap() = Some(Verdict::Same);
+        *attachments.verdict.lock() = Some(Verdict::Same);
         assert_eq!(verifier.check("u1", ADDRESS, &last), Verdict::Same);
     }
 }
@@ -185,7 +185,7 @@ fn every_check_covers_the_time_since_the_connection_was_accepted() {
     }
     // The next request checks again, though nothing has changed.
     assert_eq!(verifier.check("u1", ADDRESS, &last), Verdict::EventsLost);
-    assert_eq!(*attachments.accepted.lock().unwrap(), [accepted; 4]);
+    assert_eq!(*attachments.accepted.lock(), [accepted; 4]);
 }
 
 #[test]

@@ -8,20 +8,20 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use rolegate_redirect::{Redirect, RedirectReconciler, Status};
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::readiness::{Condition, Readiness};
+use rolegate_runtime::readiness::Condition;
+use rolegate_runtime::supervisor::Supervisor;
 use rolegate_sessions::Sessions;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
+use super::RedirectOptions;
+use super::mode::Backend;
 use super::redirect_check::RedirectCheck;
-use super::{RedirectOptions, TaskEnd, passing};
 use crate::address_verifier::AddressVerifier;
 use crate::attachment::Attachments;
 use crate::limits::{AgentLimit, Limits};
 use crate::pod_table::PodTable;
-use rolegate_redirect::{Redirect, RedirectReconciler, Status};
 
 /// Interval at which the staleness is checked.
 const AGE_INTERVAL: Duration = Duration::from_secs(5);
@@ -32,18 +32,8 @@ const RECENT_LIMIT_PERIOD: Duration = Duration::from_secs(60);
 /// Staleness above which the readiness contains a note. A working watch stays below it.
 const NOTED_STALENESS: Duration = Duration::from_secs(180);
 
-/// Follows the kernel's events about pods' interfaces, and the container runtime's records.
-pub(super) async fn attachments(
-    attachments: Arc<Attachments>,
-    pod_table: Arc<PodTable>,
-    stop: CancellationToken,
-) {
-    // A request may wait for its pod's record, or for events to be read.
-    attachments.run(|| pod_table.touch(), stop).await;
-}
-
 /// Reports in the readiness when the pod table is too old.
-pub(super) async fn staleness(verifier: AddressVerifier, most: Duration, ready: Condition) {
+async fn staleness(verifier: AddressVerifier, most: Duration, ready: Condition) {
     let mut ticks = tokio::time::interval(AGE_INTERVAL);
     loop {
         ticks.tick().await;
@@ -78,35 +68,74 @@ pub(super) async fn limits(limits: Arc<Limits>, clock: Clock, ready: Condition) 
     }
 }
 
-/// Keeps the redirect in the kernel, and tests it from inside pods.
-pub(super) fn redirect(
-    options: RedirectOptions,
-    stop: &CancellationToken,
-    readiness: &Readiness,
-    registry: &mut Registry,
-    tasks: &mut JoinSet<TaskEnd>,
-) {
-    let interface = options.spec.interface().clone();
-    let reconciler = RedirectReconciler::new(
-        Redirect::new(options.backend, options.spec),
-        options.interval,
-    );
-    let status = reconciler.status();
-    registry.register_collector(Box::new(RedirectGauges(status.clone())));
-    registry.register(
-        "redirect_events_lost",
-        "Number of times that the kernel dropped notifications about its rules, which were then checked",
-        reconciler.losses(),
-    );
-    let condition = readiness.condition("redirect");
-    condition.fail("the redirect is not installed yet");
-    tasks.spawn(passing(reconciler.run(stop.clone())));
-    tasks.spawn(passing(report(status.clone(), condition)));
-    if let Some(dir) = options.check_dir {
-        let condition = readiness.condition("redirect-check");
-        condition.note("the redirect has not been tested from a pod yet");
-        let check = RedirectCheck::new(dir, interface, condition, registry);
-        tasks.spawn(passing(check.run(status)));
+/// Starts background tasks and registers their metrics.
+pub(super) struct Background<'a> {
+    pub(super) registry: &'a mut Registry,
+    pub(super) supervisor: &'a mut Supervisor,
+}
+
+impl Background<'_> {
+    /// Follows the kernel's events about pods' interfaces, and the container runtime's records.
+    pub(super) fn follow_attachments(
+        &mut self,
+        attachments: Arc<Attachments>,
+        pod_table: Arc<PodTable>,
+    ) {
+        self.registry.register(
+            "address_events_lost",
+            "Number of times that the kernel dropped events about pods' addresses",
+            attachments.losses(),
+        );
+        self.supervisor.spawn(async move {
+            // A request may wait for its pod's record, or for events to be read.
+            attachments.run(|| pod_table.touch()).await;
+        });
+    }
+
+    /// Reports the age of the pod table and of sessions.
+    pub(super) fn report_staleness(&mut self, backend: &Backend, most: Duration, clock: Clock) {
+        let condition = self.supervisor.readiness().condition("watch-freshness");
+        let verifier = backend.verifier.clone();
+        self.supervisor
+            .spawn(staleness(verifier.clone(), most, condition));
+        self.registry.register_collector(Box::new(Gauges {
+            sessions: backend.sessions.clone(),
+            verifier,
+            clock,
+        }));
+    }
+
+    /// Keeps the redirect in the kernel, and tests it from inside pods. Returns its backend if it is
+    /// to be removed at exit.
+    pub(super) fn keep_redirect(
+        &mut self,
+        options: RedirectOptions,
+    ) -> Option<rolegate_redirect::Backend> {
+        let removed = options.remove_at_exit.then_some(options.backend);
+        let interface = options.spec.interface().clone();
+        let reconciler = RedirectReconciler::new(
+            Redirect::new(options.backend, options.spec),
+            options.interval,
+        );
+        let status = reconciler.status();
+        self.registry
+            .register_collector(Box::new(RedirectGauges(status.clone())));
+        self.registry.register(
+            "redirect_events_lost",
+            "Number of times that the kernel dropped notifications about its rules, which were then checked",
+            reconciler.losses(),
+        );
+        let condition = self.supervisor.readiness().condition("redirect");
+        condition.fail("the redirect is not installed yet");
+        self.supervisor.spawn(reconciler.run());
+        self.supervisor.spawn(report(status.clone(), condition));
+        if let Some(dir) = options.check_dir {
+            let condition = self.supervisor.readiness().condition("redirect-check");
+            condition.note("the redirect has not been tested from a pod yet");
+            let check = RedirectCheck::new(dir, interface, condition, self.registry);
+            self.supervisor.spawn(check.run(status));
+        }
+        removed
     }
 }
 
@@ -152,20 +181,10 @@ impl Collector for RedirectGauges {
 
 /// Metrics that are computed on each scrape.
 #[derive(Debug)]
-pub(super) struct Gauges {
+struct Gauges {
     sessions: Sessions,
     verifier: AddressVerifier,
     clock: Clock,
-}
-
-impl Gauges {
-    pub(super) fn new(sessions: Sessions, verifier: AddressVerifier, clock: Clock) -> Self {
-        Self {
-            sessions,
-            verifier,
-            clock,
-        }
-    }
 }
 
 impl Collector for Gauges {

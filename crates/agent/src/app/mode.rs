@@ -11,22 +11,19 @@ use rolegate_aws::discovery::Discovery;
 use rolegate_aws::identity;
 use rolegate_aws::imds::Imds;
 use rolegate_aws::sts::Sts;
-use rolegate_core::enforcement::EnforcementPoint;
-use rolegate_core::rule_set_builder::{ClusterConfig, RuleUpdate};
-use rolegate_kube::cluster_config::ConfigMode;
-use rolegate_rules::store::{Report, RuleStoreWriter};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
-use rolegate_runtime::readiness::Readiness;
+use rolegate_runtime::supervisor::Supervisor;
 use rolegate_runtime::tls::{CertificateFile, Expires, ExpiryCollector};
 use rolegate_sessions::{SessionMetrics, Sessions};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tracing::info;
 
-use super::{SourceOptions, StandaloneOptions, StartError, TaskEnd, passing, source, vital};
+use super::source::Source;
+use super::{StandaloneOptions, StartError};
 use crate::address_verifier::{AddressVerifier, Age, AttachmentLookup};
-use crate::broker::{BrokerOptions, BrokerStaleness, BrokerSync, BrokerSyncParts, ClientAuth};
+use crate::broker::{BrokerOptions, BrokerSync, BrokerSyncParts, ClientAuth};
+use crate::broker_staleness::BrokerStaleness;
 use crate::decision_source::DecisionSource;
 use crate::metadata::NodeHealth;
 use crate::metrics::AgentMetrics;
@@ -47,9 +44,8 @@ pub(super) struct Shared<'a> {
     pub(super) health: NodeHealth,
     pub(super) host_ip: Option<IpAddr>,
     pub(super) clock: Clock,
-    pub(super) readiness: &'a Readiness,
     pub(super) metrics: &'a mut Metrics,
-    pub(super) tasks: &'a mut JoinSet<TaskEnd>,
+    pub(super) supervisor: &'a mut Supervisor,
 }
 
 /// The parts that the metadata server needs from either mode.
@@ -67,11 +63,11 @@ pub(super) async fn standalone(
 ) -> Result<Backend, StartError> {
     let Shared {
         clock,
-        readiness,
         metrics,
-        tasks,
+        supervisor,
         ..
     } = shared;
+    let rules = options.rules();
     let sts = Sts::new(options.sts);
     let (sessions, driver) = Sessions::new(
         sts.clone(),
@@ -79,33 +75,11 @@ pub(super) async fn standalone(
         clock.clone(),
         shared.session_metrics,
     );
-    tasks.spawn(vital("session driver", driver.run()));
+    supervisor.spawn_required("session driver", driver.run());
 
-    let mut writer = RuleStoreWriter::new(
-        options.rules.clone(),
-        EnforcementPoint::Agent,
-        options.scope,
-        options.session_seconds,
-    );
-    let in_cluster = matches!(options.source, SourceOptions::Kubernetes { .. });
-    if in_cluster && options.cluster_config != ConfigMode::Off {
-        // The flags must not apply for a moment before the configuration is loaded.
-        writer.apply(Report::RuleStore(RuleUpdate::Config(ClusterConfig::Unseen)));
-    }
-    rolegate_rules::metrics::register(metrics.ours(), writer.rules());
-    tasks.spawn(passing(rolegate_rules::in_force::report(
-        writer.rules(),
-        options.given,
-        Some(readiness.condition("layers")),
-    )));
+    let source = Source::start(options.source, shared.host_ip, rules, metrics, supervisor).await?;
+    let writer = source.rules.writer;
     let authorizer = Authorizer::new(writer.rules(), sessions.clone(), clock);
-    let inputs = source::WatchInputs {
-        keys: options.annotations,
-        host_ip: shared.host_ip,
-        cluster_config: options.cluster_config,
-        rules: writer.rules(),
-    };
-    let source = source::start(options.source, inputs, readiness, metrics, tasks).await?;
     let verifier = AddressVerifier::new(source.freshness.map(Age::Cluster), shared.attachments);
     let parts = PodReconcilerParts {
         pod_table: shared.pod_table,
@@ -114,13 +88,13 @@ pub(super) async fn standalone(
         verifier: verifier.clone(),
         writer,
     };
-    let (facts, learned) = watch::channel(None);
-    let pod_reconciler = PodReconciler::new(parts, readiness).run(Sources {
+    let (aws_environment, learned) = watch::channel(None);
+    let pod_reconciler = PodReconciler::new(parts, supervisor.readiness()).run(Sources {
         updates: source.updates,
-        reports: source.reports,
-        facts: learned,
+        reports: source.rules.reports,
+        aws_environment: learned,
     });
-    tasks.spawn(vital("pod reconciler", pod_reconciler));
+    supervisor.spawn_required("pod reconciler", pod_reconciler);
     let health = shared.health;
     let discovery = Discovery {
         flags: options.rules,
@@ -129,9 +103,9 @@ pub(super) async fn standalone(
         sts,
         imds: shared.imds,
         instance: Box::new(move |instance| health.set_instance(instance)),
-        facts,
+        aws_environment,
     };
-    tasks.spawn(passing(discovery.run()));
+    supervisor.spawn(discovery.run());
     Ok(Backend {
         verifier,
         decisions: DecisionSource::Here(authorizer),
@@ -170,18 +144,16 @@ pub(super) fn brokered(options: BrokerOptions, shared: Shared<'_>) -> Backend {
     let mut lasting: Vec<Arc<dyn Expires>> = Vec::new();
     for file in std::iter::once(ca).chain(pair).map(Arc::new) {
         lasting.push(file.clone());
-        shared
-            .tasks
-            .spawn(passing(async move { file.follow().await }));
+        shared.supervisor.spawn(async move { file.follow().await });
     }
     ExpiryCollector::register(shared.metrics.ours(), lasting);
-    let readiness = shared.readiness.clone();
+    let readiness = shared.supervisor.readiness().clone();
     let sync = BrokerSync::run(options, parts, readiness);
-    shared.tasks.spawn(vital("broker sync", sync));
+    shared.supervisor.spawn_required("broker sync", sync);
     let (imds, health) = (shared.imds, shared.health);
-    shared.tasks.spawn(passing(async move {
+    shared.supervisor.spawn(async move {
         identity::follow_instance(&imds, |instance| health.set_instance(instance)).await;
-    }));
+    });
     Backend {
         verifier,
         decisions: DecisionSource::Broker(shared.clock),

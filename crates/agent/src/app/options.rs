@@ -13,8 +13,10 @@ use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_redirect::rules::Spec;
 use rolegate_rules::in_force::GivenRuleFlags;
+use rolegate_rules::{FollowOptions, Purpose};
 use rolegate_runtime::clock::Clock;
 
+use super::Addresses;
 use crate::attachment::AttachmentOptions;
 use crate::broker::BrokerOptions;
 use crate::metadata::MetadataOptions;
@@ -112,4 +114,30 @@ pub struct RedirectOptions {
     pub attachments: AttachmentOptions,
     /// Directory of pods' network namespaces, from which the redirect is tested.
     pub check_dir: Option<PathBuf>,
+}
+
+impl AgentOptions {
+    /// Returns the addresses to listen on.
+    pub(super) fn addresses(&self) -> Addresses {
+        Addresses {
+            pods: self.listen,
+            admin: self.admin_listen,
+        }
+    }
+}
+
+impl StandaloneOptions {
+    /// Returns the rules to follow.
+    pub(super) fn rules(&self) -> FollowOptions {
+        FollowOptions {
+            flags: self.rules.clone(),
+            given: self.given.clone(),
+            cluster_config: self.cluster_config,
+            keys: self.annotations.clone(),
+            purpose: Purpose::Credentials {
+                scope: self.scope,
+                session_seconds: self.session_seconds,
+            },
+        }
+    }
 }

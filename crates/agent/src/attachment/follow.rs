@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::unix::AsyncFd;
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{AttachmentError, Attachments, lock};
@@ -22,13 +21,13 @@ const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Attachments {
-    /// Follows the kernel's events and the records until `cancel`. It calls `on_change` when a
+    /// Follows the kernel's events and the records until it is dropped. It calls `on_change` when a
     /// [`check`](Self::check) that lacked an attachment, or had unread events, may succeed. A check
     /// does not depend on this task: it reads pending events itself.
     ///
     /// If the kernel's events are not available, it reports this once and retries. Until then each
     /// new connection is checked individually.
-    pub async fn run(&self, on_change: impl Fn() + Send + Sync, cancel: CancellationToken) {
+    pub async fn run(&self, on_change: impl Fn() + Send + Sync) {
         let kernel = async {
             let mut is_reported = false;
             loop {
@@ -39,14 +38,11 @@ impl Attachments {
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
-        let all = async {
-            tokio::select! {
-                () = kernel => {}
-                () = self.follow_recoveries(&on_change) => {}
-                () = self.follow_records(&on_change) => {}
-            }
-        };
-        cancel.run_until_cancelled(all).await;
+        tokio::select! {
+            () = kernel => {}
+            () = self.follow_recoveries(&on_change) => {}
+            () = self.follow_records(&on_change) => {}
+        }
     }
 
     async fn follow_kernel(&self) -> Result<Infallible, AttachmentError> {

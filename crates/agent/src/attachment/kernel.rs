@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, MutexGuard};
 
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use parking_lot::{Mutex, MutexGuard};
 use rolegate_netlink::{Client, no_response};
 use rolegate_redirect::rules::InterfacePattern;
 
@@ -264,7 +264,7 @@ impl Kernel {
     }
 
     fn links(&self) -> MutexGuard<'_, HashMap<u32, Link>> {
-        self.links.lock().unwrap_or_else(|e| e.into_inner())
+        self.links.lock()
     }
 }
 

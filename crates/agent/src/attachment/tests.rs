@@ -67,7 +67,7 @@ async fn a_request_that_waits_for_events_to_be_read_is_woken() {
         woken.store(true, Ordering::Relaxed);
         cancel.cancel();
     };
-    let run = attachments.run(wake, cancel.clone());
+    let run = cancel.run_until_cancelled(attachments.run(wake));
     let deadline = Duration::from_secs(60);
     tokio::time::timeout(deadline, run).await.unwrap();
     assert!(woken.into_inner());

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::{Status, Streaming};
 
 use super::token::{TokenError, TokenFile};
 use super::{BrokerOptions, ClientAuth};
@@ -190,16 +190,9 @@ async fn converse(
 
     let talk = async {
         let answer = timeout(WELCOME_TIMEOUT, client.serve(outgoing)).await;
-        let mut incoming = answer
-            .map_err(|_| StreamError::Slow { address })??
-            .into_inner();
-        let first = timeout(WELCOME_TIMEOUT, incoming.message()).await;
-        let first = first.map_err(|_| StreamError::Slow { address })??;
-        let Some(to_agent::Body::Welcome(welcome)) = first.and_then(|it| it.body) else {
-            return Err(StreamError::Ended(
-                "the first message was not Welcome".into(),
-            ));
-        };
+        let incoming = answer.map_err(|_| StreamError::Slow { address })??;
+        let mut incoming = incoming.into_inner();
+        let welcome = welcomed(&mut incoming, address).await?;
         // Tolerates the loss of three heartbeats.
         let silence =
             Duration::from_secs(u64::from(welcome.heartbeat_interval_seconds.clamp(1, 60)) * 4);
@@ -210,38 +203,9 @@ async fn converse(
         if events.send((id, up)).await.is_err() {
             return Ok(());
         }
-        let proving = async {
-            let Some(mut file) = token else {
-                return pending().await;
-            };
-            loop {
-                let token = file.renewed(again).await?.to_owned();
-                let proof = from_agent::Body::Reauthenticate(v1::Reauthenticate { token });
-                let _ = sender.send(message(proof)).await;
-            }
-        };
-        let hearing = async {
-            loop {
-                let message = timeout(silence, incoming.message()).await;
-                let Some(message) = message.map_err(|_| StreamError::Silent)?? else {
-                    return Ok(());
-                };
-                let event = match message.body {
-                    Some(to_agent::Body::Update(update)) => StreamEvent::Update(update),
-                    Some(to_agent::Body::Heartbeat(pulse)) => {
-                        StreamEvent::Heartbeat(pulse.staleness_ms)
-                    }
-                    // A message of a later version.
-                    _ => continue,
-                };
-                if events.send((id, event)).await.is_err() {
-                    return Ok(());
-                }
-            }
-        };
         tokio::select! {
-            ended = hearing => ended,
-            ended = proving => ended,
+            ended = receive(id, incoming, silence, events) => ended,
+            ended = reauthenticate(token, again, sender) => ended,
         }
     };
     let mut talk = std::pin::pin!(talk);
@@ -255,6 +219,63 @@ async fn converse(
                 Ok(Err(refused @ StreamError::Refused(_))) => Err(refused),
                 _ => Ok(()),
             }
+        }
+    }
+}
+
+/// Reads the broker's first message.
+async fn welcomed(
+    incoming: &mut Streaming<v1::ToAgent>,
+    address: SocketAddr,
+) -> Result<v1::Welcome, StreamError> {
+    let first = timeout(WELCOME_TIMEOUT, incoming.message()).await;
+    let first = first.map_err(|_| StreamError::Slow { address })??;
+    match first.and_then(|it| it.body) {
+        Some(to_agent::Body::Welcome(welcome)) => Ok(welcome),
+        _ => Err(StreamError::Ended(
+            "the first message was not Welcome".into(),
+        )),
+    }
+}
+
+/// Sends the token again each time that it is due. Never returns without one.
+async fn reauthenticate(
+    token: Option<TokenFile>,
+    again: Duration,
+    sender: mpsc::Sender<v1::FromAgent>,
+) -> Result<(), StreamError> {
+    let Some(mut file) = token else {
+        return pending().await;
+    };
+    loop {
+        let token = file.renewed(again).await?.to_owned();
+        let proof = from_agent::Body::Reauthenticate(v1::Reauthenticate { token });
+        let _ = sender.send(message(proof)).await;
+    }
+}
+
+/// Reads messages until the stream ends, or nothing arrives for the time `silence`.
+async fn receive(
+    id: StreamId,
+    mut incoming: Streaming<v1::ToAgent>,
+    silence: Duration,
+    events: &mpsc::Sender<(StreamId, StreamEvent)>,
+) -> Result<(), StreamError> {
+    loop {
+        let message = timeout(silence, incoming.message()).await;
+        let Some(message) = message.map_err(|_| StreamError::Silent)?? else {
+            return Ok(());
+        };
+        let event = match message.body {
+            Some(to_agent::Body::Update(update)) => StreamEvent::Update(update),
+            Some(to_agent::Body::Heartbeat(heartbeat)) => {
+                StreamEvent::Heartbeat(heartbeat.staleness_ms)
+            }
+            // A message of a later version.
+            _ => continue,
+        };
+        if events.send((id, event)).await.is_err() {
+            return Ok(());
         }
     }
 }

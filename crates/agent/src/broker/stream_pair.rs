@@ -11,8 +11,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
+use super::BrokerOptions;
 use super::stream::{StreamError, StreamEvent, StreamId, message, run};
-use super::{BrokerOptions, BrokerStaleness};
+use crate::broker_staleness::BrokerStaleness;
 
 /// Maximum number of queued events. Beyond that, the stream's flow control applies.
 const MAX_QUEUED_EVENTS: usize = 4;

@@ -22,8 +22,8 @@ use tokio::sync::mpsc;
 use tracing::error;
 
 use super::BrokerOptions;
-use super::staleness::BrokerStaleness;
 use super::stream_pair::{PairEvent, StreamPair};
+use crate::broker_staleness::BrokerStaleness;
 use crate::pod_table::PodTable;
 use crate::pod_table::writer::PodTableWriter;
 
@@ -91,12 +91,12 @@ impl BrokerSync {
         let mut batch = Vec::new();
         loop {
             tokio::select! {
-                heard = streams.next() => {
-                    let mut heard = Some(heard);
-                    while let Some(next) = heard.take() {
+                event = streams.next() => {
+                    let mut event = Some(event);
+                    while let Some(next) = event.take() {
                         if let Err(malformed) = sync.take(next, &fed) {
                             error!(reason = %malformed, "a broker sent a malformed message");
-                            heard = streams.reject(malformed.to_string());
+                            event = streams.reject(malformed.to_string());
                         }
                     }
                 }
@@ -122,8 +122,8 @@ impl BrokerSync {
         }
     }
 
-    fn take(&mut self, heard: PairEvent, fed: &RemoteSessions) -> Result<(), Malformed> {
-        match heard {
+    fn take(&mut self, event: PairEvent, fed: &RemoteSessions) -> Result<(), Malformed> {
+        match event {
             PairEvent::Activated => {
                 // Pods keep their sessions, whatever their previous numbers.
                 self.table.clear();
@@ -218,7 +218,7 @@ impl BrokerSync {
             fed.store(lease.cell().key(), credentials, failure);
         } else {
             // An earlier request was sent on another stream, to another broker.
-            lease.prioritize_again();
+            lease.repeat_priority();
         }
         Ok(())
     }
@@ -237,7 +237,7 @@ impl BrokerSync {
             phase: Phase::Running,
             host_network: false,
             mirror: false,
-            wish: RoleRequest::default(),
+            role_request: RoleRequest::default(),
             labels: Labels::default(),
             annotations: Labels::default(),
         };

@@ -59,7 +59,7 @@ fn publish(source: &CredentialSource, uid: &str, authorization: Authorization) {
         phase: Phase::Running,
         host_network: true,
         mirror: false,
-        wish: RoleRequest::default(),
+        role_request: RoleRequest::default(),
         labels: Labels::default(),
         annotations: Labels::default(),
     };

@@ -4,9 +4,9 @@
 //! reserve for pods within their equal share, whatever the other pods request.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use super::Peer;
 
@@ -88,7 +88,7 @@ impl Forwards {
     /// Takes a token for `peer`.
     pub(super) fn take(&self, peer: &Peer, now: Timestamp) -> Result<(), Exhausted> {
         let now = i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.sweep(now);
         let before = state.peers.get(peer).copied();
         let peers = state.peers.len() + usize::from(before.is_none());
@@ -226,7 +226,7 @@ mod tests {
         let mut most = 0;
         for n in 0..100_000 {
             let _ = forwards.take(&pod(n), at(i64::try_from(n / 10).unwrap()));
-            most = most.max(forwards.state.lock().unwrap().peers.len());
+            most = most.max(forwards.state.lock().peers.len());
         }
         assert!(most <= 1000, "{most} pods are kept");
     }

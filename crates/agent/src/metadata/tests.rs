@@ -51,7 +51,7 @@ async fn fixture(verdict: Verdict, wait: Duration) -> Fixture {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: RoleRequest::default(),
+        role_request: RoleRequest::default(),
         labels: Labels::default(),
         annotations: Labels::default(),
     };

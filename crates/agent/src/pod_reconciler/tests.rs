@@ -10,7 +10,7 @@ use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::labels::Labels;
 use rolegate_core::namespace::Namespace;
-use rolegate_core::rule_set_builder::Facts;
+use rolegate_core::rule_set_builder::AwsEnvironment;
 use rolegate_core::session::{Credentials, Failure, SessionKey};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Change, Phase, RoleRequest, Update};
@@ -77,9 +77,9 @@ fn settled() -> Fixture {
         .pod_reconciler
         .update(Update::Workloads(Change::Snapshot(Vec::new())));
     fixture.pod_reconciler.update(namespaces("[\"reader\"]"));
-    fixture.pod_reconciler.set_facts(Facts {
+    fixture.pod_reconciler.set_aws_environment(AwsEnvironment {
         base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
-        ..Facts::default()
+        ..AwsEnvironment::default()
     });
     fixture
 }
@@ -103,7 +103,7 @@ fn pod(uid: &str, role: &str) -> Workload {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: RoleRequest {
+        role_request: RoleRequest {
             role: Some(role.into()),
             ..RoleRequest::default()
         },
@@ -161,7 +161,9 @@ fn nothing_is_settled_before_everything_is_loaded() {
                     "a", "reader",
                 )]))),
             1 => fixture.pod_reconciler.update(namespaces("[\"reader\"]")),
-            _ => fixture.pod_reconciler.set_facts(Facts::default()),
+            _ => fixture
+                .pod_reconciler
+                .set_aws_environment(AwsEnvironment::default()),
         }
     }
     assert!(fixture.pod_table.is_settled() && fixture.readiness.is_ready());
@@ -230,9 +232,9 @@ fn rule_04_a_right_taken_away_is_gone_at_once() {
         account: None,
         name: "reader".into(),
     };
-    fixture.pod_reconciler.set_facts(Facts {
+    fixture.pod_reconciler.set_aws_environment(AwsEnvironment {
         reserved_roles: vec![own],
-        ..Facts::default()
+        ..AwsEnvironment::default()
     });
     assert_eq!(fixture.seen(), "a denied");
 }
@@ -257,7 +259,7 @@ fn a_session_is_kept_across_changes_that_do_not_shape_it() {
     fixture.pod_reconciler.update(namespaces("[\"*\"]"));
     assert_eq!(lease(&fixture), first);
     let mut changed = pod("a", "reader");
-    changed.wish.external_id = Some("id-b".into());
+    changed.role_request.external_id = Some("id-b".into());
     fixture.apply(changed);
     assert_ne!(lease(&fixture), first);
 }

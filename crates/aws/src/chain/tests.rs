@@ -20,7 +20,7 @@ impl AssumeRole for Counting {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
         let from = self.clock.now();
         tokio::time::sleep(Duration::from_millis(50)).await;
-        if *self.fails.lock().unwrap() {
+        if *self.fails.lock() {
             return Err(Failure {
                 kind: FailureKind::Final,
                 code: "AccessDenied".into(),
@@ -86,7 +86,7 @@ async fn a_session_is_fetched_once_and_again_at_half_its_life() {
 async fn a_session_is_used_until_it_expires() {
     let (sts, role) = fixture();
     used(&role).await;
-    *sts.fails.lock().unwrap() = true;
+    *sts.fails.lock() = true;
     for _ in 0..179 {
         pass(20).await;
         assert_eq!(used(&role).await, "ASIA0");
@@ -102,7 +102,7 @@ async fn a_session_is_used_until_it_expires() {
         );
     }
     assert!(sts.calls.load(Ordering::Relaxed) <= before + 1);
-    *sts.fails.lock().unwrap() = false;
+    *sts.fails.lock() = false;
     pass(3).await;
     assert_ne!(used(&role).await, "ASIA0");
 }

@@ -26,12 +26,12 @@ pub(super) struct Access {
 }
 
 impl Access {
-    fn new(token: Option<HeaderValue>, life: Duration) -> Self {
+    fn new(token: Option<HeaderValue>, lifetime: Duration) -> Self {
         let now = Instant::now();
         Self {
             token,
-            renew_at: now + life * 4 / 5,
-            ends: now + life,
+            renew_at: now + lifetime * 4 / 5,
+            ends: now + lifetime,
         }
     }
 
@@ -151,7 +151,7 @@ impl Inner {
             }
             status => return Err(ImdsError::Status(status)),
         }
-        let life = answer
+        let lifetime = answer
             .headers()
             .get(TOKEN_TTL)
             .and_then(|ttl| ttl.to_str().ok()?.parse().ok())
@@ -161,7 +161,7 @@ impl Inner {
         let mut token =
             HeaderValue::from_str(text.trim()).map_err(|_| ImdsError::Malformed("a token"))?;
         token.set_sensitive(true);
-        Ok(Access::new(Some(token), life))
+        Ok(Access::new(Some(token), lifetime))
     }
 }
 

@@ -1,8 +1,9 @@
 //! A server that sends exactly the given bytes, for responses that the stand-ins cannot produce.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -29,7 +30,7 @@ impl Raw {
                 tokio::spawn(async move {
                     while let Some(head) = read_head(&mut stream).await {
                         let bytes = answer(&head);
-                        seen.lock().unwrap().push(head);
+                        seen.lock().push(head);
                         if stream.write_all(bytes.as_bytes()).await.is_err() {
                             return;
                         }
@@ -42,7 +43,7 @@ impl Raw {
 
     /// Returns the request heads so far, in lower case.
     pub(crate) fn heads(&self) -> Vec<String> {
-        self.heads.lock().unwrap().clone()
+        self.heads.lock().clone()
     }
 }
 

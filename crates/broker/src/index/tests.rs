@@ -11,7 +11,7 @@ use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::labels::Labels;
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
-use rolegate_core::rule_set_builder::Facts;
+use rolegate_core::rule_set_builder::AwsEnvironment;
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Change, Phase, RoleRequest, Update};
 use rolegate_kube::config_maps::ConfigMap;
@@ -76,7 +76,7 @@ fn settle(mut fixture: Fixture) -> Fixture {
         .index
         .update(Update::Workloads(Change::Snapshot(Vec::new())));
     fixture.allow(r#"["reader"]"#);
-    fixture.learn();
+    fixture.set_aws_environment();
     fixture
 }
 
@@ -91,7 +91,7 @@ fn pod(uid: &str, node: &str) -> Workload {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: RoleRequest {
+        role_request: RoleRequest {
             role: Some("reader".into()),
             ..RoleRequest::default()
         },
@@ -105,7 +105,7 @@ fn agent(node: &str) -> Workload {
         namespace: "rolegate".into(),
         service_account: "agent".into(),
         host_network: true,
-        wish: RoleRequest::default(),
+        role_request: RoleRequest::default(),
         ..pod("uid-agent", node)
     }
 }
@@ -133,10 +133,10 @@ impl Fixture {
         self.index.reconcile_batch(BATCH_SIZE);
     }
 
-    fn learn(&mut self) {
-        self.index.set_facts(Facts {
+    fn set_aws_environment(&mut self) {
+        self.index.set_aws_environment(AwsEnvironment {
             base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
-            ..Facts::default()
+            ..AwsEnvironment::default()
         });
         self.index.reconcile_batch(BATCH_SIZE);
     }
@@ -242,7 +242,7 @@ fn nothing_is_complete_before_pods_and_rules_are_known() {
     assert!(!complete && authorization(&subscription, "uid-1") == "undecided");
     assert!(!fixture.readiness.is_ready());
     fixture.allow(r#"["reader"]"#);
-    fixture.learn();
+    fixture.set_aws_environment();
     assert!(fixture.readiness.is_ready());
     assert_eq!(sent(&subscription), (vec!["uid-1".into()], vec![], true));
     assert_eq!(authorization(&subscription, "uid-1"), "allowed");
@@ -515,7 +515,7 @@ fn subscriptions_complete_once_pods_and_rules_are_known() {
     let mut fixture = empty();
     let subscription = fixture.serving("node-1", None);
     fixture.allow(r#"["reader"]"#);
-    fixture.learn();
+    fixture.set_aws_environment();
     assert!(!sent(&subscription).2, "pods are not known");
     let late = fixture.serving("node-1", None);
     assert!(!sent(&late).2);

@@ -53,7 +53,7 @@ fn pod(uid: &str) -> Arc<Workload> {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: RoleRequest::default(),
+        role_request: RoleRequest::default(),
         labels: Labels::default(),
         annotations: Labels::default(),
     })

@@ -2,9 +2,10 @@
 //! pods that keep sending requests.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rolegate_agent::app::Agent;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -52,16 +53,12 @@ impl Network {
 
     /// Forwards new connections to these brokers from now on.
     pub(crate) fn lead_to(&self, targets: &[SocketAddr]) {
-        *self.shared.targets.lock().unwrap() = targets.to_vec();
+        *self.shared.targets.lock() = targets.to_vec();
     }
 
     /// Removes a broker and its connections.
     pub(crate) fn lose(&self, target: SocketAddr) {
-        self.shared
-            .targets
-            .lock()
-            .unwrap()
-            .retain(|it| *it != target);
+        self.shared.targets.lock().retain(|it| *it != target);
         self.shared.gone.send_replace(Some(target));
     }
 }
@@ -80,7 +77,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             continue;
         };
         let target = {
-            let targets = shared.targets.lock().unwrap();
+            let targets = shared.targets.lock();
             turn += 1;
             targets.get(turn % targets.len().max(1)).copied()
         };

@@ -34,13 +34,13 @@ impl fmt::Debug for Issued {
 /// its authority expire after `life`.
 pub(super) fn issue(
     now: Timestamp,
-    life: Duration,
+    lifetime: Duration,
     subject: &str,
     names: &[String],
 ) -> Result<Issued, Error> {
-    let not_after = now.checked_add(life).unwrap_or(Timestamp::MAX);
+    let not_after = now.checked_add(lifetime).unwrap_or(Timestamp::MAX);
     let not_before = now
-        .checked_sub(MAX_CLOCK_SKEW.min(life / 10))
+        .checked_sub(MAX_CLOCK_SKEW.min(lifetime / 10))
         .unwrap_or(Timestamp::UNIX_EPOCH);
     let params = |names: &[String], common_name: String| -> Result<_, Error> {
         let mut params = CertificateParams::new(names)?;

@@ -109,10 +109,10 @@ pub fn plan(now: Timestamp, found: &Found, names: &[String]) -> Action {
     if !names.iter().all(|name| current.names.contains(name)) {
         return Action::Issue(Why::Names);
     }
-    let life = current.not_after.duration_since(current.not_before);
+    let lifetime = current.not_after.duration_since(current.not_before);
     let until = current
         .not_before
-        .checked_add(life * 2 / 3)
+        .checked_add(lifetime * 2 / 3)
         .unwrap_or(current.not_after);
     match now < until {
         true => Action::Keep { until },

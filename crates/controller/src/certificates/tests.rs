@@ -138,8 +138,8 @@ fn authorities_are_trusted_until_they_end_and_are_not_too_many() {
 
 #[test]
 fn a_short_life_is_not_due_at_once() {
-    let life = Duration::from_secs(30);
-    let issued = issue(start(), life, "test", &names()).unwrap();
+    let lifetime = Duration::from_secs(30);
+    let issued = issue(start(), lifetime, "test", &names()).unwrap();
     let new = found(&issued, &issued.authority, start());
     let Action::Keep { until } = plan(start(), &new, &names()) else {
         panic!("it is kept")

@@ -2,11 +2,12 @@
 //! made unreachable.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use http::{Method, Request, Response, StatusCode};
 use k8s_openapi::api::coordination::v1::LeaseSpec;
 use kube::client::Body;
+use parking_lot::Mutex;
 use rolegate_runtime::readiness::Readiness;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -32,7 +33,7 @@ impl Server {
         let answer = move |request: Request<Body>| {
             let server = server.clone();
             async move {
-                if server.0.lock().unwrap().cut.contains(&candidate) {
+                if server.0.lock().cut.contains(&candidate) {
                     std::future::pending::<()>().await;
                 }
                 let (parts, body) = request.into_parts();
@@ -47,7 +48,7 @@ impl Server {
     }
 
     fn answer(&self, method: &Method, body: &[u8]) -> (StatusCode, Value) {
-        let mut stored = self.0.lock().unwrap();
+        let mut stored = self.0.lock();
         let failed = |code: u16, reason| {
             let status = json!({"kind": "Status", "status": "Failure", "code": code,
                 "reason": reason, "message": reason});
@@ -75,13 +76,13 @@ impl Server {
     }
 
     fn spec(&self) -> LeaseSpec {
-        let stored = self.0.lock().unwrap();
+        let stored = self.0.lock();
         let lease = stored.lease.as_ref().expect("there is no Lease");
         serde_json::from_value(lease["spec"].clone()).unwrap()
     }
 
     fn cut(&self, candidate: &'static str) {
-        self.0.lock().unwrap().cut.push(candidate);
+        self.0.lock().cut.push(candidate);
     }
 }
 
@@ -216,7 +217,7 @@ async fn a_lease_taken_away_by_hand_ends_the_lead() {
     let _a = candidate(&server, &leaders, "a", true);
     leaders.until(&["a"]).await;
     {
-        let mut stored = server.0.lock().unwrap();
+        let mut stored = server.0.lock();
         let lease = stored.lease.as_mut().unwrap();
         lease["spec"]["holderIdentity"] = json!("other-replica");
         lease["metadata"]["resourceVersion"] = json!("1000");
@@ -266,7 +267,7 @@ async fn work_that_ends_by_itself_gives_the_lease_up() {
     let given_up = async {
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            if server.0.lock().unwrap().version >= 2 {
+            if server.0.lock().version >= 2 {
                 return;
             }
         }

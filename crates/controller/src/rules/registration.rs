@@ -15,6 +15,7 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::decision::NotLoaded;
+use rolegate_core::names;
 use rolegate_kube::tls_secret::CA_CRT;
 use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_rules::store::RuleStoreWriter;
@@ -36,9 +37,9 @@ const INJECT_CA_FROM: &str = "cert-manager.io/inject-ca-from";
 /// The controller's ClusterRole, which owns the webhook configuration, so that uninstalling
 /// rolegate deletes both. A webhook configuration without a running webhook blocks every write of
 /// the kinds that it covers.
-const OWNER: &str = "rolegate-controller";
+const OWNER: &str = names::CONTROLLER;
 /// The label of objects that the controller creates.
-const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "rolegate-controller");
+const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", names::CONTROLLER);
 /// The path and the Service's port to which the API server sends reviews.
 const PATH: &str = "/validate";
 const PORT: u16 = 443;

@@ -221,9 +221,9 @@ fn uses<'a>(
     let snapshot = writer.rules().load().clone();
     let mut uses = HashMap::new();
     for pod in pods.filter(|pod| !matches!(pod.phase, Phase::Succeeded | Phase::Failed)) {
-        for judgement in snapshot.admission.explain(pod, now).layer_results {
-            if judgement.layer == LayerId::Grants
-                && let Verdict::Allow { rule, .. } = judgement.verdict
+        for result in snapshot.admission.explain(pod, now).layer_results {
+            if result.layer == LayerId::Grants
+                && let Verdict::Allow { rule, .. } = result.verdict
             {
                 *uses.entry(rule).or_default() += 1;
             }

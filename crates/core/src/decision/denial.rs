@@ -98,6 +98,29 @@ pub struct Denial {
 }
 
 impl Denial {
+    /// Creates a denial of the role.
+    pub fn new(
+        role: impl ToString,
+        denied_by: impl Into<DenialSource>,
+        rule: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self {
+            role: role.to_string(),
+            denied_by: denied_by.into(),
+            rule: rule.into(),
+            field: RequestField::Role,
+            reason: reason.into(),
+            transient: false,
+        }
+    }
+
+    /// Returns the same denial of another part of the request.
+    #[must_use]
+    pub fn about(self, field: RequestField) -> Self {
+        Self { field, ..self }
+    }
+
     /// Returns the message for the pod's owner, which the response to the pod and the Event
     /// contain: the denial, its reason and a remedy.
     pub fn to_owner(&self) -> String {

@@ -97,8 +97,8 @@ fn own_roles_are_refused_even_where_everything_is_allowed() {
         account: Some("123456789012".into()),
         name: "node".into(),
     }];
-    for wish in ["node", "NODE", "some/path/node", "/node"] {
-        assert!(!is_allowed(&rules, wish), "{wish}");
+    for role_request in ["node", "NODE", "some/path/node", "/node"] {
+        assert!(!is_allowed(&rules, role_request), "{role_request}");
     }
     assert!(is_allowed(&rules, "node-2"));
     assert!(is_allowed(&rules, "arn:aws:iam::210987654321:role/node"));
@@ -135,7 +135,7 @@ fn default_roles_in_their_order() {
     let mut with = rules(namespace.clone(), PatternFormat::Glob);
     assert_eq!(with.decide(&pod(None), NOW), Decision::NoRole);
     with.default_role = Some(resolve("basic", with.base.as_ref()).unwrap());
-    let role_name = |rules: &RuleSet, wish| match rules.decide(&pod(wish), NOW) {
+    let role_name = |rules: &RuleSet, role_request| match rules.decide(&pod(role_request), NOW) {
         Decision::Allow { role_name, .. } => role_name,
         other => format!("{other:?}"),
     };
@@ -169,10 +169,10 @@ fn what_shapes_a_session_is_in_its_key() {
     assert_eq!(&*plain.name, "default.default");
     assert_eq!(plain, key(|pod| pod.name = "other".into()));
     for change in [
-        (|pod| pod.wish.external_id = Some("id-b".into())) as fn(&mut Workload),
+        (|pod| pod.role_request.external_id = Some("id-b".into())) as fn(&mut Workload),
         |pod| pod.service_account = "api".into(),
-        |pod| pod.wish.session_name = Some("blue".into()),
-        |pod| pod.wish.role = Some("writer".into()),
+        |pod| pod.role_request.session_name = Some("blue".into()),
+        |pod| pod.role_request.role = Some("writer".into()),
     ] {
         assert_ne!(plain, key(change));
     }
@@ -261,7 +261,7 @@ fn session_names_are_those_that_the_grant_lists() {
             ..Default::default()
         };
         let mut pod = pod(Some("reader"));
-        pod.wish.session_name = name.map(Into::into);
+        pod.role_request.session_name = name.map(Into::into);
         let rules = granted(session, Attribution::default());
         matches!(rules.decide(&pod, NOW), Decision::Allow { .. })
     };
@@ -300,11 +300,11 @@ fn rules_without_a_layer_have_all_the_others() {
 fn malformed_requests_and_mirror_pods_are_denied() {
     let rules = rules(annotated(None, Some(".*")), PatternFormat::Glob);
     for change in [
-        (|pod| pod.wish.role = Some("../x".into())) as fn(&mut Workload),
-        |pod| pod.wish.role = Some("x".repeat(4000).into()),
-        |pod| pod.wish.external_id = Some("x".into()),
-        |pod| pod.wish.external_id = Some("a b".into()),
-        |pod| pod.wish.session_name = Some("other.app".into()),
+        (|pod| pod.role_request.role = Some("../x".into())) as fn(&mut Workload),
+        |pod| pod.role_request.role = Some("x".repeat(4000).into()),
+        |pod| pod.role_request.external_id = Some("x".into()),
+        |pod| pod.role_request.external_id = Some("a b".into()),
+        |pod| pod.role_request.session_name = Some("other.app".into()),
         |pod| pod.mirror = true,
     ] {
         let mut pod = pod(Some("reader"));

@@ -124,7 +124,7 @@ fn rule_09_wishes_of_any_number_and_length_take_bounded_memory() {
     let cache = DecisionCache::default();
     for number in 0..10_000 {
         let mut pod = pod(Some("x"));
-        pod.wish.role = Some(format!("{number}{}", "x".repeat(2000)).into());
+        pod.role_request.role = Some(format!("{number}{}", "x".repeat(2000)).into());
         cache.decide(&rules, &pod, Timestamp::UNIX_EPOCH);
     }
     let kept = cache.lock();
@@ -181,20 +181,21 @@ fn rule_09_all_that_tenants_write_is_counted() {
             .into_iter()
             .collect()
     };
-    let of = |labels: Option<Labels>, annotations: Option<Labels>, wish: RoleRequest| CacheKey {
-        namespace: "default".into(),
-        service_account: "default".into(),
-        wish,
-        mirror: false,
-        pod: None,
-        too_large: (false, false),
-        labels,
-        identity: annotations.map(|annotations| Identity {
-            node: None,
-            host_network: false,
-            annotations,
-        }),
-    };
+    let of =
+        |labels: Option<Labels>, annotations: Option<Labels>, role_request: RoleRequest| CacheKey {
+            namespace: "default".into(),
+            service_account: "default".into(),
+            role_request,
+            mirror: false,
+            pod: None,
+            too_large: (false, false),
+            labels,
+            identity: annotations.map(|annotations| Identity {
+                node: None,
+                host_network: false,
+                annotations,
+            }),
+        };
     let bytes = |key: CacheKey| key.bytes();
     assert_eq!(
         bytes(of(None, None, RoleRequest::default())),
@@ -209,13 +210,13 @@ fn rule_09_all_that_tenants_write_is_counted() {
         ENTRY_OVERHEAD_BYTES + 600
     );
     // The decision repeats the strings of the request.
-    let wish = RoleRequest {
+    let role_request = RoleRequest {
         role: text(100),
         external_id: text(20),
         session_name: text(3),
     };
     assert_eq!(
-        bytes(of(Some(pairs(1)), Some(pairs(2)), wish)),
+        bytes(of(Some(pairs(1)), Some(pairs(2)), role_request)),
         ENTRY_OVERHEAD_BYTES + 2 * 123 + 2 + 4
     );
 }

@@ -25,10 +25,10 @@ fn jitter(key: &SessionKey, salt: u32) -> f64 {
 
 /// Returns a time at 40 to 48 % of the validity, so that served sessions have more than half of it
 /// left.
-pub(super) fn refresh_at(key: &SessionKey, life: Validity) -> Timestamp {
-    let whole = life.from.duration_until(life.until);
+pub(super) fn refresh_at(key: &SessionKey, lifetime: Validity) -> Timestamp {
+    let whole = lifetime.from.duration_until(lifetime.until);
     let part = 0.40 + 0.08 * jitter(key, 0);
-    life.from + SignedDuration::from_secs_f64(whole.as_secs_f64() * part)
+    lifetime.from + SignedDuration::from_secs_f64(whole.as_secs_f64() * part)
 }
 
 /// Returns the delay after the `failures`th consecutive failure of one kind.
@@ -84,12 +84,14 @@ mod tests {
     #[test]
     fn refreshes_of_sessions_that_were_fetched_together_are_spread() {
         let from = Timestamp::from_second(1_800_000_000).unwrap();
-        let life = Validity {
+        let lifetime = Validity {
             from,
             until: from + seconds(10_000),
         };
         are_spread(keys().map(|key| {
-            let due = from.duration_until(refresh_at(&key, life)).as_secs_f64();
+            let due = from
+                .duration_until(refresh_at(&key, lifetime))
+                .as_secs_f64();
             (due - 4000.0) / 800.0
         }));
     }

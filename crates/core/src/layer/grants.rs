@@ -164,7 +164,10 @@ impl Layer for GrantsLayer {
         let covering = self.covering(request);
         let Some(((closest, first), others)) = covering.split_first() else {
             // The administrator's default role needs no grant.
-            return match (request.is_default, &request.workload.wish.external_id) {
+            return match (
+                request.is_default,
+                &request.workload.role_request.external_id,
+            ) {
                 (true, None) => Verdict::allow("default role"),
                 (true, Some(_)) => Verdict::deny(
                     "default role",
@@ -189,7 +192,7 @@ impl Layer for GrantsLayer {
             );
         }
         // Another grant may list the ID if its session settings are the same.
-        let id = request.workload.wish.external_id.as_deref();
+        let id = request.workload.role_request.external_id.as_deref();
         let mut same = covering
             .iter()
             .filter(|(_, grant)| grant.session == first.session);

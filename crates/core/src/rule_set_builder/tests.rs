@@ -32,7 +32,7 @@ fn builder() -> RuleSetBuilder {
         SessionScope::Workload,
         3600,
     );
-    builder.learn(Facts::default());
+    builder.set_aws_environment(AwsEnvironment::default());
     let default = Namespace {
         name: "default".into(),
         ..Namespace::default()
@@ -112,7 +112,7 @@ fn threat_10_what_was_never_loaded_refuses_everything() {
         SessionScope::Workload,
         3600,
     );
-    builder.learn(Facts::default());
+    builder.set_aws_environment(AwsEnvironment::default());
     let default = Namespace {
         name: "default".into(),
         ..Namespace::default()
@@ -149,7 +149,7 @@ fn a_layer_in_audit_mode_does_not_delay_decisions() {
         ..config(Mode::Off, Mode::Off)
     };
     let mut builder = RuleSetBuilder::new(config, SessionScope::Workload, 3600);
-    builder.learn(Facts::default());
+    builder.set_aws_environment(AwsEnvironment::default());
     let default = Namespace {
         name: "default".into(),
         ..Namespace::default()
@@ -322,10 +322,10 @@ fn what_sts_would_refuse_is_denied_with_the_reason() {
 #[test]
 fn session_duration_is_limited_to_the_maximum() {
     let mut builder = builder();
-    builder.learn(Facts {
+    builder.set_aws_environment(AwsEnvironment {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
         longest_session: Some(3600),
-        ..Facts::default()
+        ..AwsEnvironment::default()
     });
     builder.update(is(config(Mode::Off, Mode::Enforce)));
     let mut long = grant("one", &["reader"], "default");
@@ -349,10 +349,10 @@ fn flags_complete_what_the_configuration_leaves_open() {
         ..config(Mode::Off, Mode::Off)
     };
     let mut builder = RuleSetBuilder::new(flags, SessionScope::Workload, 3600);
-    builder.learn(Facts {
+    builder.set_aws_environment(AwsEnvironment {
         base: BaseArn::parse("arn:aws:iam::999999999999:role/").ok(),
         reserved_roles: vec![own("found-node")],
-        ..Facts::default()
+        ..AwsEnvironment::default()
     });
     let said = |builder: &RuleSetBuilder| {
         let rules = builder.rule_set();
@@ -572,9 +572,9 @@ fn what_was_reported_is_compiled_anew_with_the_base_that_is_found() {
     let grants = vec![grant("one", &["reader"], "default")];
     builder.update(RuleUpdate::Grants(Change::Snapshot(grants)));
     assert!(builder.grant("one").is_some() && builder.grant("two").is_none());
-    builder.learn(Facts {
+    builder.set_aws_environment(AwsEnvironment {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
-        ..Facts::default()
+        ..AwsEnvironment::default()
     });
     assert!(allows(&builder, "reader") && !allows(&builder, "writer"));
 }

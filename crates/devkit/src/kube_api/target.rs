@@ -1,11 +1,7 @@
 //! The targets of API paths, and the discovery of resources.
 
-use serde_json::{Value, json};
-
-use super::store::Store;
-
 /// The API version of the core group, which paths and tables omit.
-const CORE: &str = "v1";
+pub(super) const CORE: &str = "v1";
 
 /// The target of an API path.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,33 +76,4 @@ pub(super) fn table_of(path: &str) -> (String, String) {
         Some((version, _)) => (path.to_owned(), version.to_owned()),
         None => (path.to_owned(), CORE.to_owned()),
     }
-}
-
-/// Returns the list of resources at `/api/v1` or `/apis/GROUP/VERSION`, if any.
-pub(super) fn resources(store: &Store, path: &str) -> Option<Value> {
-    let version = match path.trim_matches('/') {
-        "api/v1" => CORE,
-        other => other.strip_prefix("apis/")?,
-    };
-    let resources: Vec<_> = store
-        .tables()
-        .filter(|(_, table)| table.api_version() == version)
-        .map(|(name, table)| {
-            json!({
-                "name": name.rsplit('/').next(),
-                "singularName": table.kind().to_lowercase(),
-                "namespaced": table.namespaced(),
-                "kind": table.kind(),
-                "verbs": ["create", "get", "list", "patch", "watch"],
-            })
-        })
-        .collect();
-    (!resources.is_empty()).then(|| {
-        json!({
-            "kind": "APIResourceList",
-            "apiVersion": "v1",
-            "groupVersion": version,
-            "resources": resources,
-        })
-    })
 }

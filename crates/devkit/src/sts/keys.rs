@@ -7,6 +7,7 @@ use http::header::{AUTHORIZATION, HeaderName};
 use http::request::Parts;
 use jiff::Timestamp;
 
+use super::access_key::AccessKey;
 use super::signature::Authorization;
 use super::xml::Element;
 use super::{Refusal, StsCall};
@@ -14,25 +15,6 @@ use crate::ids;
 use crate::recent::Recent;
 
 const SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-amz-security-token");
-
-/// An access key that STS accepts.
-#[derive(Clone, PartialEq, Eq)]
-pub struct AccessKey {
-    /// The secret access key.
-    pub secret_access_key: String,
-    /// The session token, if the key is a temporary one.
-    pub session_token: Option<String>,
-    /// ARN of the caller with this key.
-    pub caller_arn: String,
-}
-
-impl fmt::Debug for AccessKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AccessKey")
-            .field("caller_arn", &self.caller_arn)
-            .finish_non_exhaustive()
-    }
-}
 
 /// The caller of a request.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
 use super::Refusal;
-use super::keys::AccessKey;
+use super::access_key::AccessKey;
 
 /// Maximum clock skew of the caller.
 const MAX_SKEW: SignedDuration = SignedDuration::from_mins(15);
@@ -108,7 +108,11 @@ impl<'a> Authorization<'a> {
                 "Signature not yet current: {text} is in the future"
             )));
         }
-        if self.sign_again(key, parts, body, time.into()).as_deref() == Some(self.signature) {
+        if self
+            .expected_signature(key, parts, body, time.into())
+            .as_deref()
+            == Some(self.signature)
+        {
             return Ok(());
         }
         let message = "The request signature we calculated does not match the signature you \
@@ -118,7 +122,7 @@ impl<'a> Authorization<'a> {
     }
 
     /// Returns the expected signature, or `None` for a request that cannot be signed.
-    fn sign_again(
+    fn expected_signature(
         &self,
         key: &AccessKey,
         parts: &Parts,

@@ -1,8 +1,8 @@
 //! Tests of watches with a scripted API server on paused time, for behaviour that no proper server
 //! shows.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
@@ -10,6 +10,7 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use kube::client::{Body, ClientBuilder, DynBody};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tower::{BoxError, service_fn};
 
@@ -190,7 +191,7 @@ async fn attempts_slow_down_even_if_lists_work_and_only_watches_fail() {
     let mut updates = std::mem::replace(&mut watching.updates, mpsc::channel(1).1);
     tokio::spawn(async move {
         while updates.recv().await.is_some() {
-            *counted.lock().unwrap() += 1;
+            *counted.lock() += 1;
         }
     });
     tokio::time::sleep(Duration::from_secs(60)).await;
@@ -198,7 +199,7 @@ async fn attempts_slow_down_even_if_lists_work_and_only_watches_fail() {
     let made = asked.load(SeqCst);
     assert!((20..70).contains(&made), "{made}");
     assert!(watching.readiness.report().noted["pods"].contains("ClusterRole"));
-    assert!(*drained.lock().unwrap() > 5, "lists still come");
+    assert!(*drained.lock() > 5, "lists still come");
 }
 
 #[tokio::test(start_paused = true)]

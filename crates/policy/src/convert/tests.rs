@@ -135,9 +135,9 @@ spec:
 #[test]
 fn external_ids_of_pods_are_listed() {
     let mut with_id = pod("shop", "api", "a");
-    with_id.wish.external_id = Some("customer".into());
+    with_id.role_request.external_id = Some("customer".into());
     let mut broken = pod("shop", "api", "a");
-    broken.wish.external_id = Some("not one".into());
+    broken.role_request.external_id = Some("not one".into());
     let namespaces = [of(Some(r#"["a"]"#), None), namespace("web", r#"["a"]"#)];
     let converted = convert(&Conversion {
         namespaces: &namespaces,

@@ -17,7 +17,7 @@ const ROLES: [&str; 4] = [
 const IDS: [Option<&str>; 3] = [None, Some("customer-a"), Some("customer-b")];
 
 fn with_id(mut pod: Workload, id: Option<&str>) -> Workload {
-    pod.wish.external_id = id.map(Into::into);
+    pod.role_request.external_id = id.map(Into::into);
     pod
 }
 
@@ -270,11 +270,11 @@ proptest! {
         prop_assert!(after.grants.invalid().is_empty());
         for candidate in &universe {
             let ran = running.iter().any(|pod| {
-                let id = &candidate.wish.external_id;
+                let id = &candidate.role_request.external_id;
                 pod.namespace == candidate.namespace
                     && pod.service_account == candidate.service_account
-                    && pod.wish.role == candidate.wish.role
-                    && (id.is_none() || *id == pod.wish.external_id)
+                    && pod.role_request.role == candidate.role_request.role
+                    && (id.is_none() || *id == pod.role_request.external_id)
             });
             let decision = after.rules.decide(candidate, NOW);
             let allowed = matches!(decision, Decision::Allow { .. });

@@ -1,8 +1,9 @@
 //! Records the rules that tests used.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rolegate_core::decision::RuleSet;
 use rolegate_core::layer::{AccessRequest, ActiveLayer, Inputs, Layer, LayerId, Verdict};
 use rolegate_rego::Coverage;
@@ -34,7 +35,7 @@ impl Observer {
 
     /// Returns whether a grant allowed a role.
     pub fn has_allowed(&self, grant: &str) -> bool {
-        let allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        let allowed = self.allowed.lock();
         allowed.contains(grant)
     }
 }
@@ -54,7 +55,7 @@ impl Layer for Observed {
     fn evaluate(&self, ask: &AccessRequest<'_>) -> Verdict {
         let verdict = self.layer.evaluate(ask);
         if let (LayerId::Grants, Verdict::Allow { rule, .. }) = (self.id(), &verdict) {
-            let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut allowed = self.allowed.lock();
             allowed.insert(rule.clone());
         }
         verdict

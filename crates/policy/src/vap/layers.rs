@@ -13,8 +13,8 @@ use super::VapInput;
 use super::cel::{
     ROLE_CHARACTERS, base_text, is_arn, is_role, list, normalized, quote, relative, shortened,
 };
+use super::role_requests::{unnamed, variable};
 use super::table::field;
-use super::wish::{unnamed, variable};
 
 /// A JSON list of strings without escapes.
 const PLAIN_LIST: &str = r#"^[ \t\r\n]*\[[ \t\r\n]*(?:"[^"\\\x00-\x1f]*"[ \t\r\n]*(?:,[ \t\r\n]*"[^"\\\x00-\x1f]*"[ \t\r\n]*)*)?\][ \t\r\n]*$"#;

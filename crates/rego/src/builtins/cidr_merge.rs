@@ -1,9 +1,15 @@
 //! `net.cidr_merge`: joins adjacent and overlapping networks to ranges, and splits each range into
 //! the fewest networks.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::networks::{Network, address};
+/// A network: its first address, and the prefix length in bits of the address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Network {
+    /// The address as written. Host bits are kept where Go keeps them.
+    pub(super) address: IpAddr,
+    pub(super) prefix: u8,
+}
 
 /// A range of addresses of one family. IPv4 is ordered within IPv6, as in Go.
 struct Range {
@@ -15,6 +21,14 @@ struct Range {
 
 /// The prefix of IPv4 addresses within IPv6.
 const MAPPED: u128 = 0xffff << 32;
+
+/// Converts a number to an address of the family with this many bits.
+pub(super) fn address(number: u128, bits: u8) -> IpAddr {
+    match u32::try_from(number) {
+        Ok(number) if bits == 32 => IpAddr::V4(Ipv4Addr::from(number)),
+        _ => IpAddr::V6(Ipv6Addr::from(number)),
+    }
+}
 
 fn number(address: IpAddr) -> u128 {
     match address {

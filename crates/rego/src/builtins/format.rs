@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use regorus::Value;
 
 use super::go_fmt::{self, Argument, Spec};
-use super::{MAX_TEXT, bounded, go_quote, text};
+use super::{MAX_TEXT, bounded, text};
 
 /// Maximum field width and precision; the same as in Go.
 const MAX_WIDTH: usize = 1_000_000;
@@ -223,43 +223,4 @@ impl Printer<'_> {
         }
         bounded(self.out)
     }
-}
-
-/// Formats a value as OPA formats terms: like JSON, with a space after `,` and `:`, sets in braces,
-/// and strings in Go's quotes.
-pub(super) fn term(value: &Value, out: &mut String) -> anyhow::Result<()> {
-    anyhow::ensure!(out.len() <= MAX_TEXT, "sprintf: more than {MAX_TEXT} bytes");
-    let list = |values: &mut dyn Iterator<Item = &Value>, out: &mut String| {
-        for (place, value) in values.enumerate() {
-            out.push_str(if place > 0 { ", " } else { "" });
-            term(value, out)?;
-        }
-        anyhow::Ok(())
-    };
-    match value {
-        Value::Array(array) => {
-            out.push('[');
-            list(&mut array.iter(), out)?;
-            out.push(']');
-        }
-        Value::Set(set) if set.is_empty() => out.push_str("set()"),
-        Value::Set(set) => {
-            out.push('{');
-            list(&mut set.iter_sorted(), out)?;
-            out.push('}');
-        }
-        Value::Object(object) => {
-            out.push('{');
-            for (place, (key, value)) in object.iter_sorted().enumerate() {
-                out.push_str(if place > 0 { ", " } else { "" });
-                term(key, out)?;
-                out.push_str(": ");
-                term(value, out)?;
-            }
-            out.push('}');
-        }
-        Value::String(text) => out.push_str(&go_quote::text(text, false)),
-        other => out.push_str(&super::json::scalar(other)?),
-    }
-    Ok(())
 }

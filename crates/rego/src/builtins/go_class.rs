@@ -2,9 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, PoisonError};
 
-use super::go_regex::Fault;
+use parking_lot::Mutex;
+
+/// The reason why parsing stops.
+#[derive(Debug)]
+pub(super) enum Fault {
+    Syntax(&'static str),
+    Deep,
+}
 
 /// An empty class, which never matches.
 const NOTHING: &str = r"[^\x00-\x{10FFFF}]";
@@ -72,7 +78,7 @@ fn unicode(negated: bool, text: &str) -> Result<(String, &str), Fault> {
 fn is_class(class: &str) -> bool {
     static KNOWN: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
     const MAX_CACHED_CLASSES: usize = 1024;
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = KNOWN.lock();
     if let Some(known) = known.get(class) {
         return *known;
     }

@@ -7,7 +7,7 @@
 
 use regex::{Regex, RegexBuilder};
 
-use super::go_class;
+use super::go_class::{self, Fault};
 use crate::meter::weighed;
 
 /// Maximum length of a pattern, in bytes. It fits a list of some hundred registries.
@@ -140,13 +140,6 @@ pub(super) fn translate(pattern: &str) -> Result<Translated, PatternError> {
         Err(Fault::Deep) => Err(PatternError::TooDeep(shown(pattern))),
         Err(Fault::Syntax(why)) => Err(PatternError::Invalid(shown(pattern), why)),
     }
-}
-
-/// The reason why parsing stops.
-#[derive(Debug)]
-pub(super) enum Fault {
-    Syntax(&'static str),
-    Deep,
 }
 
 const fn fault<T>(why: &'static str) -> Result<T, Fault> {

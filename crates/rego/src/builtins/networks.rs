@@ -1,20 +1,12 @@
 //! `net.cidr_*`: addresses and networks as in Go's `net`. An IPv4 address written as IPv6 is the
 //! IPv4 address.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use regorus::Value;
 
-use super::cidr_merge;
+use super::cidr_merge::{self, Network, address};
 use super::{MAX_ELEMENTS, elements, set_of, text};
-
-/// A network: its first address, and the prefix length in bits of the address family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Network {
-    /// The address as written. Host bits are kept where Go keeps them.
-    pub(super) address: IpAddr,
-    pub(super) prefix: u8,
-}
 
 /// Returns an address as Go compares it: IPv4 within IPv6 is IPv4.
 fn canonical(address: IpAddr) -> IpAddr {
@@ -94,14 +86,6 @@ impl Network {
 impl std::fmt::Display for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
-
-/// Converts a number to an address of the family with this many bits.
-pub(super) fn address(number: u128, bits: u8) -> IpAddr {
-    match u32::try_from(number) {
-        Ok(number) if bits == 32 => IpAddr::V4(Ipv4Addr::from(number)),
-        _ => IpAddr::V6(Ipv6Addr::from(number)),
     }
 }
 

@@ -4,8 +4,9 @@
 //! would allow the request.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use regorus::Value;
 
 use super::go_regex::{self, GoRegex, PatternError};
@@ -54,8 +55,8 @@ impl Regexes {
         made
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Cache> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Cache> {
+        self.0.lock()
     }
 
     /// Returns a compiled regular expression.

@@ -3,10 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use regorus::unstable::{Expr, Module, Ref, Rule, RuleHead};
+use regorus::unstable::{Expr, Module, Ref, Rule, RuleAssign, RuleHead};
 
-use super::rules::Head;
 use crate::analysis::{Path, head_path};
+
+/// The parts of a head.
+pub(super) struct Head<'a> {
+    pub(super) refr: &'a Ref<Expr>,
+    /// `None` if the rule is not a function.
+    pub(super) arguments: Option<&'a [Ref<Expr>]>,
+    /// The key of a set.
+    pub(super) key: Option<&'a Ref<Expr>>,
+    /// True for `deny[msg] { … }` or `deny contains msg`, false for `p.q { … }`.
+    pub(super) is_set: bool,
+    pub(super) value: Option<&'a RuleAssign>,
+}
 
 /// Returns the constant prefixes of heads' paths that continue with a variable, and whether a path
 /// continues after the variable.

@@ -1,23 +1,12 @@
 //! Lowers rules: heads, their values, bodies and `else` branches.
 
-use regorus::unstable::{Expr, Import, Ref, Rule, RuleAssign, RuleBody, RuleHead};
+use regorus::unstable::{Expr, Import, Ref, Rule, RuleBody, RuleHead};
 
+use super::heads::Head;
 use super::text::Tokens;
 use super::{Lower, heads, joined, token};
 use crate::analysis::{head_path, is_constant};
 use crate::error::LoadError;
-
-/// The parts of a head.
-pub(super) struct Head<'a> {
-    pub(super) refr: &'a Ref<Expr>,
-    /// `None` if the rule is not a function.
-    pub(super) arguments: Option<&'a [Ref<Expr>]>,
-    /// The key of a set.
-    pub(super) key: Option<&'a Ref<Expr>>,
-    /// True for `deny[msg] { … }` or `deny contains msg`, false for `p.q { … }`.
-    pub(super) is_set: bool,
-    value: Option<&'a RuleAssign>,
-}
 
 impl Lower<'_> {
     pub(super) fn import(&mut self, import: &Import, out: &mut Tokens) -> Result<(), LoadError> {

@@ -14,14 +14,17 @@ mod figures;
 mod suite;
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
 use rolegate_rego::Syntax;
 
 use deviations::{Deviations, Found};
 use figures::Figures;
 use suite::Verdict;
+
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();
 
 /// Runs all cases of a version on all processors.
 fn run(version: Syntax) -> (Figures, BTreeMap<String, Found>) {
@@ -35,14 +38,14 @@ fn run(version: Syntax) -> (Figures, BTreeMap<String, Found>) {
             let work = || {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = case.run();
-                    results.lock().unwrap().push((case, result));
+                    results.lock().push((case, result));
                 }
             };
             worker.spawn_scoped(scope, work).unwrap();
         }
     });
     let (mut figures, mut found) = (Figures::default(), BTreeMap::new());
-    for (case, (verdict, what)) in results.into_inner().unwrap() {
+    for (case, (verdict, what)) in results.into_inner() {
         figures.count(families::of(&case.folder), &verdict);
         if verdict != Verdict::Same {
             found.insert(case.key.clone(), Found { verdict, what });

@@ -26,7 +26,7 @@ fn pod() -> Workload {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: RoleRequest::default(),
+        role_request: RoleRequest::default(),
         labels: text(&[("team", "a")]),
         annotations: text(&[
             ("iam.amazonaws.com/role", "admin"),

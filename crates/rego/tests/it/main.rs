@@ -11,3 +11,6 @@ mod meaning;
 mod properties;
 mod references;
 mod testing;
+
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();

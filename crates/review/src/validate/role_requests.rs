@@ -187,9 +187,12 @@ impl Validator<'_> {
     fn pods(&mut self, shape: &PodShape<'_>, account_is_known: bool) -> Result<(), Malformed> {
         let keys = self.rules.keys;
         let namespace = self.namespace_name()?;
-        let wish = shape.role_request(keys);
-        let asks = wish.role.as_ref().is_some_and(|role| !role.is_empty());
-        let workload = shape.workload(namespace, self.review.name(), wish);
+        let role_request = shape.role_request(keys);
+        let asks = role_request
+            .role
+            .as_ref()
+            .is_some_and(|role| !role.is_empty());
+        let workload = shape.workload(namespace, self.review.name(), role_request);
         self.ask(&workload, Source::Annotations(shape), account_is_known)?;
         self.web_identity(shape, &workload, asks)
     }
@@ -254,7 +257,7 @@ impl Validator<'_> {
     /// Evaluates a role that is named by something other than a pod's annotation.
     fn named_by(&mut self, workload: &Workload, role: &str, path: &str) -> Result<(), Malformed> {
         let workload = Workload {
-            wish: RoleRequest::for_role(role),
+            role_request: RoleRequest::for_role(role),
             ..workload.clone()
         };
         self.ask(&workload, Source::Path(path), true)
@@ -369,7 +372,7 @@ impl Validator<'_> {
         let explanation = self.rules.rules.explain(workload, self.now);
         let counts = |source| account_is_known || source != LayerId::Grants.into();
         let keys = self.rules.keys;
-        let is_default = workload.wish.role.is_none();
+        let is_default = workload.role_request.role.is_none();
         let violation = |denial: &Denial| violation(denial, is_default, source, keys);
         match explanation.decision {
             Decision::NoRole => {}
@@ -406,28 +409,16 @@ impl Validator<'_> {
                 if precedes_layers || workload.mirror {
                     return Ok(());
                 }
-                for judgement in explanation.layer_results {
-                    let Verdict::Deny {
-                        rule,
-                        reason,
-                        transient,
-                    } = judgement.verdict
-                    else {
+                for result in explanation.layer_results {
+                    let Verdict::Deny { rule, reason, .. } = result.verdict else {
                         continue;
                     };
-                    let source = DenialSource::Layer(judgement.layer);
+                    let source = DenialSource::Layer(result.layer);
                     if source == denial.denied_by || !counts(source) {
                         continue;
                     }
-                    let other = Denial {
-                        role: denial.role.clone(),
-                        denied_by: source,
-                        rule,
-                        field: RequestField::Role,
-                        reason,
-                        transient,
-                    };
-                    let mode: Mode = judgement.mode;
+                    let other = Denial::new(&denial.role, source, rule, reason);
+                    let mode: Mode = result.mode;
                     self.by_mode(mode, violation(&other));
                 }
             }

@@ -158,7 +158,7 @@ impl Pod {
             phase: Phase::Running,
             host_network: false,
             mirror: self.mirror,
-            wish: RoleRequest {
+            role_request: RoleRequest {
                 role: self.role.as_deref().map(|role| role.trim().into()),
                 external_id: given(&self.external_id),
                 session_name: given(&self.session_name),

@@ -8,3 +8,6 @@ mod policies;
 mod registration;
 mod table;
 mod world;
+
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();

@@ -116,7 +116,7 @@ fn workload(pod: &Value) -> Workload {
         phase: Phase::Running,
         host_network: false,
         mirror: annotation(MIRROR).is_some(),
-        wish: RoleRequest {
+        role_request: RoleRequest {
             role: annotation(ROLE).map(Into::into),
             external_id: given(EXTERNAL_ID),
             session_name: given(SESSION_NAME),

@@ -229,7 +229,7 @@ pub(crate) struct AgentFlags {
 
 impl AgentFlags {
     /// Returns the number of threads that serve requests.
-    pub(crate) fn worker_threads(&self) -> usize {
+    pub(super) fn serving_threads(&self) -> usize {
         let most = NonZeroUsize::MIN.saturating_add(3);
         let found = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         self.threads.unwrap_or_else(|| found().min(most)).get()

@@ -21,7 +21,7 @@ use rolegate_runtime::tls::TlsFiles;
 
 use super::flags::{AgentFlags, ImdsV2, UnrecordedAddresses};
 use crate::flags::deciding::DecidingFlags;
-use crate::flags::{MIN_STALENESS, check_max_staleness, invalid, session_life};
+use crate::flags::{MIN_STALENESS, check_max_staleness, invalid, session_duration_seconds};
 use crate::redirect::{choice, spec};
 
 /// Default address of metrics, which pods cannot reach.
@@ -233,8 +233,8 @@ fn admin(flags: &AgentFlags) -> anyhow::Result<SocketAddr> {
 }
 
 fn session_seconds(flags: &AgentFlags) -> anyhow::Result<u32> {
-    let (flag, life) = match (flags.session_duration, flags.iam_role_session_ttl) {
-        (Some(life), _) => ("--session-duration", life),
+    let (flag, lifetime) = match (flags.session_duration, flags.iam_role_session_ttl) {
+        (Some(lifetime), _) => ("--session-duration", lifetime),
         // kube2iam requests twice its TTL from STS.
         (None, Some(ttl)) => (
             "--iam-role-session-ttl (half of the duration requested from STS)",
@@ -242,7 +242,7 @@ fn session_seconds(flags: &AgentFlags) -> anyhow::Result<u32> {
         ),
         (None, None) => return Ok(3600),
     };
-    session_life(flag, life)
+    session_duration_seconds(flag, lifetime)
 }
 
 async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>> {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use rolegate_core::names;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::tls::TlsFiles;
 
@@ -28,7 +29,7 @@ pub(crate) struct CertificateFlags {
     #[arg(long, value_name = "SOURCE", env = "ROLEGATE_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
     certificate: CertificateFrom,
     /// Namespace of the Secret that holds the certificate
-    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "rolegate-system", help_heading = CERTIFICATE)]
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = names::NAMESPACE, help_heading = CERTIFICATE)]
     pub(crate) namespace: String,
     /// Name of the Secret that holds the certificate [default: rolegate-COMMAND-tls]
     #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_SECRET", help_heading = CERTIFICATE)]

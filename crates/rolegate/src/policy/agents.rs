@@ -5,6 +5,7 @@ mod workload;
 
 use clap::Args;
 use http::Uri;
+use rolegate_core::names;
 use rolegate_core::text::plain;
 use rolegate_inventory::basis::WorkloadRef;
 use rolegate_inventory::cluster::Cluster;
@@ -24,7 +25,7 @@ const HEADING: &str = "Agents";
 #[derive(Debug, Clone, Args)]
 pub(super) struct AgentsAt {
     /// Namespace of the agents whose flags are read
-    #[arg(long, value_name = "NAME", default_value = "rolegate-system", value_parser = name, help_heading = HEADING)]
+    #[arg(long, value_name = "NAME", default_value = names::NAMESPACE, value_parser = name, help_heading = HEADING)]
     agent_namespace: String,
     /// DaemonSet of the agents [default: those named rolegate-agent or labelled app.kubernetes.io/name=rolegate-agent]
     #[arg(long, value_name = "NAME", value_parser = name, help_heading = HEADING)]
@@ -186,7 +187,7 @@ mod tests {
         for (url, expected) in [
             (
                 "https://rolegate-broker.rolegate-system.svc:9443",
-                Some("rolegate-system"),
+                Some(names::NAMESPACE),
             ),
             ("https://b.two.svc.cluster.local:1", Some("two")),
             ("https://localhost:9443", None),

@@ -18,7 +18,7 @@ use rolegate_policy::check::{Creator, Existing, Report};
 use rolegate_report::EXIT_FAULT;
 use rolegate_report::findings::Findings;
 
-use super::current::{Current, demand_base, load};
+use super::current::{Current, load, require_base};
 use super::errors::refuse_idle;
 use super::files;
 use super::flags::{ReadFlags, RulesFrom};
@@ -216,7 +216,7 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
             .collect()
     };
     let mut findings = checking.report(&loaded);
-    demand_base(
+    require_base(
         &loaded,
         sources,
         rules.values().iter().chain(judged),

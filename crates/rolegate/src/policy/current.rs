@@ -128,7 +128,7 @@ impl Current {
     ///
     /// # Errors
     /// Returns an error that names the ways to set the base ARN.
-    pub(super) fn demand_base<A: PartialEq>(
+    pub(super) fn require_base<A: PartialEq>(
         &self,
         loaded: &Loaded,
         without: &A,
@@ -137,7 +137,7 @@ impl Current {
         let Self {
             objects, sources, ..
         } = self;
-        demand_base(loaded, sources, objects.values(), without, |base| {
+        require_base(loaded, sources, objects.values(), without, |base| {
             answer(&load(objects, sources, &Assumed::base(base))?)
         })
     }
@@ -208,7 +208,7 @@ pub(super) fn load(
 ///
 /// # Errors
 /// Returns an error that names the ways to set the base ARN.
-pub(super) fn demand_base<'v, A: PartialEq>(
+pub(super) fn require_base<'v, A: PartialEq>(
     loaded: &Loaded,
     sources: &FlagSources,
     judged: impl IntoIterator<Item = &'v Value>,

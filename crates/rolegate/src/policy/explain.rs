@@ -130,7 +130,7 @@ async fn pods(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
             .collect()
     };
     let explained = explain(&loaded);
-    current.demand_base(&loaded, &verdicts(&explained), |loaded| {
+    current.require_base(&loaded, &verdicts(&explained), |loaded| {
         Ok(verdicts(&explain(loaded)))
     })?;
     for note in &loaded.notes {
@@ -153,7 +153,7 @@ async fn one(
     refuse_idle(&[&loaded.idle])?;
     let now = Timestamp::now();
     let explained = asked.explained(&loaded, now)?;
-    current.demand_base(&loaded, &Verdict::from(&explained), |loaded| {
+    current.require_base(&loaded, &Verdict::from(&explained), |loaded| {
         Ok(Verdict::from(&asked.explained(loaded, now)?))
     })?;
     for note in &loaded.notes {

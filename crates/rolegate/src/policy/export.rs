@@ -7,6 +7,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use rolegate_api::crds_yaml;
 use rolegate_core::config::RuleConfig;
+use rolegate_core::names;
 use rolegate_inventory::load::Loaded;
 use rolegate_policy::document;
 use rolegate_policy::vap::{VapInput, export};
@@ -52,10 +53,10 @@ pub(super) struct ExportArguments {
     #[command(flatten)]
     from: RulesFrom,
     /// Namespace of rolegate, for the webhook's Service and the policies' parameters
-    #[arg(short, long, value_name = "NAME", default_value = "rolegate-system", value_parser = name)]
+    #[arg(short, long, value_name = "NAME", default_value = names::NAMESPACE, value_parser = name)]
     namespace: String,
     /// Service of the webhook
-    #[arg(long, value_name = "NAME", default_value = "rolegate-admission", value_parser = name)]
+    #[arg(long, value_name = "NAME", default_value = names::ADMISSION, value_parser = name)]
     service: String,
     /// CA certificates (PEM) for the webhook's certificate. By default the controller or cert-manager adds them
     #[arg(long, value_name = "FILE")]

@@ -17,7 +17,7 @@ use rolegate_report::EXIT_FAULT;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::current::{Current, demand_base, load};
+use super::current::{Current, load, require_base};
 use super::errors::refuse_idle;
 use super::files;
 use super::flags::{ReadFlags, ScopeFlags};
@@ -117,7 +117,7 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     let sides = [&before, &after];
     if let Some(loaded) = sides.iter().find(|loaded| loaded.lacks_base(sources)) {
         let judged = proposed.after.values();
-        demand_base(loaded, sources, judged, &simulated, |base| {
+        require_base(loaded, sources, judged, &simulated, |base| {
             proposed.simulated(Some(&base))
         })?;
     }

@@ -72,7 +72,7 @@ pub(super) async fn run(arguments: SuggestArguments) -> anyhow::Result<ExitCode>
         )
     };
     let suggestion = suggested(&loaded);
-    current.demand_base(&loaded, &suggestion, |loaded| Ok(suggested(loaded)))?;
+    current.require_base(&loaded, &suggestion, |loaded| Ok(suggested(loaded)))?;
     for note in loaded.notes.iter().chain(&suggestion.notes()) {
         output::note(note);
     }

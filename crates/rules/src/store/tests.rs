@@ -31,13 +31,13 @@ fn writer(rego: RegoConfig) -> RuleStoreWriter {
         SessionScope::Workload,
         3600,
     );
-    writer.learn(Facts::default());
+    writer.set_aws_environment(AwsEnvironment::default());
     let default = Namespace {
         name: "default".into(),
         ..Namespace::default()
     };
     let namespaces = Change::Snapshot(vec![default]);
-    writer.apply(Report::RuleStore(RuleUpdate::Namespaces(namespaces)));
+    writer.apply(Report::Rules(RuleUpdate::Namespaces(namespaces)));
     writer
 }
 
@@ -75,7 +75,7 @@ fn pod() -> Workload {
         phase: Phase::Running,
         host_network: false,
         mirror: false,
-        wish: RoleRequest {
+        role_request: RoleRequest {
             role: Some("arn:aws:iam::123456789012:role/reader".into()),
             ..RoleRequest::default()
         },
@@ -272,7 +272,7 @@ fn another_label_reads_the_config_maps_anew() {
         ..RegoConfig::default()
     });
     let all = RuleUpdate::Config(ClusterConfig::Is(Arc::new(all)));
-    writer.apply(Report::RuleStore(all));
+    writer.apply(Report::Rules(all));
     assert!(!allows(&writer));
 }
 

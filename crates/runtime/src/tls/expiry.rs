@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -92,7 +93,7 @@ impl CertificateFile {
             Part::Leaf => ends.next(),
             Part::Authorities => ends.max(),
         };
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = end;
+        *self.end.lock() = end;
     }
 }
 
@@ -102,7 +103,7 @@ impl Expires for CertificateFile {
     }
 
     fn expires_at(&self) -> Option<Timestamp> {
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.end.lock()
     }
 }
 

@@ -1,10 +1,11 @@
 //! The certificate that is currently served, and its condition.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
@@ -99,18 +100,12 @@ impl CertificateStore {
 
     /// Checks whether the current certificate has expired. Sources call this periodically.
     pub fn check_expiry(&self) {
-        let last_error = self
-            .last_error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let last_error = self.last_error.lock();
         self.update_condition(last_error.as_deref());
     }
 
     fn say(&self, last_error: Option<String>) {
-        let mut said = self
-            .last_error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.last_error.lock();
         if *said != last_error {
             match &last_error {
                 Some(why) => {

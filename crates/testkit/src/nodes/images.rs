@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
+use parking_lot::Mutex;
 
 use super::image::{ImageBuilder, PAUSE, inside, run};
 use super::site::STS_URL;
@@ -57,7 +57,7 @@ pub(super) type Images = Vec<(String, PathBuf)>;
 /// Returns the images, built by the first caller.
 pub(super) fn standard() -> anyhow::Result<Images> {
     static MADE: Mutex<Option<(Scratch, Images)>> = Mutex::new(None);
-    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut made = MADE.lock();
     if let Some((_, images)) = &*made {
         return Ok(images.clone());
     }
@@ -131,11 +131,16 @@ fn client(folder: &Path) -> anyhow::Result<ImageBuilder> {
 
 /// Adds the Python of the test environment, and the packages that pods use.
 fn with_python(mut image: ImageBuilder) -> anyhow::Result<ImageBuilder> {
-    let facts = "import sys, sysconfig; paths = sysconfig.get_paths(); \
+    let aws_environment = "import sys, sysconfig; paths = sysconfig.get_paths(); \
         print(sys._base_executable, paths['stdlib'], paths['purelib'], sep='\\n')";
-    let facts = run(Command::new(python::program("python")?).args(["-c", facts]))?;
-    let mut facts = facts.lines().map(PathBuf::from);
-    let mut next = || facts.next().context("Python doesn't say where it is");
+    let aws_environment =
+        run(Command::new(python::program("python")?).args(["-c", aws_environment]))?;
+    let mut aws_environment = aws_environment.lines().map(PathBuf::from);
+    let mut next = || {
+        aws_environment
+            .next()
+            .context("Python doesn't say where it is")
+    };
     let (interpreter, library, packages) = (next()?, next()?, next()?);
     image = image.binary(&interpreter, &interpreter)?;
     for entry in fs::read_dir(&library)? {

@@ -15,34 +15,13 @@ use serde_json::json;
 use super::Cni;
 use super::control_plane::ControlPlane;
 use super::site::{self, SITE_ADDRESS, Site};
+use super::spec::NodeSpec;
 use super::user::{Ran, Shell};
 use crate::lab::Namespace;
 use crate::process::Process;
 
 /// Time that the kernel may take to end all processes of a node.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The name and addresses of a node.
-#[derive(Debug, Clone)]
-pub(super) struct NodeSpec {
-    /// Its name in Kubernetes.
-    pub(super) name: String,
-    pub(super) address: Ipv4Addr,
-    /// The range of its pods' addresses.
-    pub(super) pods: String,
-}
-
-impl NodeSpec {
-    /// Returns the name and addresses of the node with this number, from 1.
-    pub(super) fn new(number: u8) -> anyhow::Result<Self> {
-        ensure!((1..200).contains(&number), "a site has 199 nodes at most");
-        Ok(Self {
-            name: format!("node-{number}"),
-            address: Ipv4Addr::new(192, 168, 50, 10 + number),
-            pods: format!("10.244.{number}.0/24"),
-        })
-    }
-}
 
 /// A node of a [`super::TestCluster`]. Dropping it powers it off.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use rolegate_devkit::{Imds, ImdsOptions, Sts, StsOptions};
 use tokio::runtime::{Builder, Runtime};
 
-use super::node::NodeSpec;
+use super::spec::NodeSpec;
 use crate::lab::Namespace;
 use crate::repository;
 

@@ -42,7 +42,7 @@ fn fixture() -> Fixture {
         pod_table,
         readiness,
     };
-    fixture.hear(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     fixture
 }
 
@@ -118,12 +118,12 @@ fn complete() -> v1::Update {
 }
 
 impl Fixture {
-    fn hear(&mut self, heard: PairEvent) -> Result<(), Malformed> {
-        self.sync.take(heard, &self.fed)
+    fn receive(&mut self, event: PairEvent) -> Result<(), Malformed> {
+        self.sync.take(event, &self.fed)
     }
 
     fn update(&mut self, update: v1::Update) -> Result<(), Malformed> {
-        self.hear(PairEvent::Update(update))
+        self.receive(PairEvent::Update(update))
     }
 
     /// Returns the access key that a pod gets.
@@ -186,13 +186,13 @@ fn missing_pods_are_removed_once_a_new_stream_is_complete() {
     first.complete = true;
     fixture.update(first).unwrap();
     fixture
-        .hear(PairEvent::Lost("it went away".into()))
+        .receive(PairEvent::Lost("it went away".into()))
         .unwrap();
     // It is served meanwhile, and ready.
     assert_eq!(fixture.key(1).as_deref(), Some("ASIA1"));
     assert!(fixture.readiness.is_ready());
 
-    fixture.hear(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     // Another broker has other numbers, and has not fetched this session yet: the first one's
     // credentials stay.
     let mut unfetched = session(7, "a", "x");
@@ -214,18 +214,18 @@ async fn staleness_grows_until_the_next_stream_is_complete() {
     fixture.update(complete()).unwrap();
     tokio::time::advance(minutes(5)).await;
     assert_eq!(fixture.sync.age.age(), minutes(5));
-    fixture.hear(PairEvent::Heartbeat(1000)).unwrap();
+    fixture.receive(PairEvent::Heartbeat(1000)).unwrap();
     assert_eq!(fixture.sync.age.age().as_secs(), 1);
 
-    fixture.hear(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     tokio::time::advance(minutes(10)).await;
     for said in [0, u64::MAX] {
         // The broker has not received any pod yet, or never sends one.
-        fixture.hear(PairEvent::Heartbeat(said)).unwrap();
+        fixture.receive(PairEvent::Heartbeat(said)).unwrap();
         assert_eq!(fixture.sync.age.age().as_secs(), 601, "{said}");
     }
     fixture.update(complete()).unwrap();
-    fixture.hear(PairEvent::Heartbeat(0)).unwrap();
+    fixture.receive(PairEvent::Heartbeat(0)).unwrap();
     assert_eq!(fixture.sync.age.age(), minutes(0));
 }
 
@@ -258,7 +258,7 @@ fn a_broker_that_has_not_decided_yet_takes_nothing_away() {
     first.complete = true;
     fixture.update(first).unwrap();
 
-    fixture.hear(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     // One of them has moved: its decision applied to its previous address.
     let moved = v1::Pod {
         addresses: vec![wire::address_bytes(address(9))],
@@ -302,12 +302,12 @@ fn pending_requests_are_repeated_to_the_next_broker() {
     };
     assert_eq!(asked(&mut fixture), Some(1));
 
-    fixture.hear(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     fixture
         .update(update(vec![unfetched(5)], vec![pod(1, 5)]))
         .unwrap();
     assert_eq!(asked(&mut fixture), Some(5));
-    fixture.hear(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     let fetched = session(6, "a", "ASIA1");
     fixture
         .update(update(vec![fetched], vec![pod(1, 6)]))
@@ -323,7 +323,7 @@ fn the_session_that_expires_last_is_served() {
     fixture
         .update(update(vec![session(1, "a", "ASIA1")], vec![pod(1, 1)]))
         .unwrap();
-    fixture.hear(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     // A broker that has not reached STS for long still has its old session.
     let old = v1::Session {
         credentials: Some(credentials_since("ASIA0", hours_ago(2))),
@@ -410,7 +410,7 @@ fn a_broker_cannot_fill_the_agent() {
     // While the complete state is sent, and afterwards.
     fixture.update(pods(0, MAX_ENTRIES)).unwrap();
     assert!(fixture.update(pods(MAX_ENTRIES, 2)).is_err());
-    fixture.hear(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     let mut first = update(vec![session(1, "a", "ASIA1")], Vec::new());
     first.complete = true;
     fixture.update(first).unwrap();

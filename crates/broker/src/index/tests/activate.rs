@@ -21,13 +21,13 @@ async fn run(
     commands: mpsc::UnboundedReceiver<StreamCommand>,
 ) {
     let (_reporter, reports) = mpsc::channel(1);
-    let (_learner, facts) = watch::channel(None);
+    let (_learner, aws_environment) = watch::channel(None);
     let (_changer, sessions) = mpsc::unbounded_channel();
     let sources = IndexSources {
         cluster: Sources {
             updates,
             reports,
-            facts,
+            aws_environment,
         },
         commands,
         sessions,
@@ -93,7 +93,7 @@ fn changing_pods_do_not_delay_a_new_stream() {
                     ..pod
                 }),
                 _ => Change::Apply(Workload {
-                    wish: RoleRequest::default(),
+                    role_request: RoleRequest::default(),
                     ..pod
                 }),
             };
@@ -113,7 +113,7 @@ fn early_decisions_are_repeated_before_a_stream_is_complete() {
     let subscription = fixture.serving("node-1", None);
     assert_eq!(authorization(&subscription, "uid-7"), "undecided");
     fixture.index.update(namespace(r#"["reader"]"#));
-    fixture.learn();
+    fixture.set_aws_environment();
     assert!(fixture.readiness.is_ready() && !subscription.is_complete());
     assert!(!sent(&subscription).2);
     fixture.reconcile_all();
@@ -123,7 +123,7 @@ fn early_decisions_are_repeated_before_a_stream_is_complete() {
     // The pods arrive last.
     let mut fixture = empty();
     fixture.allow(r#"["reader"]"#);
-    fixture.learn();
+    fixture.set_aws_environment();
     let subscription = fixture.serving("node-1", None);
     let pods = (0..200).map(|number| pod(&name(number), "node-1"));
     let all = Change::Snapshot(pods.collect());
@@ -153,7 +153,7 @@ async fn a_large_new_stream_does_not_delay_other_nodes() {
     }
     let denied = pod("other", "node-2");
     let denied = Workload {
-        wish: RoleRequest::default(),
+        role_request: RoleRequest::default(),
         ..denied
     };
     let change = Update::Workloads(Change::Apply(denied));

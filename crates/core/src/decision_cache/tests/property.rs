@@ -104,7 +104,7 @@ prop_compose! {
             mirror,
             phase,
             addresses: Vec::new(),
-            wish: RoleRequest { role, external_id, session_name },
+            role_request: RoleRequest { role, external_id, session_name },
             labels,
             annotations,
         }

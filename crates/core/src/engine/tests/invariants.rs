@@ -101,13 +101,13 @@ proptest! {
         // Once STS responds, every needed session is eventually fetched.
         for round in 0..2000 {
             for key in std::mem::take(&mut flying) {
-                let life = Validity { from: now, until: now + seconds(3600) };
-                for action in engine.handle(Event::Fetched(key, life), now) {
+                let lifetime = Validity { from: now, until: now + seconds(3600) };
+                for action in engine.handle(Event::Fetched(key, lifetime), now) {
                     if let Action::Fetch(key) = action { flying.push(key); }
                 }
             }
             let wanted = engine.entries.values().filter(|entry| entry.users > 0);
-            let served = |entry: &Entry| entry.life.is_some_and(|life| life.is_valid(now));
+            let served = |entry: &Entry| entry.lifetime.is_some_and(|lifetime| lifetime.is_valid(now));
             if wanted.into_iter().all(served) { break; }
             prop_assert!(round < 1999, "an entry never gets a session");
             now = engine.wake_at().unwrap_or(now).max(now);

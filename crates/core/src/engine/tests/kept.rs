@@ -41,11 +41,11 @@ fn a_reacquired_session_is_not_dropped_with_unused_ones() {
 
 #[test]
 fn a_session_that_arrives_without_a_user_is_kept_if_it_lives() {
-    for (life, kept) in [(hour(0), 1), (hour(-3600), 0)] {
+    for (lifetime, kept) in [(hour(0), 1), (hour(-3600), 0)] {
         let mut engine = Engine::new(EngineOptions::default());
         engine.handle(wanted("a"), at(0));
         assert_eq!(engine.handle(Event::Released(key("a")), at(0)), []);
-        let actions = engine.handle(Event::Fetched(key("a"), life), at(0));
+        let actions = engine.handle(Event::Fetched(key("a"), lifetime), at(0));
         assert_eq!(actions.len(), 1 - kept, "{actions:?}");
         assert_eq!(engine.counts(at(0)).sessions, kept);
     }
@@ -55,7 +55,7 @@ fn a_session_that_arrives_without_a_user_is_kept_if_it_lives() {
 fn sessions_that_are_due_at_the_same_instant_are_all_refreshed() {
     let mut engine = Engine::new(EngineOptions::default());
     // A validity so short that the minimum time between two fetches applies, without jitter.
-    let life = Validity {
+    let lifetime = Validity {
         from: at(0),
         until: at(1),
     };
@@ -64,7 +64,7 @@ fn sessions_that_are_due_at_the_same_instant_are_all_refreshed() {
         engine.handle(wanted(name), at(0));
     }
     for name in names {
-        engine.handle(Event::Fetched(key(name), life), at(0));
+        engine.handle(Event::Fetched(key(name), lifetime), at(0));
     }
     assert_eq!(engine.wake_at(), Some(at(5)));
     assert_eq!(engine.handle(Event::Tick, at(5)).len(), 3);

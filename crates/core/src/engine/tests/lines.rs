@@ -71,11 +71,11 @@ impl Simulation {
                     self.handle(Event::Failed(key, FailureKind::Throttled));
                 } else {
                     self.served.insert(key.clone());
-                    let life = Validity {
+                    let lifetime = Validity {
                         from: self.now - self.latency,
                         until: self.now + seconds(3600),
                     };
-                    self.handle(Event::Fetched(key, life));
+                    self.handle(Event::Fetched(key, lifetime));
                 }
             } else {
                 self.handle(Event::Tick);

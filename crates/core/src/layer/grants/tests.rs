@@ -188,9 +188,9 @@ fn an_external_id_must_be_listed() {
     one.external_ids = vec!["customer-a".into()];
     let mut pod = workload("shop", "web");
     assert!(allows(&evaluate(&[one.clone()], &pod, "reader")));
-    pod.wish.external_id = Some("customer-a".into());
+    pod.role_request.external_id = Some("customer-a".into());
     assert!(allows(&evaluate(&[one.clone()], &pod, "reader")));
-    pod.wish.external_id = Some("customer-b".into());
+    pod.role_request.external_id = Some("customer-b".into());
     assert!(!allows(&evaluate(&[one], &pod, "reader")));
     assert!(!allows(&evaluate(
         &[grant("none", &["reader"], "*")],
@@ -203,7 +203,7 @@ fn an_external_id_must_be_listed() {
 fn threat_13_an_external_id_sheds_no_limits() {
     let pod = |id: &str| {
         let mut pod = workload("shop", "web");
-        pod.wish.external_id = Some(id.into());
+        pod.role_request.external_id = Some(id.into());
         pod
     };
     let narrow = with_policy(grant("narrow", &["reader"], "*"), r#"{"narrow":1}"#);
@@ -247,7 +247,7 @@ fn the_default_role_needs_no_grant_and_takes_no_external_id() {
     };
     let mut pod = workload("shop", "web");
     assert!(allows(&evaluate(&[], &pod)));
-    pod.wish.external_id = Some("customer-a".into());
+    pod.role_request.external_id = Some("customer-a".into());
     assert!(!allows(&evaluate(&[], &pod)));
     let mut listing = grant("listing", &["reader"], "*");
     listing.external_ids = vec!["customer-a".into()];

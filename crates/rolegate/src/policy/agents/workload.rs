@@ -1,5 +1,6 @@
 //! The workloads whose processes decide.
 
+use rolegate_core::names;
 use rolegate_inventory::basis::WorkloadRef;
 use rolegate_inventory::cluster::Cluster;
 use serde_json::Value;
@@ -24,7 +25,7 @@ pub(super) struct Kind {
 pub(super) const AGENTS: Kind = Kind {
     kind: "DaemonSet",
     plural: "daemonsets",
-    name: "rolegate-agent",
+    name: names::AGENT,
     flag: "--agent-daemonset",
 };
 
@@ -32,7 +33,7 @@ pub(super) const AGENTS: Kind = Kind {
 pub(super) const BROKERS: Kind = Kind {
     kind: "Deployment",
     plural: "deployments",
-    name: "rolegate-broker",
+    name: names::BROKER,
     flag: "--broker-deployment",
 };
 

@@ -54,6 +54,12 @@ impl Checking<'_> {
                     .map(String::as_str),
             })
         });
-        check(&loaded.gate(), all, &creator, &self.namespace, self.now)
+        check(
+            &loaded.validation_rules(),
+            all,
+            &creator,
+            &self.namespace,
+            self.now,
+        )
     }
 }

@@ -48,7 +48,7 @@ impl RequestedPod {
             let pod = one.asking.iter().chain(unnamed).next();
             pod.is_some_and(|pod| pod.name == workload.name && pod.namespace == workload.namespace)
         });
-        let (policies, gate) = evaluated_policies(loaded, &workload, &self.object, now);
+        let (policies, webhook) = evaluated_policies(loaded, &workload, &self.object, now);
         if !self.exists {
             // A hypothetical pod is shown without a name.
             workload.name = "".into();
@@ -59,7 +59,7 @@ impl RequestedPod {
             policies: &policies,
             workload: &workload,
             web_identity,
-            admission: gate.as_ref(),
+            admission: webhook.as_ref(),
             now,
         }))
     }

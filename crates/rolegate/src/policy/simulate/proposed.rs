@@ -72,8 +72,11 @@ impl Proposed<'_> {
             let webhook_after = load(&self.after, sources, &webhook)?;
             let pods = objects.values().iter();
             let pods = pods.filter(|value| is_core(value, "Pod"));
-            let (now, then) = (webhook_before.gate(), webhook_after.gate());
-            simulation.add_made_again(&now, &then, pods, self.now);
+            let (now, then) = (
+                webhook_before.validation_rules(),
+                webhook_after.validation_rules(),
+            );
+            simulation.add_recreated(&now, &then, pods, self.now);
             Ok(simulation)
         };
         let as_configured = simulation(None)?;

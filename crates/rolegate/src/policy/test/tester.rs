@@ -188,9 +188,9 @@ impl<'a> Tester<'a> {
         self.note(&loaded);
         let observed = self.observer.observed(&loaded.snapshot.admission);
         let policies = loaded.snapshot.policies.observed(&self.observer.lines);
-        let mut gate = loaded.gate();
-        gate.rules = &observed;
-        gate.policies = Some(&policies);
+        let mut webhook = loaded.validation_rules();
+        webhook.rules = &observed;
+        webhook.policies = Some(&policies);
         let shown = |text: &str| loaded.names.in_sentence(text);
         let results = cases.iter().map(|(case, objects, old)| {
             let subjects = Subjects { objects, old };
@@ -198,7 +198,7 @@ impl<'a> Tester<'a> {
                 name: case.name.clone(),
                 file: file.file.clone(),
                 line: case.line,
-                result: case.run(&gate, subjects, shown, self.now),
+                result: case.run(&webhook, subjects, shown, self.now),
                 remarks: Vec::new(),
             }
         });

@@ -18,11 +18,11 @@ impl Peers for Watched {
     }
 
     fn closed(&self, limit: Limit) {
-        self.closed.lock().unwrap().push(limit);
+        self.closed.lock().push(limit);
     }
 
     fn usage(&self, usage: Usage) {
-        *self.usage.lock().unwrap() = usage;
+        *self.usage.lock() = usage;
     }
 }
 
@@ -63,16 +63,16 @@ async fn the_oldest_unauthenticated_connection_is_closed_first() {
     let held: Vec<_> = (0..25).map(|n| open(&connections, address(n))).collect();
     let evicted: Vec<_> = held.iter().map(|it| is_evicted(it)).collect();
     assert_eq!(evicted, [vec![true; 15], vec![false; 10]].concat());
-    assert_eq!(*peers.closed.lock().unwrap(), [Limit::Unauthenticated; 15]);
-    let usage = *peers.usage.lock().unwrap();
+    assert_eq!(*peers.closed.lock(), [Limit::Unauthenticated; 15]);
+    let usage = *peers.usage.lock();
     assert_eq!((usage.authenticated, usage.unauthenticated), (0, 10));
     assert_eq!(usage.reached, Some(Limit::Unauthenticated));
     tokio::time::advance(LIMIT_REPORT_TIME).await;
     connections.report_usage();
-    assert_eq!(peers.usage.lock().unwrap().reached, None);
+    assert_eq!(peers.usage.lock().reached, None);
     // Closing a connection does not affect the others.
     drop(held);
-    assert_eq!(peers.usage.lock().unwrap().unauthenticated, 0);
+    assert_eq!(peers.usage.lock().unauthenticated, 0);
     assert!(connections.state().by_peer.is_empty());
 }
 
@@ -102,7 +102,7 @@ async fn unauthenticated_connections_are_limited_per_peer() {
     let evicted: Vec<_> = held.iter().map(|it| is_evicted(it)).collect();
     assert_eq!(evicted, [true, true, true, false, false]);
     assert!(!is_evicted(&other));
-    assert_eq!(*peers.closed.lock().unwrap(), [Limit::Peer; 3]);
+    assert_eq!(*peers.closed.lock(), [Limit::Peer; 3]);
     // Expected peers of one network count separately.
     let nodes: Vec<_> = (100..110).map(v6).collect();
     let peers = Watched {
@@ -122,7 +122,7 @@ async fn a_peer_opens_connections_no_faster_than_it_may() {
         all.filter(Option::is_some).count()
     };
     assert_eq!(accepted(address(1)), 8);
-    assert!(peers.closed.lock().unwrap().contains(&Limit::Rate));
+    assert!(peers.closed.lock().contains(&Limit::Rate));
     assert_eq!(accepted(address(2)), 8, "a peer is refused for another one");
     tokio::time::advance(Duration::from_secs(2)).await;
     assert_eq!(accepted(address(1)), 2);
@@ -141,11 +141,11 @@ async fn authenticated_connections_have_an_end_too() {
     let late = open(&connections, address(60));
     assert!(!Authentication::of(&late).succeed());
     assert!(late.closing().is_cancelled());
-    assert_eq!(*peers.closed.lock().unwrap(), [Limit::Authenticated]);
+    assert_eq!(*peers.closed.lock(), [Limit::Authenticated]);
     drop(held.pop());
     let next = open(&connections, address(61));
     assert!(Authentication::of(&next).succeed());
-    assert_eq!(peers.usage.lock().unwrap().authenticated, 60);
+    assert_eq!(peers.usage.lock().authenticated, 60);
 }
 
 #[tokio::test(start_paused = true)]

@@ -57,14 +57,14 @@ enum Shape {
 }
 
 /// Generates the expressions for one export.
-pub(super) struct Wishes<'a> {
+pub(super) struct RoleRequests<'a> {
     input: &'a VapInput<'a>,
     pod_labels: &'a [String],
     /// The administrator's default role as an ARN; empty without a default role.
     default: String,
 }
 
-impl<'a> Wishes<'a> {
+impl<'a> RoleRequests<'a> {
     /// Creates a generator. Grants select by `pod_labels`, so that a change of one changes the
     /// request.
     pub(super) fn new(input: &'a VapInput<'a>, pod_labels: &'a [String]) -> Self {

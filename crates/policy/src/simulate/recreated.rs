@@ -12,7 +12,7 @@ use crate::check::{Creator, creation_of};
 impl Simulation {
     /// Adds the pods that admission accepts now but would deny, except those that lose their role
     /// anyway. `pods` are the objects of [`simulate`](super::simulate)'s workloads.
-    pub fn add_made_again<'a>(
+    pub fn add_recreated<'a>(
         &mut self,
         before: &ValidationRules<'_>,
         after: &ValidationRules<'_>,
@@ -48,7 +48,7 @@ impl Simulation {
             {
                 continue;
             }
-            let again = made_again(pod);
+            let again = recreated(pod);
             let Some(fault) = refused(after, &again, namespace, now) else {
                 continue;
             };
@@ -73,7 +73,7 @@ impl Simulation {
 }
 
 /// Returns the pod as its controller re-creates it.
-fn made_again(pod: &Value) -> Value {
+fn recreated(pod: &Value) -> Value {
     let mut pod = pod.clone();
     for (part, fields) in [
         (
@@ -122,7 +122,7 @@ fn role(rules: &ValidationRules<'_>, pod: &Value) -> String {
         found
             .asking
             .first()?
-            .wish
+            .role_request
             .role
             .as_deref()
             .map(str::to_owned)
@@ -175,7 +175,7 @@ mod tests {
             unchanged: pods.len(),
             ..Simulation::default()
         };
-        simulation.add_made_again(&before, &after, pods, NOW);
+        simulation.add_recreated(&before, &after, pods, NOW);
         simulation
     }
 

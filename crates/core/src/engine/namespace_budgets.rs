@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::line::Ticket;
+use super::queue::Ticket;
 use crate::session::SessionKey;
 use crate::token_bucket::{Rate, TokenBucket};
 

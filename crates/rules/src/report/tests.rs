@@ -1,13 +1,15 @@
-use rolegate_core::config::RuleConfig;
+use rolegate_core::config::{Modes, RuleConfig};
+use rolegate_core::decision::ReservedRole;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::layer::{LayerId, Mode};
-use rolegate_core::rule_set_builder::{ClusterConfig, Facts, RuleUpdate};
+use rolegate_core::rule_set_builder::{AwsEnvironment, ClusterConfig, RuleUpdate};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Change;
 use rolegate_runtime::readiness::Readiness;
 use std::sync::Arc;
 
 use super::*;
+use crate::in_force::RuleSource;
 use crate::store::{Report, RuleStoreWriter};
 
 fn base(path: &str) -> BaseArn {
@@ -27,17 +29,17 @@ fn writer() -> RuleStoreWriter {
     };
     let mut writer =
         RuleStoreWriter::new(flags, EnforcementPoint::Agent, SessionScope::Workload, 3600);
-    writer.learn(Facts {
+    writer.set_aws_environment(AwsEnvironment {
         reserved_roles: vec![ReservedRole::parse("arn:aws:iam::123456789012:role/node").unwrap()],
-        ..Facts::default()
+        ..AwsEnvironment::default()
     });
-    let none = Report::RuleStore(RuleUpdate::Namespaces(Change::Snapshot(Vec::new())));
+    let none = Report::Rules(RuleUpdate::Namespaces(Change::Snapshot(Vec::new())));
     writer.apply(none);
     writer
 }
 
 fn set(writer: &mut RuleStoreWriter, config: ClusterConfig) -> RulesInForce {
-    writer.apply(Report::RuleStore(RuleUpdate::Config(config)));
+    writer.apply(Report::Rules(RuleUpdate::Config(config)));
     writer.rules().load().in_force.clone()
 }
 

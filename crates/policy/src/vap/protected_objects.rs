@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::VapInput;
 use super::cel::{items, list, quote, text};
-use super::wish::variable;
+use super::role_requests::variable;
 
 /// The annotation with the state of a policy, which is not part of it.
 const STATUS_ANNOTATION: &str = "openpolicyagent.org/kube-mgmt-status";

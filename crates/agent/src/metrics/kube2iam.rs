@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use rolegate_runtime::histogram::AtomicHistogram;
 
-use crate::metrics::{Handler, Outcome};
+use super::labels::{Handler, Outcome};
 
 type Labels = [(&'static str, String); 3];
 type Requests = Family<Labels, AtomicHistogram, fn() -> AtomicHistogram>;
