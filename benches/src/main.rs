@@ -140,8 +140,9 @@ fn measure(arguments: &Arguments, parts: &[Part]) -> anyhow::Result<ExitCode> {
         serde_json::to_writer_pretty(&file, &results)?;
         writeln!(file)?;
     }
-    Ok(match results.failed.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    Ok(if results.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     })
 }

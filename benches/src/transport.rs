@@ -70,9 +70,10 @@ impl Transport {
                 !connection.wants_write()
             }
         };
-        match fits {
-            true => Ok(()),
-            false => bail!("a request did not fit into the socket's buffer"),
+        if fits {
+            Ok(())
+        } else {
+            bail!("a request did not fit into the socket's buffer")
         }
     }
 

@@ -283,9 +283,10 @@ impl Fixture {
         let mut seed = old.clone();
         let metadata = seed["metadata"].as_object_mut();
         let going = metadata.is_some_and(|all| all.remove("deletionTimestamp").is_some());
-        let made = match existed {
-            true => self.driver.patch(path, PatchKind::Merge, &seed).await?,
-            false => self.driver.post(collection, &seed).await?,
+        let made = if existed {
+            self.driver.patch(path, PatchKind::Merge, &seed).await?
+        } else {
+            self.driver.post(collection, &seed).await?
         };
         if matches!(made.status.as_u16(), 400 | 404 | 422) {
             return Ok(None);

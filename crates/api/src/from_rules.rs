@@ -37,9 +37,10 @@ impl From<&RuleConfig> for RolegateConfig {
                 PatternFormat::Glob => RestrictionFormat::Glob,
                 PatternFormat::Regexp => RestrictionFormat::Regexp,
             }),
-            namespace_restrictions_default: Some(match flags.allow_unannotated {
-                true => NamespaceDefault::Allow,
-                false => NamespaceDefault::Deny,
+            namespace_restrictions_default: Some(if flags.allow_unannotated {
+                NamespaceDefault::Allow
+            } else {
+                NamespaceDefault::Deny
             }),
             rego,
             ..RolegateConfigSpec::default()
@@ -61,8 +62,9 @@ fn kind_text(kind: &ResourceKind) -> String {
         version,
         resource,
     } = kind;
-    match group.is_empty() {
-        true => format!("{version}/{resource}"),
-        false => format!("{group}/{version}/{resource}"),
+    if group.is_empty() {
+        format!("{version}/{resource}")
+    } else {
+        format!("{group}/{version}/{resource}")
     }
 }

@@ -55,9 +55,11 @@ impl TryFrom<&RolegateConfig> for RuleConfig {
             "spec.exemptNamespaces",
             spec.exempt_namespaces.as_deref().unwrap_or_default(),
         )?;
-        let base = spec.base_role_arn.as_deref().map(normalized);
-        let base = base.map(BaseArn::parse);
-        let base = base
+        let base = spec
+            .base_role_arn
+            .as_deref()
+            .map(normalized)
+            .map(BaseArn::parse)
             .transpose()
             .map_err(|error| ConfigError::new("spec.baseRoleArn", error.to_string()))?;
         let cluster = spec.cluster_name.as_deref().map(normalized);

@@ -121,9 +121,10 @@ impl Authorizer {
         };
         DecisionRecord {
             generation: rules.generation,
-            until: match is_transient {
-                true => Some(now + TRANSIENT_TTL),
-                false => rules.reads_time().then(|| now + TIME_DEPENDENT_TTL),
+            until: if is_transient {
+                Some(now + TRANSIENT_TTL)
+            } else {
+                rules.reads_time().then(|| now + TIME_DEPENDENT_TTL)
             },
             authorization,
         }

@@ -94,8 +94,7 @@ impl<C> AssumedRole<C> {
     fn cached(&self) -> Result<Option<(Credentials, bool)>, ChainError> {
         let now = self.clock.now();
         let state = self.state();
-        let failed = state.failed.as_ref();
-        let failed = failed.filter(|(at, _)| {
+        let failed = state.failed.as_ref().filter(|(at, _)| {
             Duration::try_from(at.duration_until(now)).is_ok_and(|since| since < MIN_RETRY_INTERVAL)
         });
         match &state.session {

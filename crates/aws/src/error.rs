@@ -103,8 +103,9 @@ fn refused(
 ) -> Failure {
     let kind = classify(code, status);
     let message = message.unwrap_or("STS gave no reason");
-    let cause = key.zip(code);
-    let cause = cause.and_then(|(key, code)| cause_of(code, message, key));
+    let cause = key
+        .zip(code)
+        .and_then(|(key, code)| cause_of(code, message, key));
     let text = match code.and_then(own_credentials) {
         Some(advice) => format!("STS refused rolegate's own credentials: {advice}"),
         None => match cause

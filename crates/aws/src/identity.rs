@@ -184,8 +184,7 @@ impl Discovered {
                 },
                 name: name.clone(),
             });
-        let callers = self.caller.iter().chain(&self.source);
-        let callers = callers.filter_map(|caller| {
+        let callers = self.caller.iter().chain(&self.source).filter_map(|caller| {
             Some(ReservedRole {
                 account: Some(caller.account.clone()),
                 name: caller.role_name()?.to_owned(),

@@ -195,8 +195,9 @@ impl Sts {
 }
 
 fn tags(limits: &SessionLimits) -> Result<Option<Vec<Tag>>, Failure> {
-    let tags = limits.tags.iter();
-    let tags: Vec<_> = tags
+    let tags: Vec<_> = limits
+        .tags
+        .iter()
         .map(|(key, value)| Tag::builder().key(key).value(value).build())
         .collect::<Result<_, _>>()
         .map_err(|error| error::temporary("BadTag", &error.to_string()))?;
@@ -209,8 +210,9 @@ fn transitive_tag_keys(limits: &SessionLimits) -> Option<Vec<String>> {
 }
 
 fn policy_arns(limits: &SessionLimits) -> Option<Vec<PolicyDescriptorType>> {
-    let arns = limits.policy_arns.iter();
-    let arns: Vec<_> = arns
+    let arns: Vec<_> = limits
+        .policy_arns
+        .iter()
         .map(|arn| PolicyDescriptorType::builder().arn(&**arn).build())
         .collect();
     (!arns.is_empty()).then_some(arns)
@@ -413,8 +415,10 @@ mod tests {
                 .set_endpoint(endpoint.map(str::to_owned))
                 .build()
                 .unwrap();
-            let found = LegacyEndpoints::default();
-            let found = found.resolve_endpoint(&params).await.unwrap();
+            let found = LegacyEndpoints::default()
+                .resolve_endpoint(&params)
+                .await
+                .unwrap();
             assert_eq!(found.url(), url, "{region}");
         }
     }

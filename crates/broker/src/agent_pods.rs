@@ -89,12 +89,11 @@ impl Agents {
     /// Adds or updates a pod. Returns `true` if the pod is, or was, an agent's.
     pub(crate) fn put(&self, pod: &Arc<Workload>) -> bool {
         let live = is_live_agent(pod, &self.account);
-        let changed = match live {
-            true => {
-                self.pods().insert(pod);
-                true
-            }
-            false => self.pods().remove(&pod.uid),
+        let changed = if live {
+            self.pods().insert(pod);
+            true
+        } else {
+            self.pods().remove(&pod.uid)
         };
         if changed {
             self.changes.send_modify(|version| *version += 1);

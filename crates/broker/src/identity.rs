@@ -115,8 +115,9 @@ pub fn by_token(
         return Err(AuthnRejection::Account);
     }
     let uid = reviewed.pod_uid.as_deref().ok_or(AuthnRejection::Unbound)?;
-    let pod = pod.filter(|pod| is_live_agent(pod, account) && *pod.uid == *uid);
-    let pod = pod.ok_or(AuthnRejection::Gone)?;
+    let pod = pod
+        .filter(|pod| is_live_agent(pod, account) && *pod.uid == *uid)
+        .ok_or(AuthnRejection::Gone)?;
     let node = pod.node.clone().ok_or(AuthnRejection::Node)?;
     let said = reviewed.node_name.as_deref();
     if *node != *claimed || said.is_some_and(|said| *said != *node) {

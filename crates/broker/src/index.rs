@@ -219,8 +219,10 @@ impl Index {
 
     /// Decides for a pod and updates the subscription.
     fn decide(&mut self, subscription: &Arc<Subscription>, pod: Arc<Workload>, retry: bool) {
-        let before = subscription.entry(&pod.uid);
-        let before = before.as_ref().map(|entry| entry.decided.load());
+        let before = subscription
+            .entry(&pod.uid)
+            .as_ref()
+            .map(|entry| entry.decided.load());
         let decided = self
             .authorizer
             .decide(&pod, before.as_ref().map(|it| &***it));

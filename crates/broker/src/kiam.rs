@@ -196,11 +196,12 @@ impl KiamConnection {
             return Err(self.unavailable("no update from the API server for too long"));
         }
         let address: Option<IpAddr> = ip.parse().ok();
-        let entry = address.and_then(|address| subscription.at(address.to_canonical()));
-        let entry = entry.ok_or_else(|| {
-            self.parts.metrics.kiam("unknown");
-            Status::unknown("pod not found")
-        })?;
+        let entry = address
+            .and_then(|address| subscription.at(address.to_canonical()))
+            .ok_or_else(|| {
+                self.parts.metrics.kiam("unknown");
+                Status::unknown("pod not found")
+            })?;
         let decided = self.parts.authorizer.peek(&entry);
         if matches!(decided.authorization, Authorization::Pending) {
             return Err(self.unavailable("there is no decision for this pod yet"));

@@ -210,8 +210,9 @@ impl Connection {
 
     /// Reads the first message, and authenticates the agent.
     async fn greet(&self, incoming: &mut Streaming<v1::FromAgent>) -> Result<Greeting, Status> {
-        let hello = timeout(HELLO_TIMEOUT, incoming.message()).await;
-        let hello = hello.map_err(|_| Status::deadline_exceeded("no first message"))??;
+        let hello = timeout(HELLO_TIMEOUT, incoming.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no first message"))??;
         let Some(from_agent::Body::Hello(mut hello)) = hello.and_then(|it| it.body) else {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
@@ -219,12 +220,15 @@ impl Connection {
         let claimed = wire::name(&hello.node, "a node's name").map_err(malformed)?;
         let version = wire::name(&hello.version, "an agent's version").map_err(malformed)?;
         // Boxed to keep the stream's task small.
-        let authenticated = self.authenticate(claimed, &token).boxed().await;
-        let authenticated = authenticated.map_err(|why| {
-            // A retry must open a new connection.
-            self.auth.close_unauthenticated();
-            self.reject(&why)
-        })?;
+        let authenticated = self
+            .authenticate(claimed, &token)
+            .boxed()
+            .await
+            .map_err(|why| {
+                // A retry must open a new connection.
+                self.auth.close_unauthenticated();
+                self.reject(&why)
+            })?;
         Ok(Greeting {
             authenticated,
             version: version.to_owned(),

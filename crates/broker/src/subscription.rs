@@ -448,8 +448,10 @@ impl State {
                 let Some(pushed) = slot.pushed.last() else {
                     continue;
                 };
-                let users = self.pods.values().filter(|pod| pod.session == Some(number));
-                let users = users.filter(|pod| pod.sent);
+                let users = self
+                    .pods
+                    .values()
+                    .filter(|pod| pod.session == Some(number) && pod.sent);
                 handed.extend(users.map(|pod| (pod.entry.clone(), pushed.clone())));
             }
         }

@@ -315,9 +315,10 @@ impl Certificates {
                             "cannot maintain the certificate, retrying"
                         );
                     }
-                    match succeeded {
-                        true => self.condition.note(sentence.clone()),
-                        false => self.condition.fail(sentence.clone()),
+                    if succeeded {
+                        self.condition.note(sentence.clone());
+                    } else {
+                        self.condition.fail(sentence.clone());
                     }
                     trouble = Some(sentence);
                     RETRY_INTERVAL
@@ -500,13 +501,12 @@ impl Certificates {
             field_manager: Some(MANAGER.into()),
             ..PostParams::default()
         };
-        let written = match exists {
+        let written = if exists {
             // Conditional on the version that was read.
-            true => {
-                let name = &self.options.secret;
-                self.secrets().replace(name, &params, &secret).await
-            }
-            false => self.secrets().create(&params, &secret).await,
+            let name = &self.options.secret;
+            self.secrets().replace(name, &params, &secret).await
+        } else {
+            self.secrets().create(&params, &secret).await
         };
         for value in secret.data.iter_mut().flat_map(|data| data.values_mut()) {
             value.0.zeroize();

@@ -222,9 +222,10 @@ impl Leadership {
             self.options.namespace, self.options.name
         );
         tracing::debug!(reason = sentence, "cannot read or update the lease");
-        match known {
-            true => self.condition.note(sentence),
-            false => self.condition.fail(sentence),
+        if known {
+            self.condition.note(sentence)
+        } else {
+            self.condition.fail(sentence)
         }
     }
 }

@@ -55,8 +55,10 @@ impl CacheKey {
         let requested =
             text(&request.role) + text(&request.external_id) + text(&request.session_name);
         let labels = self.labels.as_ref().map_or(0, pairs);
-        let annotations = self.identity.as_ref();
-        let annotations = annotations.map_or(0, |identity| pairs(&identity.annotations));
+        let annotations = self
+            .identity
+            .as_ref()
+            .map_or(0, |identity| pairs(&identity.annotations));
         ENTRY_OVERHEAD_BYTES + 2 * requested + labels + annotations
     }
 }

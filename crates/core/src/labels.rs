@@ -78,9 +78,10 @@ impl Labels {
             }
         }
         Self {
-            pairs: match sorted.is_empty() {
-                true => NO_PAIRS.clone(),
-                false => sorted.into_iter().collect(),
+            pairs: if sorted.is_empty() {
+                NO_PAIRS.clone()
+            } else {
+                sorted.into_iter().collect()
             },
             too_large: false,
             known: keys.clone(),

@@ -412,8 +412,8 @@ mod tests {
             &[
                 "a", "b", "/", "^", "$", ".", ".*", "[^a]", "arn:", "role/", r"\A", r"\z", "?", "*",
             ][..],
-        );
-        let leaf = leaf.prop_map(str::to_owned);
+        )
+        .prop_map(str::to_owned);
         leaf.prop_recursive(3, 12, 4, |inner| {
             let parts = proptest::collection::vec(inner, 1..4);
             prop_oneof![

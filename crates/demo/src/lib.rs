@@ -4,6 +4,7 @@ mod ask;
 mod netns;
 mod network;
 mod pods;
+mod processes;
 mod report;
 mod screen;
 mod stage;

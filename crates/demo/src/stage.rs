@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use aws_credential_types::Credentials;
@@ -20,16 +19,9 @@ use super::ask::{Ask, Reply, host};
 use super::netns;
 use super::network::{AGENT_PORT, Network, Node};
 use super::pods::{self, Pod};
+use super::processes::{ANY_PORT, DRAIN, READY};
 use super::stolen::{self, StandIns, Stolen};
 use super::webhook::{self, Webhook};
-
-/// Timeout until the agent is ready.
-pub(super) const READY: Duration = Duration::from_secs(15);
-/// Timeout until the agent exits.
-pub(super) const DRAIN: Duration = Duration::from_secs(2);
-/// The loopback address with any port.
-pub(super) const ANY_PORT: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// The settings of the agent that the demo determines.
 #[derive(Debug, Clone)]

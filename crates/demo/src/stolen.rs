@@ -30,7 +30,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::pods;
-use super::stage::{ANY_PORT, DRAIN, READY};
+use super::processes::{ANY_PORT, DRAIN, READY};
 
 /// The DNS name of the broker's certificate.
 const HOST: &str = "localhost";

@@ -25,7 +25,7 @@ use rolegate_runtime::tls::TlsFiles;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::stage::{ANY_PORT, READY};
+use super::processes::{ANY_PORT, DRAIN, READY};
 
 /// The path of webhook configurations.
 pub(super) const WEBHOOKS: &str = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
@@ -100,7 +100,7 @@ impl Webhook {
 
     /// Stops the webhook.
     pub(super) async fn close(self) {
-        self.admission.stop(super::stage::DRAIN).await;
+        self.admission.stop(DRAIN).await;
     }
 }
 
@@ -125,13 +125,14 @@ pub(super) async fn create(kube: SocketAddr, object: Value) -> anyhow::Result<(b
         let body = response.into_body().collect().await?.to_bytes();
         let body: Value = serde_json::from_slice(&body)?;
         let text = |path: &str| body.pointer(path).and_then(Value::as_str).unwrap_or("?");
-        let said = match created {
-            true => format!("deployment.apps/{} created", text("/metadata/name")),
-            false => format!(
+        let said = if created {
+            format!("deployment.apps/{} created", text("/metadata/name"))
+        } else {
+            format!(
                 "Error from server ({}): {}",
                 text("/reason"),
                 text("/message")
-            ),
+            )
         };
         anyhow::Ok((created, said))
     };

@@ -192,8 +192,11 @@ impl KubeApi {
     pub fn put(&self, path: &str, object: impl Into<Value>) -> Value {
         let object = object.into();
         let (table, version) = table_of(path);
-        let kind = object.get("kind").and_then(Value::as_str);
-        let kind = kind.unwrap_or("Object").to_owned();
+        let kind = object
+            .get("kind")
+            .and_then(Value::as_str)
+            .unwrap_or("Object")
+            .to_owned();
         let namespaced = object.pointer("/metadata/namespace").is_some();
         self.change(|store| {
             store.enable(&table, &version, &kind, namespaced);
@@ -409,8 +412,10 @@ impl State {
         let mut object: Value = serde_json::from_slice(body)
             .map_err(|error| Failure::new(400, format!("the object is not JSON: {error}")))?;
         let table = target.table();
-        let name = object.pointer("/metadata/name").and_then(Value::as_str);
-        let name = name.ok_or_else(|| Failure::new(422, "metadata.name is missing"))?;
+        let name = object
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .ok_or_else(|| Failure::new(422, "metadata.name is missing"))?;
         let configurations: Vec<_> = {
             let store = lock(&self.store);
             if store.table(&table)?.get(target.namespace, name).is_some() {
@@ -504,12 +509,13 @@ impl State {
     ) -> Result<Answer, Failure> {
         let selector = Selector::parse(target, query)?;
         let page = lock(&self.store).page(&target.table(), &selector, query)?;
-        let (api_version, kind) = match metadata_only {
-            true => (
+        let (api_version, kind) = if metadata_only {
+            (
                 "meta.k8s.io/v1".to_owned(),
                 "PartialObjectMetadataList".to_owned(),
-            ),
-            false => (page.api_version, format!("{}List", page.kind)),
+            )
+        } else {
+            (page.api_version, format!("{}List", page.kind))
         };
         let list = List {
             kind,

@@ -285,9 +285,10 @@ impl Reader<'_> {
     fn found(&self) -> usize {
         let manifests = self.contents.manifests.iter();
         let objects: usize = manifests.map(|one| one.documents.len()).sum();
-        let lists = match self.selection.requires_objects {
-            true => 0,
-            false => self.lists,
+        let lists = if self.selection.requires_objects {
+            0
+        } else {
+            self.lists
         };
         objects + self.contents.modules.len() + lists
     }
@@ -401,9 +402,10 @@ fn shown(path: &Path) -> String {
 }
 
 fn named(path: &Path) -> String {
-    match path.as_os_str() == STDIN {
-        true => "standard input".to_owned(),
-        false => shown(path.strip_prefix("./").unwrap_or(path)),
+    if path.as_os_str() == STDIN {
+        "standard input".to_owned()
+    } else {
+        shown(path.strip_prefix("./").unwrap_or(path))
     }
 }
 

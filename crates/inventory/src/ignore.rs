@@ -59,16 +59,19 @@ impl Ignore {
     pub fn matches(&self, root: &Path, file: &Path) -> bool {
         let given = file.strip_prefix("./").unwrap_or(file);
         let below = file.strip_prefix(root).ok();
-        self.0.iter().any(|pattern| match pattern.is_path {
-            true => [Some(given), below].into_iter().flatten().any(|path| {
-                let mut above = path.ancestors();
-                above.any(|path| pattern.glob.is_match(path))
-            }),
-            false => below
-                .filter(|below| *below != Path::new(""))
-                .unwrap_or(given)
-                .components()
-                .any(|name| pattern.glob.is_match(Path::new(name.as_os_str()))),
+        self.0.iter().any(|pattern| {
+            if pattern.is_path {
+                [Some(given), below].into_iter().flatten().any(|path| {
+                    let mut above = path.ancestors();
+                    above.any(|path| pattern.glob.is_match(path))
+                })
+            } else {
+                below
+                    .filter(|below| *below != Path::new(""))
+                    .unwrap_or(given)
+                    .components()
+                    .any(|name| pattern.glob.is_match(Path::new(name.as_os_str())))
+            }
         })
     }
 }

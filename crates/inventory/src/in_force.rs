@@ -233,8 +233,11 @@ impl FlagSources {
         }
         let given = |flag: &&&str| self.given.contains(**flag);
         let completing = COMPLETING.iter().map(|(flag, _)| flag);
-        let of_rules = OF_CONFIG.iter().chain(ALWAYS).chain(completing);
-        let of_rules = of_rules.chain(OF_SESSIONS);
+        let of_rules = OF_CONFIG
+            .iter()
+            .chain(ALWAYS)
+            .chain(completing)
+            .chain(OF_SESSIONS);
         let (mut flags, mut idle) = (Vec::new(), Vec::new());
         for flag in of_rules.filter(given) {
             match state.overrides(flag) {
@@ -276,8 +279,10 @@ impl FlagSources {
     fn source(&self, state: State<'_>) -> Source {
         match (state, self.known()) {
             (State::Counts(config), _) => {
-                let generation = config.object.pointer("/metadata/generation");
-                let generation = generation.and_then(Value::as_i64);
+                let generation = config
+                    .object
+                    .pointer("/metadata/generation")
+                    .and_then(Value::as_i64);
                 Source::RolegateConfig {
                     generation: generation.filter(|_| config.place.is_none()),
                     file: config.place.map(str::to_owned),

@@ -72,11 +72,13 @@ impl Objects {
     /// # Errors
     /// Returns a [`LoadError`] as [`Self::load`] does.
     pub fn load_as(&self, sources: &FlagSources, assumed: &Assumed) -> Result<Loaded, LoadError> {
-        let config = self.placed().find(|(value, _)| is_config(value));
-        let config = config.map(|(object, place)| PlacedConfig {
-            object,
-            place: place.as_deref(),
-        });
+        let config = self
+            .placed()
+            .find(|(value, _)| is_config(value))
+            .map(|(object, place)| PlacedConfig {
+                object,
+                place: place.as_deref(),
+            });
         let mut in_force = sources.in_force(config, self.need)?;
         if let Some(base) = &assumed.base {
             in_force.deciding.flags.base = Some(base.clone());

@@ -92,8 +92,8 @@ impl Names {
     fn about(&self, policy: &str, state: &str, message: &str) -> String {
         let what = message
             .strip_prefix(policy)
-            .and_then(|rest| rest.strip_prefix(": "));
-        let what = what.unwrap_or(message);
+            .and_then(|rest| rest.strip_prefix(": "))
+            .unwrap_or(message);
         match self.0.get(policy) {
             Some(Place::File(file, entry)) => {
                 let rest = what.strip_prefix(&format!("{entry}, line "));
@@ -137,10 +137,12 @@ impl Names {
         if snapshot.config.modes[LayerId::Rego] == Mode::Off {
             return Vec::new();
         }
-        let invalid_points = writer.invalid_points();
-        let invalid_points = invalid_points.iter().map(|((namespace, name), error)| {
-            format!("ConfigMap {namespace}/{name} applies at all enforcement points: {error}")
-        });
+        let invalid_points = writer
+            .invalid_points()
+            .iter()
+            .map(|((namespace, name), error)| {
+                format!("ConfigMap {namespace}/{name} applies at all enforcement points: {error}")
+            });
         let mut told: Vec<_> = invalid_points.collect();
         told.extend(writer.missing().map(|missing| missing.to_string()));
         told

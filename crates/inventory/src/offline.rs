@@ -178,29 +178,16 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     }
     let policies = writer.builder().config().rego.clone();
     let from_files = file_policies(&options.modules, &policies);
-    for namespace in &policies.namespaces {
-        let maps = read.config_maps.iter().map(|(_, map)| map);
-        let maps = maps.chain(from_files.iter());
-        let maps = maps.filter(|map| map.namespace == *namespace).cloned();
-        writer.apply(Report::ConfigMaps(
-            namespace.clone(),
-            Change::Snapshot(maps.collect()),
-        ));
-    }
-    let kinds = policies.replicate.iter().cloned();
-    for kind in kinds.chain([ResourceKind::namespaces()]) {
-        let objects = read.objects.iter().filter(|object| is_of(object, &kind));
-        let objects = objects.filter_map(|object| replicated(object, &kind));
-        writer.apply(Report::Replicated(
-            kind.clone(),
-            Change::Snapshot(objects.collect()),
-        ));
-    }
+    apply_policies(&mut writer, &read, &policies, &from_files);
     let named = |map: &ConfigMap| format!("{}/{}", map.namespace, map.name);
-    let maps = read.config_maps.iter();
-    let maps = maps.map(|(place, map)| (named(map), Origin::Document(*place)));
-    let files = from_files.iter().enumerate();
-    let files = files.map(|(place, map)| (named(map), Origin::Module(place)));
+    let maps = read
+        .config_maps
+        .iter()
+        .map(|(place, map)| (named(map), Origin::Document(*place)));
+    let files = from_files
+        .iter()
+        .enumerate()
+        .map(|(place, map)| (named(map), Origin::Module(place)));
     Ok(Offline {
         unused: unused::find(
             documents,
@@ -216,13 +203,49 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     })
 }
 
+/// Applies the ConfigMaps and replicated objects that the configuration selects.
+fn apply_policies(
+    writer: &mut RuleStoreWriter,
+    read: &Documents,
+    config: &RegoConfig,
+    from_files: &[ConfigMap],
+) {
+    for namespace in &config.namespaces {
+        let maps = read
+            .config_maps
+            .iter()
+            .map(|(_, map)| map)
+            .chain(from_files)
+            .filter(|map| map.namespace == *namespace)
+            .cloned();
+        writer.apply(Report::ConfigMaps(
+            namespace.clone(),
+            Change::Snapshot(maps.collect()),
+        ));
+    }
+    let kinds = config.replicate.iter().cloned();
+    for kind in kinds.chain([ResourceKind::namespaces()]) {
+        let objects = read
+            .objects
+            .iter()
+            .filter(|object| is_of(object, &kind))
+            .filter_map(|object| replicated(object, &kind));
+        writer.apply(Report::Replicated(
+            kind.clone(),
+            Change::Snapshot(objects.collect()),
+        ));
+    }
+}
+
 /// Returns the ConfigMaps that would contain the modules of files.
 fn file_policies(modules: &[Module], config: &RegoConfig) -> Vec<ConfigMap> {
     let Some(namespace) = config.namespaces.first() else {
         return Vec::new();
     };
-    let label = config.label.iter();
-    let label = label.map(|(key, value)| (key.as_ref(), value.as_ref()));
+    let label = config
+        .label
+        .iter()
+        .map(|(key, value)| (key.as_ref(), value.as_ref()));
     let labels: Labels = label.collect();
     let maps = modules.iter().map(|module| ConfigMap {
         namespace: namespace.clone(),
@@ -327,10 +350,7 @@ impl Documents {
 
     /// Derives the modes of layers from the documents.
     fn modes(&self, flags: &RuleConfig, has_modules: bool) -> Modes {
-        let on = |yes: bool, flag: Mode| match yes {
-            true => Mode::Enforce,
-            false => flag,
-        };
+        let on = |yes: bool, flag: Mode| if yes { Mode::Enforce } else { flag };
         let maps = self.config_maps.iter().map(|(_, map)| map);
         let policies = has_modules
             || maps.into_iter().any(|map| {

@@ -168,8 +168,11 @@ impl Connection {
         config.headers.push((USER_AGENT, agent));
         let url = config.cluster_url.to_string();
         let namespace = config.default_namespace.clone();
-        let plugin = config.auth_info.exec.as_ref();
-        let plugin = plugin.and_then(|exec| exec.command.clone());
+        let plugin = config
+            .auth_info
+            .exec
+            .as_ref()
+            .and_then(|exec| exec.command.clone());
         let client = ClientBuilder::try_from(config).map_err(|error| match (error, plugin) {
             (kube::Error::Auth(AuthError::AuthExecStart(error)), Some(command)) => {
                 ClientError::ExecPlugin { command, error }

@@ -69,8 +69,12 @@ fn without_roles(object: &DynamicObject, name: String, reason: String) -> Grant 
 /// Returns the namespaces that an unreadable grant would select, as far as they can be parsed.
 /// Their labels stay protected, because they take effect once the grant is fixed.
 fn selecting(object: &DynamicObject) -> Vec<Subject> {
-    let subjects = object.data.pointer("/spec/subjects");
-    let subjects = subjects.and_then(Value::as_array).into_iter().flatten();
+    let subjects = object
+        .data
+        .pointer("/spec/subjects")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
     subjects
         .filter_map(|subject| LabelSelector::deserialize(subject.get("namespaceSelector")?).ok())
         .map(|selector| Subject {

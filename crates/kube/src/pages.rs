@@ -143,8 +143,9 @@ mod tests {
     }
 
     async fn get(client: &Client, size: &PageSize, query: &str) -> usize {
-        let request = Request::get(format!("/api/v1/pods?{query}"));
-        let request = request.body(Body::empty()).unwrap();
+        let request = Request::get(format!("/api/v1/pods?{query}"))
+            .body(Body::empty())
+            .unwrap();
         let response = send(client, size, request).await.unwrap();
         let body = response.into_body().collect().await.unwrap();
         body.to_bytes().len()

@@ -93,9 +93,10 @@ pub async fn follow_secret(
         if !std::mem::replace(&mut failing, true) {
             tracing::warn!(secret = %name, reason = sentence, "cannot watch the Secret, retrying");
         }
-        match loaded {
-            true => condition.note(sentence),
-            false => condition.fail(sentence),
+        if loaded {
+            condition.note(sentence)
+        } else {
+            condition.fail(sentence)
         }
         let wait = waits.next().unwrap_or(EXPIRY_CHECK_INTERVAL);
         tokio::time::sleep(wait).await;

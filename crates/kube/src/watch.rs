@@ -238,9 +238,10 @@ where
         let object = (self.parse)(object)?;
         let is_reported = self.relist.as_ref().map(|relist| relist.is_reported);
         Some(
-            match is_reported.is_none_or(|is_reported| is_reported(&object)) {
-                true => Change::Apply(object),
-                false => Change::Delete(object),
+            if is_reported.is_none_or(|is_reported| is_reported(&object)) {
+                Change::Apply(object)
+            } else {
+                Change::Delete(object)
             },
         )
     }

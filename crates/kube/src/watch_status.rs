@@ -119,9 +119,10 @@ impl WatchStatus {
                 }
             }
         }
-        match self.loaded {
-            true => self.observer.condition.note(sentence),
-            false => self.observer.condition.fail(sentence),
+        if self.loaded {
+            self.observer.condition.note(sentence)
+        } else {
+            self.observer.condition.fail(sentence)
         }
         let wait = self.waits.next().unwrap_or(Duration::from_secs(5));
         match failure.kind {

@@ -143,8 +143,11 @@ fn workload(pod: Pod, keys: &AnnotationKeys, needs: &Needs) -> Option<Workload> 
 fn annotations(metadata: &ObjectMeta, keys: &AnnotationKeys, needed: &Keys) -> Labels {
     let kept =
         |key: &str| is_kept(key) || [&keys.role, &keys.external_id].iter().any(|k| *k == key);
-    let all = metadata.annotations.iter().flatten();
-    let all = all.filter(|(key, _)| kept(key));
+    let all = metadata
+        .annotations
+        .iter()
+        .flatten()
+        .filter(|(key, _)| kept(key));
     Labels::of_object(all.map(|(key, value)| (key, cut(value))), needed)
 }
 

@@ -57,8 +57,9 @@ fn subject(subject: &Subject) -> Value {
 fn selector(selector: &Selector) -> Value {
     let mut fields = Map::new();
     if !selector.labels.is_empty() {
-        let labels = selector.labels.iter();
-        let labels: Map<_, _> = labels
+        let labels: Map<_, _> = selector
+            .labels
+            .iter()
             .map(|(key, value)| (key.to_owned(), value.into()))
             .collect();
         fields.insert("matchLabels".into(), labels.into());
@@ -310,8 +311,11 @@ impl Names {
             .take(MAX_NAME_LENGTH)
             .collect();
         // Each label between dots starts and ends with a letter or digit.
-        let labels = fitted.split('.').map(|label| label.trim_matches('-'));
-        let labels: Vec<_> = labels.filter(|label| !label.is_empty()).collect();
+        let labels: Vec<_> = fitted
+            .split('.')
+            .map(|label| label.trim_matches('-'))
+            .filter(|label| !label.is_empty())
+            .collect();
         let name = match labels.join(".") {
             empty if empty.is_empty() => "grant".to_owned(),
             name => name,

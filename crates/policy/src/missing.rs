@@ -49,8 +49,11 @@ pub fn missing_grant(
     if !is_plain_name(&workload.namespace) || !is_plain_name(&workload.service_account) {
         return None;
     }
-    let names = grants.grants().iter().map(|grant| &*grant.name);
-    let names = names.chain(grants.invalid().iter().map(|(name, _)| &**name));
+    let names = grants
+        .grants()
+        .iter()
+        .map(|grant| &*grant.name)
+        .chain(grants.invalid().iter().map(|(name, _)| &**name));
     let role_request = format!("{}.{}", workload.namespace, workload.service_account);
     let grant = Grant {
         name: Names::taken(names).next(&role_request).into(),

@@ -6,7 +6,7 @@ mod show;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use rolegate_core::decision::{Decision, RuleSet};
+use rolegate_core::decision::{Decision, Denial, RuleSet};
 use rolegate_core::layer::LayerId;
 use rolegate_core::session::SessionKey;
 use rolegate_core::workload::{Phase, Workload};
@@ -110,6 +110,14 @@ struct Key {
 
 type Group = BTreeMap<Key, Vec<String>>;
 
+#[derive(Default)]
+struct Groups {
+    newly_denied: Group,
+    newly_allowed: Group,
+    session_changed: Group,
+    newly_audited: Group,
+}
+
 /// Compares the decisions of `before` and `after` for each unfinished pod.
 pub fn simulate(
     before: &RuleSet,
@@ -118,8 +126,7 @@ pub fn simulate(
     now: Timestamp,
 ) -> Simulation {
     let mut simulation = Simulation::default();
-    let mut groups: [Group; 4] = Default::default();
-    let [newly_denied, newly_allowed, session_changed, newly_audited] = &mut groups;
+    let mut groups = Groups::default();
     for workload in workloads {
         if matches!(workload.phase, Phase::Succeeded | Phase::Failed) {
             continue;
@@ -127,87 +134,117 @@ pub fn simulate(
         simulation.pods += 1;
         let was = before.decide(workload, now);
         let will = after.decide(workload, now);
-        let (group, role, reason, changes) = match (&was, &will) {
+        match Effect::of(&was, &will) {
+            Some(effect) => groups.add(effect, workload),
+            None => simulation.unchanged += 1,
+        }
+    }
+    Simulation {
+        newly_denied: affected(groups.newly_denied),
+        newly_allowed: affected(groups.newly_allowed),
+        session_changed: affected(groups.session_changed),
+        newly_audited: affected(groups.newly_audited),
+        ..simulation
+    }
+}
+
+impl Groups {
+    fn add(&mut self, effect: Effect, workload: &Workload) {
+        let group = match effect.kind {
+            EffectKind::NewlyDenied => &mut self.newly_denied,
+            EffectKind::NewlyAllowed => &mut self.newly_allowed,
+            EffectKind::SessionChanged => &mut self.session_changed,
+            EffectKind::NewlyAudited => &mut self.newly_audited,
+        };
+        let key = Key {
+            namespace: workload.namespace.to_string(),
+            service_account: workload.service_account.to_string(),
+            role: effect.role,
+            reason: effect.reason,
+            changes: effect.changes,
+        };
+        let pods = group.entry(key).or_default();
+        pods.push(workload.name.to_string());
+    }
+}
+
+/// The effect of a change on one pod.
+struct Effect {
+    kind: EffectKind,
+    role: String,
+    reason: String,
+    changes: Vec<FieldChange>,
+}
+
+/// The list of a [`Simulation`] that an effect belongs to.
+enum EffectKind {
+    NewlyDenied,
+    NewlyAllowed,
+    SessionChanged,
+    NewlyAudited,
+}
+
+impl Effect {
+    /// Compares two decisions for a pod. Returns `None` if the change doesn't affect it.
+    fn of(before: &Decision, after: &Decision) -> Option<Self> {
+        match (before, after) {
             (
                 Decision::Allow { key, .. },
-                will @ (Decision::Deny(_) | Decision::NoRole | Decision::Pending),
-            ) => (
-                &mut *newly_denied,
-                key.role.to_string(),
-                why_not(will),
-                Vec::new(),
-            ),
+                Decision::Deny(_) | Decision::NoRole | Decision::Pending,
+            ) => Some(Self::new(EffectKind::NewlyDenied, key, why_not(after))),
             (
                 Decision::Deny(_) | Decision::NoRole | Decision::Pending,
                 Decision::Allow { key, rules, .. },
             ) => {
                 let reason = format!("allowed by {}", or_nothing(rules));
-                (
-                    &mut *newly_allowed,
-                    key.role.to_string(),
-                    reason,
-                    Vec::new(),
-                )
+                Some(Self::new(EffectKind::NewlyAllowed, key, reason))
             }
             (
                 Decision::Allow {
                     key: old,
-                    audited: old_audited,
+                    audited: known,
                     ..
                 },
                 Decision::Allow {
-                    key: new,
+                    key,
                     audited,
                     rules,
                     ..
                 },
             ) => {
-                if old != new {
-                    let reason = format!("by {}", or_nothing(rules));
-                    let changes = differences(old, new);
-                    (&mut *session_changed, new.role.to_string(), reason, changes)
-                } else if let Some(denial) = audited.iter().find(|denial| {
-                    !old_audited
-                        .iter()
-                        .any(|known| known.denied_by == denial.denied_by)
-                }) {
+                if old == key {
+                    let denial = first_new(audited, known)?;
                     let reason = format!("{} would deny: {}", denial.denied_by, denial.reason);
-                    (
-                        &mut *newly_audited,
-                        new.role.to_string(),
-                        reason,
-                        Vec::new(),
-                    )
-                } else {
-                    simulation.unchanged += 1;
-                    continue;
+                    return Some(Self::new(EffectKind::NewlyAudited, key, reason));
                 }
+                let reason = format!("by {}", or_nothing(rules));
+                Some(Self {
+                    changes: differences(old, key),
+                    ..Self::new(EffectKind::SessionChanged, key, reason)
+                })
             }
-            _ => {
-                simulation.unchanged += 1;
-                continue;
-            }
-        };
-        let key = Key {
-            namespace: workload.namespace.to_string(),
-            service_account: workload.service_account.to_string(),
-            role,
+            _ => None,
+        }
+    }
+
+    fn new(kind: EffectKind, key: &SessionKey, reason: String) -> Self {
+        Self {
+            kind,
+            role: key.role.to_string(),
             reason,
-            changes,
-        };
-        group
-            .entry(key)
-            .or_default()
-            .push(workload.name.to_string());
+            changes: Vec::new(),
+        }
     }
-    let [newly_denied, newly_allowed, session_changed, newly_audited] = groups.map(affected);
-    Simulation {
-        newly_denied,
-        newly_allowed,
-        session_changed,
-        newly_audited,
-        ..simulation
-    }
+}
+
+/// Returns the first denial of a source that has no known denial.
+fn first_new<'a>(denials: &'a [Denial], known: &[Denial]) -> Option<&'a Denial> {
+    let is_known = |denial: &Denial| {
+        known
+            .iter()
+            .any(|known| known.denied_by == denial.denied_by)
+    };
+    denials.iter().find(|denial| !is_known(denial))
 }
 
 fn affected(group: Group) -> Vec<Affected> {
@@ -259,8 +296,11 @@ fn differences(old: &SessionKey, new: &SessionKey) -> Vec<FieldChange> {
 
 fn fields(key: &SessionKey) -> [(&'static str, String); 9] {
     let session = Session::from(key);
-    let tags = session.tags.iter();
-    let tags: Vec<_> = tags.map(|(key, value)| format!("{key}={value}")).collect();
+    let tags: Vec<_> = session
+        .tags
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     [
         ("RoleArn", session.role_arn),
         ("RoleSessionName", session.session_name),

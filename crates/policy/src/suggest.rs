@@ -147,8 +147,11 @@ pub fn suggest(
     found.covered = covered.len();
     found.without_role = all.difference(&with_role).count();
     found.left_out.sort();
-    let names = grants.grants().iter().map(|grant| &*grant.name);
-    let names = names.chain(grants.invalid().iter().map(|(name, _)| &**name));
+    let names = grants
+        .grants()
+        .iter()
+        .map(|grant| &*grant.name)
+        .chain(grants.invalid().iter().map(|(name, _)| &**name));
     let mut names = Names::taken(names);
     for ((namespace, account), roles) in accounts {
         found

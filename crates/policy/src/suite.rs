@@ -132,11 +132,10 @@ impl Expect {
             let (wanted, found) = (self.verdict.as_str(), verdict.as_str());
             return Some(format!("expected {wanted}, but it is {found}{}", listed()));
         }
-        let mut missing = self.by.iter().filter(|refuser| {
-            let mut said = said.iter();
-            !said.any(|fault| refuser.is(fault, shown))
-        });
-        let missing = missing.next()?;
+        let missing = self
+            .by
+            .iter()
+            .find(|refuser| !said.iter().any(|fault| refuser.is(fault, shown)))?;
         Some(format!(
             "it is {} as expected, but not by {}{}",
             verdict.as_str(),
@@ -168,11 +167,13 @@ impl Refuser {
             ("path", &self.path),
             ("message", &self.message),
         ];
-        let given = parts.iter().filter_map(|(name, value)| {
-            let value = value.as_deref()?;
-            Some(format!("{name} {:?}", plain(value)))
-        });
-        let given: Vec<_> = given.collect();
+        let given: Vec<_> = parts
+            .iter()
+            .filter_map(|(name, value)| {
+                let value = value.as_deref()?;
+                Some(format!("{name} {:?}", plain(value)))
+            })
+            .collect();
         given.join(", ")
     }
 }

@@ -159,25 +159,25 @@ fn core(resources: &[&str], operations: &[&str], scope: &str) -> Value {
 }
 
 fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
-    let config = input.config;
-    let workloads = workloads(config);
+    let workloads = workloads(input.config);
     let role_requests = RoleRequests::new(input, &table.pod_labels);
-    let judged = |sentences: Vec<Value>| {
-        let mut variables = role_requests.variables();
-        variables.extend(sentences);
-        variables
-    };
-    let layer = |name, mode, rules: &[Value], variables| Policy {
-        name,
-        mode,
-        exempts: true,
-        reads_grants: false,
-        rules: rules.to_vec(),
-        variables,
-    };
-    let guards = config.guards();
-    let guard = |name, rules: &[Value], variables| layer(name, guards, rules, variables);
-    let everywhere = |name, rules: &[Value], variables| Policy {
+    let mut policies = guard_policies(input, table, &workloads, &role_requests);
+    policies.extend(layer_policies(input, workloads, &role_requests));
+    policies.retain(|policy| policy.mode != Mode::Off);
+    policies
+}
+
+/// Returns the policies that precede the layers and protect the inputs of decisions.
+fn guard_policies(
+    input: &VapInput<'_>,
+    table: &Table,
+    workloads: &[Value],
+    role_requests: &RoleRequests<'_>,
+) -> Vec<Policy> {
+    let config = input.config;
+    let guard = |name, rules, variables| Policy::new(name, config.guards(), rules, variables);
+    // Rules decide for pods of all namespaces, so no namespace is exempt from their protection.
+    let everywhere = |name, rules, variables| Policy {
         exempts: false,
         ..guard(name, rules, variables)
     };
@@ -188,64 +188,75 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
     let mut policies = vec![
         guard(
             "rolegate-request",
-            &workloads,
-            judged(layers::request(input)),
+            workloads.to_vec(),
+            [role_requests.variables(), layers::request(input)].concat(),
         ),
         guard(
             "rolegate-pod-metadata",
-            &[bindings.clone(), statuses],
+            vec![bindings.clone(), statuses],
             protected_objects::pod_metadata(input, &table.pod_labels),
         ),
         guard(
             "rolegate-services",
-            &[services],
+            vec![services],
             protected_objects::services(),
         ),
-        // Rules decide for pods of all namespaces, so no namespace is exempt from their protection.
         everywhere(
             "rolegate-namespaces",
-            &[core(&namespaces, WRITES, "Cluster")],
+            vec![core(&namespaces, WRITES, "Cluster")],
             protected_objects::namespaces(input, &table.namespace_labels),
         ),
     ];
     if config.guard_scheduling {
-        let rules = [&workloads[..], &[bindings]].concat();
-        let mut variables = role_requests.templates();
-        variables.extend(protected_objects::scheduling(input));
-        policies.push(guard("rolegate-scheduling", &rules, variables));
+        policies.push(guard(
+            "rolegate-scheduling",
+            [workloads, &[bindings]].concat(),
+            [
+                role_requests.templates(),
+                protected_objects::scheduling(input),
+            ]
+            .concat(),
+        ));
     }
     if config.rule_writers.is_some() {
         policies.push(everywhere(
             "rolegate-rules",
-            &rule_objects(),
+            rule_objects(),
             protected_objects::rules(input),
         ));
     }
-    let modes = config.modes;
-    policies.push(layer(
+    policies
+}
+
+/// Returns the policies that have the mode of a layer.
+fn layer_policies(
+    input: &VapInput<'_>,
+    workloads: Vec<Value>,
+    role_requests: &RoleRequests<'_>,
+) -> [Policy; 3] {
+    let modes = input.config.modes;
+    let namespace = Policy::new(
         "rolegate-layer-namespace",
         modes[LayerId::Namespace],
-        &workloads,
-        judged(layers::namespace(input)),
-    ));
-    policies.push(Policy {
+        workloads.clone(),
+        [role_requests.variables(), layers::namespace(input)].concat(),
+    );
+    let grants = Policy {
         reads_grants: true,
-        ..layer(
+        ..Policy::new(
             "rolegate-layer-grants",
             modes[LayerId::Grants],
-            &workloads,
-            judged(layers::grants()),
+            workloads,
+            [role_requests.variables(), layers::grants()].concat(),
         )
-    });
-    let tokens = core(&["serviceaccounts/token"], &["CREATE"], "Namespaced");
-    policies.push(layer(
+    };
+    let tokens = Policy::new(
         "rolegate-tokens",
         modes[LayerId::Grants],
-        &[tokens],
+        vec![core(&["serviceaccounts/token"], &["CREATE"], "Namespaced")],
         protected_objects::tokens(input),
-    ));
-    policies.retain(|policy| policy.mode != Mode::Off);
-    policies
+    );
+    [namespace, grants, tokens]
 }
 
 /// Returns the rules for kinds that contain pod templates or name roles.
@@ -294,6 +305,17 @@ fn rule_objects() -> Vec<Value> {
 }
 
 impl Policy {
+    fn new(name: &'static str, mode: Mode, rules: Vec<Value>, variables: Vec<Value>) -> Self {
+        Self {
+            name,
+            mode,
+            exempts: true,
+            reads_grants: false,
+            rules,
+            variables,
+        }
+    }
+
     fn documents(self, input: &VapInput<'_>) -> [Value; 2] {
         let is_audit = self.mode == Mode::Audit;
         let mut spec = Map::new();

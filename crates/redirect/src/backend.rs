@@ -378,4 +378,52 @@ mod tests {
         }
         assert!("nft".parse::<Choice>().is_err());
     }
+
+    #[test]
+    fn only_a_missing_object_is_no_error() {
+        let failed = |why: &str, absent: fn(&str) -> bool| {
+            let done = Done {
+                stdout: "partial".into(),
+                error_output: Some(why.into()),
+            };
+            present(NFT, done, absent)
+        };
+        let no_table = "Error: No such file or directory; list table inet rolegate";
+        assert_eq!(failed(no_table, nft_absent).unwrap(), None);
+        for no_chain in [
+            "iptables: No chain/target/match by that name.",
+            "iptables-nft: chain `ROLEGATE-RAW' in table `raw' is incompatible, use 'nft' tool.",
+        ] {
+            assert_eq!(failed(no_chain, iptables_absent).unwrap(), None);
+            assert!(failed(no_chain, nft_absent).is_err());
+        }
+        for other in [
+            "iptables-nft: chain `FORWARD' in table `filter' is incompatible, use 'nft' tool.",
+            "iptables-nft: chain `ROLEGATE-RAW' is locked",
+            "Permission denied (you must be root)",
+        ] {
+            let error = failed(other, iptables_absent).unwrap_err().to_string();
+            assert_eq!(error, format!("nft failed: {other}"));
+        }
+        let done = Done {
+            stdout: "rules".into(),
+            error_output: None,
+        };
+        assert_eq!(present(NFT, done, |_| true).unwrap().unwrap(), "rules");
+    }
+
+    #[test]
+    fn each_variant_and_family_has_its_own_programs() {
+        let mut names = std::collections::BTreeSet::new();
+        for flavour in [Flavour::Default, Flavour::Nft, Flavour::Legacy] {
+            for family in Family::ALL {
+                let programs = flavour.programs(family);
+                assert_eq!(programs.restore, format!("{}-restore", programs.iptables));
+                let is_v6 = programs.iptables.starts_with("ip6tables");
+                assert_eq!(is_v6, family == Family::V6);
+                names.insert(programs.iptables);
+            }
+        }
+        assert_eq!(names.len(), 6);
+    }
 }

@@ -367,4 +367,105 @@ mod tests {
         let open = Outcome::Open("the node answers".into());
         assert_eq!(open.to_string(), "IS OPEN: the node answers");
     }
+
+    /// Returns the request that a server gets, and the client's result for these chunks. The server
+    /// closes afterwards if `closes`.
+    fn exchanged(chunks: &[&[u8]], closes: bool) -> (String, io::Result<Vec<u8>>) {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+        let (mut served, _) = server.accept().unwrap();
+        // Written first: the end does not depend on how fast this test runs.
+        for chunk in chunks {
+            served.write_all(chunk).unwrap();
+        }
+        if closes {
+            served.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        let answer = exchange(stream, METADATA_V6.into());
+        let mut request = String::new();
+        // Fails if the client left some of the response unread.
+        let _ = served.read_to_string(&mut request);
+        (request, answer)
+    }
+
+    /// Returns true once an attempt matches: on a busy machine one may reach its timeout first.
+    fn at_last(matches: impl Fn() -> bool) -> bool {
+        (0..60).any(|_| matches())
+    }
+
+    #[test]
+    fn the_health_page_is_requested_from_the_metadata_address() {
+        const REQUEST: &str =
+            "GET /healthz HTTP/1.1\r\nHost: [fd00:ec2::254]\r\nConnection: close\r\n\r\n";
+        let matches = || {
+            let (request, answer) = exchanged(&[b"HTTP/1.1 ", b"200 OK\r\n"], true);
+            request == REQUEST && answer.is_ok_and(|answer| answer == b"HTTP/1.1 200 OK\r\n")
+        };
+        assert!(at_last(matches));
+    }
+
+    #[test]
+    fn a_response_without_end_is_read_to_a_limit() {
+        let limited = || {
+            let (_, answer) = exchanged(&[&[b'x'; 4 * MAX_ANSWER as usize]], false);
+            let length = answer.map_or(0, |answer| answer.len() as u64);
+            assert!(length < MAX_ANSWER + 1024, "{length}");
+            length >= MAX_ANSWER
+        };
+        assert!(at_last(limited));
+        // What was read before the timeout is the response.
+        let unfinished = || {
+            let (_, answer) = exchanged(&[b"HTTP/1.1 200 OK"], false);
+            answer.is_ok_and(|answer| answer == b"HTTP/1.1 200 OK")
+        };
+        assert!(at_last(unfinished));
+    }
+
+    #[test]
+    fn silence_is_an_error_and_a_close_is_an_empty_response() {
+        assert!(at_last(|| exchanged(&[], false).1.is_err()));
+        assert!(exchanged(&[], true).1.is_ok_and(|answer| answer.is_empty()));
+    }
+
+    #[test]
+    fn one_open_address_makes_the_result_open() {
+        let (redirected, blocked) = (Outcome::Redirected, Outcome::Blocked("no".into()));
+        let open = Outcome::Open("yes".into());
+        for (v4, v6, state) in [
+            (&redirected, &redirected, CheckState::Ok),
+            (&redirected, &blocked, CheckState::Ok),
+            (&blocked, &redirected, CheckState::Ok),
+            (&blocked, &blocked, CheckState::Blocked),
+            (&open, &redirected, CheckState::Open),
+            (&blocked, &open, CheckState::Open),
+        ] {
+            let result = CheckResult {
+                v4: v4.clone(),
+                v6: v6.clone(),
+            };
+            assert_eq!(result.state(), state, "{result}");
+            assert_eq!(result.is_open(), state == CheckState::Open);
+        }
+    }
+
+    #[test]
+    fn namespaces_take_turns_without_the_hosts_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut check = SelfCheck::new(folder.path());
+        assert_eq!(check.pick().unwrap(), None);
+        let own = folder.path().join("b-own");
+        std::os::unix::fs::symlink("/proc/self/ns/net", own).unwrap();
+        assert_eq!(check.pick().unwrap(), None);
+        for name in ["a", "c", "d"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let mut next = || {
+            let path = check.pick().unwrap().unwrap();
+            path.file_name().unwrap().to_owned()
+        };
+        assert_eq!([next(), next(), next(), next()], ["a", "c", "d", "a"]);
+        fs::remove_file(folder.path().join("c")).unwrap();
+        assert_eq!([next(), next()], ["d", "a"]);
+        assert!(SelfCheck::new("/no-such-folder").pick().is_err());
+    }
 }

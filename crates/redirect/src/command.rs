@@ -99,10 +99,56 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
 
 /// Returns the error output of a failed program on one line.
 fn error_output(stderr: &[u8], status: std::process::ExitStatus) -> String {
-    let said = String::from_utf8_lossy(stderr);
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = String::from_utf8_lossy(stderr)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
     if said.is_empty() {
         return status.to_string();
     }
     said.chars().take(MAX_ERROR_OUTPUT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn sh(script: &str, input: &str) -> Result<Done, RedirectError> {
+        run("sh", "install a shell", &["-c", script], input).await
+    }
+
+    #[tokio::test]
+    async fn a_program_gets_its_input_and_a_clean_environment() {
+        let done = sh("cat; echo \"$LC_ALL,$HOME,$PATH\"", "rules,").await;
+        let done = done.unwrap();
+        assert_eq!(done.error_output, None);
+        let rest = done.stdout.strip_prefix("rules,C,,").unwrap();
+        assert!(rest.ends_with(&format!(":{ADMIN_PATHS}\n")), "{rest}");
+    }
+
+    #[tokio::test]
+    async fn output_above_the_limit_is_an_error() {
+        let zeros = async |count: usize| sh(&format!("head -c {count} /dev/zero"), "").await;
+        assert_eq!(zeros(MAX_OUTPUT).await.unwrap().stdout.len(), MAX_OUTPUT);
+        let error = zeros(MAX_OUTPUT + 1).await.err().unwrap().to_string();
+        assert_eq!(error, "sh printed more than 1048576 bytes");
+        // Nothing blocks a program that prints far more.
+        assert!(zeros(3 * MAX_OUTPUT).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_failure_has_its_first_words_or_its_status() {
+        let failed = async |script: &str| sh(script, "").await.unwrap().error_output;
+        let silent = failed("exit 3").await;
+        assert_eq!(silent.as_deref(), Some("exit status: 3"));
+        let long = failed("head -c 2000 /dev/zero | tr '\\0' x >&2; exit 1").await;
+        assert_eq!(long.unwrap(), "x".repeat(MAX_ERROR_OUTPUT));
+        assert_eq!(failed("echo warning >&2").await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_does_not_end_is_stopped() {
+        let error = sh("exec sleep 3600", "").await.err().unwrap().to_string();
+        assert_eq!(error, "sh took longer than 15 s and was stopped");
+    }
 }

@@ -272,3 +272,29 @@ fn families() -> impl Iterator<Item = Family> {
         .into_iter()
         .filter(move |family| *family == Family::V4 || v6)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_a_backend_nothing_is_changed_and_all_is_in_place() {
+        let host = Some([10, 0, 0, 1].into());
+        let spec = Spec::new(host, None, 8181, "eni+".parse().unwrap()).unwrap();
+        let redirect = Redirect::new(Backend::None, spec.clone());
+        assert_eq!(
+            (redirect.backend(), redirect.spec()),
+            (Backend::None, &spec)
+        );
+        redirect.apply().await.unwrap();
+        assert_eq!(redirect.state().await.unwrap(), State::InPlace);
+        redirect.remove().await.unwrap();
+    }
+
+    #[test]
+    fn every_kernel_has_ipv4_rules() {
+        assert_eq!(families().next(), Some(Family::V4));
+        let has_v6 = Path::new("/proc/self/net/if_inet6").exists();
+        assert_eq!(families().any(|family| family == Family::V6), has_v6);
+    }
+}

@@ -160,3 +160,78 @@ fn unheard(error: &std::io::Error) {
         "the kernel does not report changes of its rules; checking them periodically only"
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Backend;
+    use crate::rules::Spec;
+
+    /// A reconciler that changes nothing in the kernel.
+    fn reconciler() -> RedirectReconciler {
+        let host = Some([10, 0, 0, 1].into());
+        let spec = Spec::new(host, None, 8181, "eni+".parse().unwrap()).unwrap();
+        RedirectReconciler::new(
+            Redirect::new(Backend::None, spec),
+            RedirectReconciler::INTERVAL,
+        )
+    }
+
+    #[test]
+    fn the_status_counts_restores_and_keeps_the_last_error() {
+        let reconciler = reconciler();
+        let mut status = reconciler.status();
+        let mut report = |outcome| {
+            let pauses = reconciler.report(outcome);
+            let is_new = status.has_changed().unwrap();
+            let Status {
+                in_place,
+                restored,
+                error,
+            } = status.borrow_and_update().clone();
+            (pauses, is_new, in_place, restored, error)
+        };
+        let fine = |pauses, is_new, restored| (pauses, is_new, true, restored, None);
+        assert_eq!(report(Ok(CheckOutcome::Applied)), fine(false, true, 0));
+        assert_eq!(report(Ok(CheckOutcome::InPlace)), fine(false, false, 0));
+        assert_eq!(report(Ok(CheckOutcome::Restored)), fine(true, true, 1));
+        assert_eq!(report(Ok(CheckOutcome::Restored)), fine(true, true, 2));
+        let error = Some(RedirectError::Undone.to_string());
+        let failed = report(Err(RedirectError::Undone));
+        assert_eq!(failed, (true, true, false, 2, error));
+        assert_eq!(report(Ok(CheckOutcome::InPlace)), fine(false, true, 2));
+    }
+
+    #[tokio::test]
+    async fn the_first_success_applies_and_later_ones_check() {
+        let reconciler = reconciler();
+        let installed = async |applied| reconciler.ensure_installed(applied).await.unwrap();
+        assert_eq!(installed(false).await, CheckOutcome::Applied);
+        assert_eq!(installed(true).await, CheckOutcome::InPlace);
+    }
+
+    #[tokio::test]
+    async fn it_installs_the_redirect_at_once() {
+        let reconciler = reconciler();
+        let mut status = reconciler.status();
+        let installed = async {
+            let installed = status.wait_for(|status| status.in_place);
+            let deadline = Duration::from_secs(60);
+            tokio::time::timeout(deadline, installed).await.is_ok()
+        };
+        tokio::select! {
+            () = reconciler.run() => panic!("it exited"),
+            installed = installed => assert!(installed),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_notifications_the_interval_is_the_cause() {
+        let mut ticks = tokio::time::interval(Duration::from_secs(5));
+        let start = tokio::time::Instant::now();
+        for seconds in [0, 5, 10] {
+            cause(&mut ticks, &mut None).await;
+            assert_eq!(start.elapsed(), Duration::from_secs(seconds));
+        }
+    }
+}

@@ -251,4 +251,55 @@ mod tests {
         wider.header.dst_len = 16;
         assert_eq!(read(&wider), None);
     }
+
+    #[test]
+    fn only_the_expected_refusal_is_success() {
+        use std::num::NonZeroI32;
+
+        use netlink_packet_core::ErrorMessage;
+        use rustix::io::Errno;
+
+        let refusal = |errno: Errno| {
+            let mut message = ErrorMessage::default();
+            message.code = NonZeroI32::new(-errno.raw_os_error());
+            Err(rtnetlink::Error::NetlinkError(message))
+        };
+        assert!(unless(Errno::EXIST, Ok(())).is_ok());
+        assert!(unless(Errno::EXIST, refusal(Errno::EXIST)).is_ok());
+        for other in [
+            refusal(Errno::PERM),
+            refusal(Errno::NOENT),
+            Err(rtnetlink::Error::RequestFailed),
+        ] {
+            let error = unless(Errno::EXIST, other).unwrap_err().to_string();
+            assert!(error.contains("NET_ADMIN"), "{error}");
+        }
+    }
+
+    #[test]
+    fn rules_of_other_families_or_actions_are_another_s() {
+        let ours = routing_rules(Family::V6)[2];
+        assert!(is_ours(ours));
+        let moved = RoutingRule {
+            priority: ours.priority + 1000,
+            ..ours
+        };
+        assert!(!is_ours(moved));
+        let mut other = message(&ours);
+        other.header.family = AddressFamily::Bridge;
+        assert_eq!(read(&other), None);
+        let mut other = message(&ours);
+        other.header.action = RuleAction::Blackhole;
+        assert_eq!(read(&other), None);
+        let mut other = message(&ours);
+        other.attributes.push(RuleAttribute::Goto(9));
+        assert_eq!(read(&other), None);
+        let changes: [fn(&mut RuleMessage); 2] =
+            [|rule| rule.header.src_len = 8, |rule| rule.header.tos = 4];
+        for change in changes {
+            let mut narrower = message(&ours);
+            change(&mut narrower);
+            assert_eq!(read(&narrower), None);
+        }
+    }
 }

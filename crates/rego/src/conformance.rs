@@ -101,11 +101,15 @@ type Read = (Vec<Arc<ParsedModule>>, Arc<ParsedModule>);
 
 fn read(question: &Question<'_>, limits: &Limits) -> Result<Read, LoadError> {
     let policy: Arc<str> = "suite".into();
-    let modules = question.modules.iter().enumerate().map(|(number, text)| {
-        let entry = format!("test-{number}.rego");
-        ParsedModule::read(&policy, &entry, text, limits).map(Arc::new)
-    });
-    let modules = modules.collect::<Result<Vec<_>, _>>()?;
+    let modules = question
+        .modules
+        .iter()
+        .enumerate()
+        .map(|(number, text)| {
+            let entry = format!("test-{number}.rego");
+            ParsedModule::read(&policy, &entry, text, limits).map(Arc::new)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
     let query = format!(
         "package rolegate_query\n\nasked = true {{\n{}\n}}\n",
         question.query

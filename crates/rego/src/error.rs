@@ -2,7 +2,7 @@
 
 use regorus::Source;
 
-use crate::{lower, text};
+use crate::{generated_names, text};
 
 /// The reason why a ConfigMap with policies or data is rejected. The message names the entry and
 /// line.
@@ -63,5 +63,5 @@ pub(crate) fn one_line(entry: &str, error: &anyhow::Error) -> String {
         Some((file, line)) => format!("{file}, line {line}: {message}"),
         None => format!("{entry}: {message}"),
     };
-    text::clean(&lower::written(&message), text::MAX_MESSAGE)
+    text::clean(&generated_names::written(&message), text::MAX_MESSAGE)
 }

@@ -50,11 +50,12 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
         };
         let patterns = parts
             .iter()
-            .flat_map(|part| &part.module.aws_environment.rules);
-        let patterns = patterns.flat_map(|rule| &rule.calls).filter_map(|call| {
-            let pattern = call.pattern.as_deref()?;
-            Some((call.name.as_str(), pattern))
-        });
+            .flat_map(|part| &part.module.aws_environment.rules)
+            .flat_map(|rule| &rule.calls)
+            .filter_map(|call| {
+                let pattern = call.pattern.as_deref()?;
+                Some((call.name.as_str(), pattern))
+            });
         builtins::supply(&mut engine, is_called, patterns)?;
         supply_missing(&mut engine, parts)?;
         for Part { module, is_library } in parts {

@@ -48,9 +48,10 @@ impl Layer for RegoLayer {
     }
 
     fn needs(&self) -> Needs {
-        let keys = match self.policies.has_agent_policies() {
-            true => Keys::All,
-            false => Keys::default(),
+        let keys = if self.policies.has_agent_policies() {
+            Keys::All
+        } else {
+            Keys::default()
         };
         Needs {
             pod_labels: keys.clone(),

@@ -37,6 +37,7 @@ mod data;
 mod error;
 mod evaluate;
 mod fractions;
+mod generated_names;
 mod input;
 mod layer;
 mod limits;

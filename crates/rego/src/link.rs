@@ -410,14 +410,15 @@ impl<'a> Graph<'a> {
                 .refs
                 .iter()
                 .flat_map(|reference| self.meant(&reference.path))
-                .map(|(read, _)| self.levels(read, known) + read.len());
-            let read = read.max().unwrap_or(0);
+                .map(|(read, _)| self.levels(read, known) + read.len())
+                .max()
+                .unwrap_or(0);
             let called = rule
                 .calls
                 .iter()
                 .filter_map(|call| self.rules.get_key_value(call.path.as_slice()))
-                .map(|(function, _)| self.levels(function, known));
-            let called = called.fold(0usize, usize::saturating_add);
+                .map(|(function, _)| self.levels(function, known))
+                .fold(0usize, usize::saturating_add);
             most = most.max(rule.levels.saturating_add(read).saturating_add(called));
         }
         known.insert(path, most);

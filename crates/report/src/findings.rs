@@ -181,11 +181,12 @@ impl Findings {
     /// Returns the names of objects with an error, as in kubectl: `pod/api`.
     pub fn names(&self) -> Vec<String> {
         let errors = self.findings.iter().filter(|one| one.level == Level::Error);
-        let names = errors.map(|one| {
-            let kind = one.object.kind.to_lowercase();
-            format!("{kind}/{}", one.object.name)
-        });
-        let mut names: Vec<_> = names.collect();
+        let mut names: Vec<_> = errors
+            .map(|one| {
+                let kind = one.object.kind.to_lowercase();
+                format!("{kind}/{}", one.object.name)
+            })
+            .collect();
         names.dedup();
         names
     }
@@ -247,13 +248,16 @@ impl Findings {
     fn case(&self, object: &CheckedObject) -> Case {
         let (failing, others): (Vec<_>, Vec<_>) =
             self.of(object).iter().partition(|one| self.fails(one));
-        let complaints = failing.into_iter().map(|finding| Complaint {
-            kind: format!("{}: {}", finding.category, finding.rule),
-            message: finding.message.clone(),
-        });
-        let complaints: Vec<_> = complaints.collect();
-        let remarks = others.into_iter();
-        let remarks = remarks.map(|one| format!("{}: {}", one.level.as_str(), one.message));
+        let complaints: Vec<_> = failing
+            .into_iter()
+            .map(|finding| Complaint {
+                kind: format!("{}: {}", finding.category, finding.rule),
+                message: finding.message.clone(),
+            })
+            .collect();
+        let remarks = others
+            .into_iter()
+            .map(|one| format!("{}: {}", one.level.as_str(), one.message));
         Case {
             name: object.name.to_string(),
             file: object.file.clone(),

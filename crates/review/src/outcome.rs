@@ -177,10 +177,11 @@ impl Outcome {
             [] => String::new(),
             [one] => one.clone(),
             many => {
-                let numbered = many.iter().enumerate();
-                let numbered =
-                    numbered.map(|(place, violation)| format!("({}) {violation}", place + 1));
-                let numbered: Vec<_> = numbered.collect();
+                let numbered: Vec<_> = many
+                    .iter()
+                    .enumerate()
+                    .map(|(place, violation)| format!("({}) {violation}", place + 1))
+                    .collect();
                 format!("{} faults: {}", many.len(), numbered.join("; "))
             }
         };

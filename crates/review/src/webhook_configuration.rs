@@ -98,8 +98,8 @@ enum OnFailure {
 
 /// Returns the ValidatingWebhookConfiguration as JSON.
 pub fn webhook_configuration(registration: &Registration<'_>) -> Value {
-    let webhooks = registration.webhooks();
-    let webhooks = webhooks
+    let webhooks = registration
+        .webhooks()
         .into_iter()
         .map(|webhook| registration.value(webhook));
     json!({
@@ -167,8 +167,9 @@ impl Registration<'_> {
             "sideEffects": "None",
             "timeoutSeconds": TIMEOUT_SECONDS,
         });
-        let conditions = webhook.conditions.iter();
-        let conditions: Vec<_> = conditions
+        let conditions: Vec<_> = webhook
+            .conditions
+            .iter()
             .map(|(name, expression)| json!({"name": name, "expression": expression}))
             .collect();
         if let Value::Object(fields) = &mut value {

@@ -107,9 +107,10 @@ impl Command {
 
 /// Returns the definition that the documentation and the parser share.
 pub(crate) fn definition() -> clap::Command {
-    let definition = Cli::command().version(VERSION.as_str());
-    let definition = definition.mut_subcommands(with_switches);
-    let definition = definition.mut_subcommands(with_plain_name);
+    let definition = Cli::command()
+        .version(VERSION.as_str())
+        .mut_subcommands(with_switches)
+        .mut_subcommands(with_plain_name);
     PROCESSES.iter().fold(definition, |definition, name| {
         definition.mut_subcommand(name, with_first_flags)
     })

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, FromArgMatches};
+use clap::{Args, Command, FromArgMatches};
 use rolegate_agent::app::{AgentOptions, Mode};
 use rolegate_demo::{AgentSettings, Closed, DemoOptions, Render, Report};
 use rolegate_policy::document;
@@ -45,9 +45,9 @@ pub(crate) struct DemoArguments {
     agent: Vec<OsString>,
 }
 
-/// Runs the demo.
-pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
-    let flags = agent_flags(&arguments.agent)?;
+/// Runs the demo. `definition` is the command line, which defines the agent's flags.
+pub(crate) fn run(arguments: &DemoArguments, definition: Command) -> anyhow::Result<ExitCode> {
+    let flags = agent_flags(&arguments.agent, definition)?;
     if arguments.verbose {
         logging::init(LogFormat::Text, "debug").context("cannot start the log")?;
     }
@@ -57,9 +57,12 @@ pub(crate) fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
         render: render(arguments.output.output),
         agent: Box::new(|settings| Box::pin(agent(flags, settings))),
     });
-    ended.map_err(|error| match error.is::<Closed>() {
-        true => output::Closed.into(),
-        false => error,
+    ended.map_err(|error| {
+        if error.is::<Closed>() {
+            output::Closed.into()
+        } else {
+            error
+        }
     })
 }
 
@@ -115,8 +118,7 @@ async fn agent(mut flags: AgentFlags, settings: AgentSettings) -> anyhow::Result
 }
 
 /// Parses flags of the agent as its own command line would.
-fn agent_flags(given: &[OsString]) -> anyhow::Result<AgentFlags> {
-    let mut definition = crate::cli::definition();
+fn agent_flags(given: &[OsString], mut definition: Command) -> anyhow::Result<AgentFlags> {
     definition.build();
     let agent = definition
         .find_subcommand("agent")

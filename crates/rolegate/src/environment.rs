@@ -146,8 +146,9 @@ mod tests {
             .chain(command.iter().copied())
             .map(Into::into)
             .collect();
-        let pairs = variables.iter();
-        let pairs = pairs.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let pairs = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         check(&mut definition(), &arguments, pairs).map_err(|error| {
             assert!(error.use_stderr());
             error.to_string()

@@ -6,6 +6,7 @@ pub(crate) mod certificate;
 pub(crate) mod container;
 pub(crate) mod deciding;
 pub(crate) mod given;
+pub(crate) mod given_fields;
 pub(crate) mod kiam;
 pub(crate) mod kubernetes;
 pub(crate) mod log;

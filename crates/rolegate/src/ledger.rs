@@ -115,8 +115,8 @@ async fn ask(arguments: &LedgerArguments) -> anyhow::Result<Bytes> {
         ensure!(status.is_success(), "{address} answers {status}");
         let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES)
             .collect()
-            .await;
-        let body = body.map_err(|error| anyhow::anyhow!("cannot read the response: {error}"))?;
+            .await
+            .map_err(|error| anyhow::anyhow!("cannot read the response: {error}"))?;
         Ok(body.to_bytes())
     };
     tokio::select! {

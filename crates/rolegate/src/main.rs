@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         Command::Controller(flags) => run::run(*flags),
         Command::Redirect(arguments) => redirect::run(arguments),
         Command::Policy(arguments) => policy::run(arguments),
-        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments, cli::definition()),
         Command::Version(arguments) => output::version(arguments.output),
         Command::Options => options::run(),
         Command::Reference(arguments) => reference::run(&arguments, cli::definition()),
@@ -117,8 +117,10 @@ fn command(arguments: Vec<OsString>) -> Result<(Command, Vec<OsString>), clap::E
     });
     let arguments =
         config_file::with_lower_places(&mut definition, arguments, &environment::variable)?;
-    let matches = definition.clone().try_get_matches_from(&arguments);
-    let matches = matches.map_err(|error| advice::advised(&definition, &arguments, error))?;
+    let matches = definition
+        .clone()
+        .try_get_matches_from(&arguments)
+        .map_err(|error| advice::advised(&definition, &arguments, error))?;
     environment::check(&mut definition, &arguments, variables)?;
     Ok((Cli::from_arg_matches(&matches)?.command, arguments))
 }

@@ -35,8 +35,7 @@ struct SharedFlags {
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let command = policy::SharedFlags::augment_args(Command::new("options"));
     // The annotation keys are among the flags of policy commands already.
-    let command = LogFlags::augment_args(ReadingFlags::augment_args(command));
-    let mut command = command
+    let mut command = LogFlags::augment_args(ReadingFlags::augment_args(command))
         .disable_help_flag(true)
         .max_term_width(100)
         .help_template("{before-help}{all-args}\n")
@@ -74,12 +73,17 @@ fn shortened(command: Command, shared: &Ids) -> Command {
     if !command.get_arguments().any(is_shared) {
         return command;
     }
-    let after = command.get_after_help().map(ToString::to_string);
-    let after = after.map_or_else(|| POINTER.to_owned(), |text| format!("{text}\n\n{POINTER}"));
+    let after = command
+        .get_after_help()
+        .map(ToString::to_string)
+        .map_or_else(|| POINTER.to_owned(), |text| format!("{text}\n\n{POINTER}"));
     command
-        .mut_args(|flag| match is_shared(&flag) {
-            true => flag.hide(true),
-            false => flag,
+        .mut_args(|flag| {
+            if is_shared(&flag) {
+                flag.hide(true)
+            } else {
+                flag
+            }
         })
         .after_help(after)
 }

@@ -181,8 +181,10 @@ pub(crate) fn names(names: &[String]) -> anyhow::Result<()> {
 /// Writes objects. `yaml` contains their comments; `json` is one object or a list.
 pub(crate) fn objects(format: Format, json: &Value, yaml: &str) -> anyhow::Result<()> {
     let one = std::slice::from_ref(json);
-    let all = json.get("items").and_then(Value::as_array);
-    let all = all.map_or(one, Vec::as_slice);
+    let all = json
+        .get("items")
+        .and_then(Value::as_array)
+        .map_or(one, Vec::as_slice);
     match format {
         Format::Yaml => raw(yaml),
         Format::Json => self::json(json),
@@ -217,8 +219,8 @@ pub(crate) fn object_name(object: &Value) -> String {
 
 /// Parses YAML documents into one JSON value: the object, or a list of all objects.
 pub(crate) fn documents(texts: &str) -> anyhow::Result<Value> {
-    let all = serde_saphyr::from_multiple::<Value>(texts);
-    let mut all = all.context("cannot parse the objects as YAML")?;
+    let mut all =
+        serde_saphyr::from_multiple::<Value>(texts).context("cannot parse the objects as YAML")?;
     Ok(match all.len() {
         1 => all.remove(0),
         _ => json!({"apiVersion": "v1", "kind": "List", "items": all}),

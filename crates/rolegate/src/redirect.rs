@@ -147,8 +147,7 @@ async fn show(backend: &str, format: Format) -> anyhow::Result<()> {
     let listings = kernel_rules(&backends(backend)?).await?;
     let routing = routing_rules().await?;
     if !matches!(format, Format::Text | Format::Wide) {
-        let listings = listings.iter();
-        let listings = listings.map(|(backends, rules)| {
+        let listings = listings.iter().map(|(backends, rules)| {
             let backends: Vec<_> = backends.split(", ").collect();
             serde_json::json!({"backends": backends, "rules": rules})
         });
@@ -241,11 +240,12 @@ fn with_rights(error: RedirectError) -> anyhow::Error {
     let has_right = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
     let error = anyhow::Error::from(error);
-    match has_right {
-        true => error,
-        false => error.context(
+    if has_right {
+        error
+    } else {
+        error.context(
             "cannot read the kernel's rules: the capability CAP_NET_ADMIN is needed (run as root)",
-        ),
+        )
     }
 }
 

@@ -104,8 +104,8 @@ pub(crate) fn added(
             Rule::Layers => {
                 let switch = command
                     .get_arguments()
-                    .find(|flag| flag.get_long() == Some(RESTRICTIONS));
-                let switch = switch.map(|flag| self::given(flag, arguments, environment, file));
+                    .find(|flag| flag.get_long() == Some(RESTRICTIONS))
+                    .map(|flag| self::given(flag, arguments, environment, file));
                 given.check_layers(switch.as_ref())?;
             }
             Rule::AddUp | Rule::Highest => {}

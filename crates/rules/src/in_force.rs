@@ -126,11 +126,14 @@ impl RulesInForce {
     }
 
     fn reserved_role(&self) -> String {
-        let roles = self.reserved_roles.iter().map(|role| match &role.account {
-            Some(account) => format!("role {} of account {account}", role.name),
-            None => format!("role {}", role.name),
-        });
-        let roles: Vec<_> = roles.collect();
+        let roles: Vec<_> = self
+            .reserved_roles
+            .iter()
+            .map(|role| match &role.account {
+                Some(account) => format!("role {} of account {account}", role.name),
+                None => format!("role {}", role.name),
+            })
+            .collect();
         match roles.as_slice() {
             [] => "rolegate's own role".to_owned(),
             roles => roles.join(" or "),
@@ -146,8 +149,10 @@ impl GivenRuleFlags {
             return Vec::new();
         }
         let base = self.base.iter().filter(|_| !rules.open.base);
-        let default_role = self.default_role.iter();
-        let default_role = default_role.filter(|_| !rules.open.default_role);
+        let default_role = self
+            .default_role
+            .iter()
+            .filter(|_| !rules.open.default_role);
         let all = base.chain(default_role).chain(&self.others);
         all.map(String::as_str).collect()
     }

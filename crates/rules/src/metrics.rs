@@ -166,8 +166,10 @@ fn encode_info(
     in_force: &RulesInForce,
 ) -> Result<(), fmt::Error> {
     let source = ("source", source(in_force.source));
-    let modes = in_force.modes.iter();
-    let modes = modes.map(|(layer, mode)| (layer.as_str(), mode.as_str()));
+    let modes = in_force
+        .modes
+        .iter()
+        .map(|(layer, mode)| (layer.as_str(), mode.as_str()));
     let labels: Vec<_> = [source].into_iter().chain(modes).collect();
     let mut metric = encoder.encode_descriptor(INFO.0, INFO.1, None, MetricType::Gauge)?;
     ConstGauge::new(1i64).encode(metric.encode_family(&labels)?)

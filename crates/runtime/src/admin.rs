@@ -96,8 +96,12 @@ impl Admin {
 
     fn metrics<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         // Repeated headers form one list.
-        let accept = request.headers().get_all(ACCEPT).iter();
-        let accept: Vec<_> = accept.filter_map(|value| value.to_str().ok()).collect();
+        let accept: Vec<_> = request
+            .headers()
+            .get_all(ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
         let format = Format::accepted(Some(&accept.join(",")));
         match self.metrics.encode_as(format) {
             Ok(text) => reply(StatusCode::OK, format.content_type(), text),

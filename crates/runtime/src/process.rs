@@ -76,20 +76,14 @@ impl Collector for ProcessCollector {
             most,
         )?;
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        let started = boot_time()
-            .zip(stat_field(&stat, 22))
-            .map(|(boot, ticks)| boot + ticks / TICKS_PER_SECOND);
         gauge(
             "process_start_time",
             "Start time since the Unix epoch",
             Some(&Unit::Seconds),
-            started,
+            boot_time().and_then(|boot| start_time(boot, &stat)),
         )?;
-        if let Some(ticks) = stat_field(&stat, 14)
-            .zip(stat_field(&stat, 15))
-            .map(|(user, system)| user + system)
-        {
-            let spent = ConstCounter::new(ticks / TICKS_PER_SECOND);
+        if let Some(spent) = cpu_time(&stat) {
+            let spent = ConstCounter::new(spent);
             spent.encode(encoder.encode_descriptor(
                 "process_cpu",
                 "User and system CPU time spent",
@@ -116,6 +110,16 @@ fn stat_field(stat: &str, number: usize) -> Option<f64> {
         .ok()
 }
 
+/// Returns the start time of a process since the Unix epoch, in seconds.
+fn start_time(boot: f64, stat: &str) -> Option<f64> {
+    Some(boot + stat_field(stat, 22)? / TICKS_PER_SECOND)
+}
+
+/// Returns the CPU time that a process has spent as user and system, in seconds.
+fn cpu_time(stat: &str) -> Option<f64> {
+    Some((stat_field(stat, 14)? + stat_field(stat, 15)?) / TICKS_PER_SECOND)
+}
+
 fn boot_time() -> Option<f64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     stat.lines()
@@ -138,6 +142,9 @@ mod tests {
         assert_eq!(stat_field(stat, 15), Some(50.0));
         assert_eq!(stat_field(stat, 22), Some(12345.0));
         assert_eq!(stat_field("", 14), None);
+        assert_eq!(cpu_time(stat), Some(3.0));
+        assert_eq!(start_time(1000.0, stat), Some(1123.45));
+        assert_eq!((cpu_time(""), start_time(0.0, "")), (None, None));
         assert_eq!(
             status_field("Name:\tx\nVmRSS:\t  2048 kB\n", "VmRSS:"),
             Some(2048.0)

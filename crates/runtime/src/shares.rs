@@ -255,9 +255,10 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
         if count >= limits.each.max(1) || !holder.known && count >= unknown_peer {
             Some(Limit::Each)
         } else if self.of_class(holder.known) >= limits.of_class(holder.known) {
-            Some(match holder.known {
-                true => Limit::Known,
-                false => Limit::UnknownPeers,
+            Some(if holder.known {
+                Limit::Known
+            } else {
+                Limit::UnknownPeers
             })
         } else if self.open >= limits.total.max(1) {
             Some(Limit::Total)
@@ -272,9 +273,10 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
     }
 
     fn of_class(&self, known: bool) -> usize {
-        match known {
-            true => self.open - self.unknown_peers,
-            false => self.unknown_peers,
+        if known {
+            self.open - self.unknown_peers
+        } else {
+            self.unknown_peers
         }
     }
 
@@ -286,9 +288,10 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
             return;
         };
         held.known = known;
-        match known {
-            true => self.unknown_peers -= held.connections.len(),
-            false => self.unknown_peers += held.connections.len(),
+        if known {
+            self.unknown_peers -= held.connections.len();
+        } else {
+            self.unknown_peers += held.connections.len();
         }
         while self.of_class(known) > inner.limits.of_class(known)
             && let Some(loser) = self.loser_of_class(known, None)
@@ -325,12 +328,13 @@ impl<K: Eq + Hash + Clone, D> Table<K, D> {
     /// one has as long as any to become known.
     fn loser_of_class(&self, known: bool, newcomer: Option<&K>) -> Option<K> {
         let holders = self.holders.iter().filter(|(_, held)| held.known == known);
-        let loser = match known {
-            true => holders.max_by_key(|(key, held)| {
+        let loser = if known {
+            holders.max_by_key(|(key, held)| {
                 let own = Some(*key) == newcomer;
                 (held.connections.len() + usize::from(own), own)
-            }),
-            false => holders.min_by_key(|(_, held)| held.first_to_go()),
+            })
+        } else {
+            holders.min_by_key(|(_, held)| held.first_to_go())
         };
         loser.map(|(key, _)| key.clone())
     }

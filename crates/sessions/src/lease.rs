@@ -55,8 +55,9 @@ impl Sessions {
             let validity = session.credentials.validity;
             let age = validity.from.duration_until(now).as_secs_f64();
             stats.count += 1;
-            let earliest = stats.earliest_expiration;
-            let earliest = earliest.map_or(validity.until, |known| known.min(validity.until));
+            let earliest = stats
+                .earliest_expiration
+                .map_or(validity.until, |known| known.min(validity.until));
             stats.earliest_expiration = Some(earliest);
             stats.oldest_age = Some(stats.oldest_age.map_or(age, |oldest| oldest.max(age)));
         }

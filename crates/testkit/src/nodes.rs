@@ -256,8 +256,11 @@ impl TestCluster {
     pub async fn replace_node(&mut self, name: &str) -> anyhow::Result<String> {
         self.kill_node(name)?;
         self.kubectl(&["delete", "node", name]).await?;
-        let at = self.nodes.iter().position(|node| node.name() == name);
-        let at = at.with_context(|| format!("there is no node {name}"))?;
+        let at = self
+            .nodes
+            .iter()
+            .position(|node| node.name() == name)
+            .with_context(|| format!("there is no node {name}"))?;
         self.nodes.remove(at).scrap()?;
         self.add_node().await
     }

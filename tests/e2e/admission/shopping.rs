@@ -167,18 +167,20 @@ impl Kind {
     /// Returns the path of the role in the webhook's message.
     fn place(&self) -> String {
         let (last, rest) = self.fields.split_last().unwrap();
-        match last.contains('/') {
-            true => format!("{}[{last}]", rest.join(".")),
-            false => self.fields.join("."),
+        if last.contains('/') {
+            format!("{}[{last}]", rest.join("."))
+        } else {
+            self.fields.join(".")
         }
     }
 
     /// Returns a patch with only the role.
     fn role(&self, role: &str) -> Value {
         // The configuration's base ARN completes the name of a role, but not for web identity.
-        let role = match self.url.ends_with("serviceaccounts") {
-            true => format!("arn:aws:iam::123456789012:role/{role}"),
-            false => role.to_owned(),
+        let role = if self.url.ends_with("serviceaccounts") {
+            format!("arn:aws:iam::123456789012:role/{role}")
+        } else {
+            role.to_owned()
         };
         let fields = self.fields.iter().rev();
         fields.fold(role.into(), |value, field| json!({ *field: value }))

@@ -154,9 +154,10 @@ impl Peer {
         if length <= SMALL_BODY_BYTES {
             return Ok(Held(None));
         }
-        let all = match self.peers.known().contains(self.slot.holder()) {
-            true => &self.peers.known_bytes,
-            false => &self.peers.unknown_bytes,
+        let all = if self.peers.known().contains(self.slot.holder()) {
+            &self.peers.known_bytes
+        } else {
+            &self.peers.unknown_bytes
         };
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         // The peer's own permit first: a request that waits for it takes nothing from others.

@@ -92,9 +92,10 @@ impl RedirectCheck {
             self.ready
                 .set(health.unwrap_or_else(|| decisions(&pods, &self.interface)));
             self.count(&pods);
-            tokio::time::sleep(match pods.is_empty() {
-                true => FIRST_CHECK_INTERVAL,
-                false => CHECK_INTERVAL,
+            tokio::time::sleep(if pods.is_empty() {
+                FIRST_CHECK_INTERVAL
+            } else {
+                CHECK_INTERVAL
             })
             .await;
         }

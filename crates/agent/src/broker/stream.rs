@@ -139,8 +139,9 @@ async fn reach(
         why,
     };
     let host = (options.host.as_str(), options.port);
-    let found = timeout(CONNECT_TIMEOUT, tokio::net::lookup_host(host)).await;
-    let found = found.map_err(|_| failed("no response".into()))?;
+    let found = timeout(CONNECT_TIMEOUT, tokio::net::lookup_host(host))
+        .await
+        .map_err(|_| failed("no response".into()))?;
     let mut addresses: Vec<_> = found.map_err(|error| failed(error.to_string()))?.collect();
     fastrand::shuffle(&mut addresses);
     addresses.sort_by_key(|address| taken.contains(address));
@@ -190,8 +191,9 @@ async fn converse(
 
     let talk = async {
         let answer = timeout(WELCOME_TIMEOUT, client.serve(outgoing)).await;
-        let incoming = answer.map_err(|_| StreamError::Slow { address })??;
-        let mut incoming = incoming.into_inner();
+        let mut incoming = answer
+            .map_err(|_| StreamError::Slow { address })??
+            .into_inner();
         let welcome = welcomed(&mut incoming, address).await?;
         // Tolerates the loss of three heartbeats.
         let silence =
@@ -228,8 +230,9 @@ async fn welcomed(
     incoming: &mut Streaming<v1::ToAgent>,
     address: SocketAddr,
 ) -> Result<v1::Welcome, StreamError> {
-    let first = timeout(WELCOME_TIMEOUT, incoming.message()).await;
-    let first = first.map_err(|_| StreamError::Slow { address })??;
+    let first = timeout(WELCOME_TIMEOUT, incoming.message())
+        .await
+        .map_err(|_| StreamError::Slow { address })??;
     match first.and_then(|it| it.body) {
         Some(to_agent::Body::Welcome(welcome)) => Ok(welcome),
         _ => Err(StreamError::Ended(

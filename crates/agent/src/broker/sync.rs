@@ -209,11 +209,16 @@ impl BrokerSync {
                 .insert(lease.cell().shared_key(), session.number);
             self.table.insert(session.number, lease);
         }
-        let lease = self.table.get(&session.number);
-        let lease = lease.ok_or(Malformed("an unknown session"))?;
+        let lease = self
+            .table
+            .get(&session.number)
+            .ok_or(Malformed("an unknown session"))?;
         let failure = session.failure.map(Failure::try_from).transpose()?;
-        let credentials = session.credentials.as_ref();
-        let credentials = credentials.map(Credentials::try_from).transpose()?;
+        let credentials = session
+            .credentials
+            .as_ref()
+            .map(Credentials::try_from)
+            .transpose()?;
         if credentials.is_some() || failure.is_some() {
             fed.store(lease.cell().key(), credentials, failure);
         } else {
@@ -282,8 +287,10 @@ impl BrokerSync {
                 }
             }
             pod::Authorization::Allowed(allowed) => {
-                let lease = self.table.get(&allowed.session);
-                let lease = lease.ok_or(Malformed("an unknown session"))?;
+                let lease = self
+                    .table
+                    .get(&allowed.session)
+                    .ok_or(Malformed("an unknown session"))?;
                 let role = lease.cell().key().role.clone();
                 Authorization::Allowed(Allowed {
                     since: self.clock.now(),

@@ -64,9 +64,12 @@ async fn a_refused_token_is_replaced_once() {
     assert_eq!(count(&service, &Method::PUT), 2);
     assert_eq!(count(&service, &Method::GET), 3);
 
-    let never = Raw::start(|head| match head.starts_with("put") {
-        true => answer(200, "", "token"),
-        false => answer(401, "", ""),
+    let never = Raw::start(|head| {
+        if head.starts_with("put") {
+            answer(200, "", "token")
+        } else {
+            answer(401, "", "")
+        }
     })
     .await;
     let imds = Imds::new(&never.addr.to_string()).unwrap();
@@ -81,9 +84,12 @@ async fn a_refused_token_is_replaced_once() {
 #[tokio::test]
 async fn version_1_where_there_are_no_tokens() {
     for status in [403, 404, 405] {
-        let service = Raw::start(move |head| match head.starts_with("put") {
-            true => answer(status, "", ""),
-            false => answer(200, "", "eu-west-1"),
+        let service = Raw::start(move |head| {
+            if head.starts_with("put") {
+                answer(status, "", "")
+            } else {
+                answer(200, "", "eu-west-1")
+            }
         })
         .await;
         let imds = Imds::new(&service.addr.to_string()).unwrap();
@@ -150,9 +156,12 @@ async fn texts_are_bounded_and_text() {
         (10, LIMIT + 1, short()),
         (LIMIT, 10, short()),
     ] {
-        let service = Raw::start(move |head| match head.starts_with("put") {
-            true => answer(200, "", &"x".repeat(token)),
-            false => answer(200, "", &"x".repeat(text)),
+        let service = Raw::start(move |head| {
+            if head.starts_with("put") {
+                answer(200, "", &"x".repeat(token))
+            } else {
+                answer(200, "", &"x".repeat(text))
+            }
         })
         .await;
         let imds = Imds::new(&service.addr.to_string()).unwrap();
@@ -230,18 +239,21 @@ async fn the_request_holds_nothing_but_what_the_service_needs() {
 
 #[tokio::test]
 async fn hop_by_hop_headers_are_not_forwarded() {
-    let service = Raw::start(|head| match head.starts_with("put") {
-        true => answer(200, "", "our-token"),
-        false => answer(
-            200,
-            "Connection: keep-alive, X-Hop\r\nKeep-Alive: timeout=5\r\nX-Hop: 1\r\n\
+    let service = Raw::start(|head| {
+        if head.starts_with("put") {
+            answer(200, "", "our-token")
+        } else {
+            answer(
+                200,
+                "Connection: keep-alive, X-Hop\r\nKeep-Alive: timeout=5\r\nX-Hop: 1\r\n\
              Proxy-Connection: keep-alive\r\nProxy-Authenticate: Basic\r\nTE: trailers\r\n\
              Trailer: X-Later\r\nUpgrade: h2c\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\n\
              X-aws-ec2-metadata-token: our-token\r\n\
              X-aws-ec2-metadata-token-ttl-seconds: 300\r\nETag: \"1\"\r\n\
              Content-Type: text/plain\r\n",
-            "body",
-        ),
+                "body",
+            )
+        }
     })
     .await;
     let imds = Imds::new(&service.addr.to_string()).unwrap();
@@ -283,9 +295,12 @@ async fn bodies_stream_through() {
 
 #[tokio::test]
 async fn a_body_that_stalls_is_an_error() {
-    let service = Raw::start(|head| match head.starts_with("put") {
-        true => answer(404, "", ""),
-        false => "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\nhalf".into(),
+    let service = Raw::start(|head| {
+        if head.starts_with("put") {
+            answer(404, "", "")
+        } else {
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\nhalf".into()
+        }
     })
     .await;
     let imds = Imds::new(&service.addr.to_string()).unwrap();

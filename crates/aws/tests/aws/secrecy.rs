@@ -88,9 +88,12 @@ async fn our_metadata_token_and_the_nodes_credentials() {
 #[tokio::test]
 async fn a_token_that_is_refused_or_malformed() {
     for token in ["secret-token", "secret\u{7f}-token"] {
-        let service = Raw::start(move |head| match head.starts_with("put") {
-            true => answer(200, "", token),
-            false => answer(401, "", ""),
+        let service = Raw::start(move |head| {
+            if head.starts_with("put") {
+                answer(200, "", token)
+            } else {
+                answer(401, "", "")
+            }
         })
         .await;
         let imds = Imds::new(&service.addr.to_string()).unwrap();

@@ -41,9 +41,10 @@ impl Connection {
         token: &str,
     ) -> Result<AuthenticatedNode, AuthnError> {
         let parts = &self.service.parts;
-        let authenticated = match token.is_empty() {
-            true => by_certificate(&self.nodes, self.until, claimed)?,
-            false => self.authenticate_by_token(claimed, token).await?,
+        let authenticated = if token.is_empty() {
+            by_certificate(&self.nodes, self.until, claimed)?
+        } else {
+            self.authenticate_by_token(claimed, token).await?
         };
         // The certificate was valid when the connection was made, which may be long ago.
         let now = parts.clock.now();
@@ -73,9 +74,10 @@ impl Connection {
         {
             return Err(AuthnRejection::Ended.into());
         }
-        let peer = match parts.agents.has_address(self.peer) {
-            true => PeerKey::exactly(self.peer),
-            false => PeerKey::of(self.peer),
+        let peer = if parts.agents.has_address(self.peer) {
+            PeerKey::exactly(self.peer)
+        } else {
+            PeerKey::of(self.peer)
         };
         let audience = &parts.agents.account().audience;
         let reviewed = parts.token_reviewer.review(peer, token, audience).await?;

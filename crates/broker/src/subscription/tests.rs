@@ -354,8 +354,10 @@ fn threat_20_what_is_sent_is_written_whatever_the_agent_says() {
     let fixture = fixture();
     let written = || {
         let records = fixture.ledger.records(None);
-        let named = records.iter().rev();
-        let named = named.map(|record| format!("{} {}", record.pod_uid, record.access_key_id));
+        let named = records
+            .iter()
+            .rev()
+            .map(|record| format!("{} {}", record.pod_uid, record.access_key_id));
         named.collect::<Vec<_>>()
     };
     // Two pods share one session, which is fetched after the first and before the second.

@@ -48,9 +48,10 @@ async fn a_killed_brokers_agents_move_to_another_and_no_request_fails() {
     })
     .await;
     let [first, second] = brokers;
-    let (killed, left) = match is(&first, SERVING).await {
-        true => (first, second),
-        false => (second, first),
+    let (killed, left) = if is(&first, SERVING).await {
+        (first, second)
+    } else {
+        (second, first)
     };
     network.lose(killed.addresses().agents);
     drop(killed);

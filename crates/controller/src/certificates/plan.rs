@@ -114,9 +114,10 @@ pub fn plan(now: Timestamp, found: &Found, names: &[String]) -> Action {
         .not_before
         .checked_add(lifetime * 2 / 3)
         .unwrap_or(current.not_after);
-    match now < until {
-        true => Action::Keep { until },
-        false => Action::Issue(Why::Due),
+    if now < until {
+        Action::Keep { until }
+    } else {
+        Action::Issue(Why::Due)
     }
 }
 

@@ -60,8 +60,8 @@ pub(super) async fn to_config_map(
     authorities: &Authorities,
 ) -> kube::Result<Published> {
     let pem = authorities.to_pem();
-    let known = api.get_opt(name).await?;
-    let known = known.as_ref().and_then(|map| map.data.as_ref());
+    let existing = api.get_opt(name).await?;
+    let known = existing.as_ref().and_then(|map| map.data.as_ref());
     if known.is_some_and(|data| data.len() == 1 && data.get(CA_CRT) == Some(&pem)) {
         return Ok(Published::Already);
     }
@@ -83,8 +83,10 @@ pub(super) async fn to_config_map(
 /// nothing to change. Webhooks are merged by name, and a name that was removed would be added
 /// again, so the patch is conditional on the resource version.
 fn patch(configuration: &ValidatingWebhookConfiguration, bundle: &ByteString) -> Option<Value> {
-    let webhooks = configuration.webhooks.iter().flatten();
-    let webhooks: Vec<_> = webhooks
+    let webhooks: Vec<_> = configuration
+        .webhooks
+        .iter()
+        .flatten()
         .filter(|webhook| webhook.client_config.ca_bundle.as_ref() != Some(bundle))
         .map(|webhook| json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}}))
         .collect();

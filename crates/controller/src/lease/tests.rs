@@ -96,8 +96,8 @@ impl Leaders {
     }
 
     async fn until(&self, expected: &[&str]) {
-        let mut seen = self.0.subscribe();
-        let seen = seen.wait_for(|working| working == expected);
+        let mut working = self.0.subscribe();
+        let seen = working.wait_for(|working| working == expected);
         let seen = timeout(Duration::from_secs(600), seen).await;
         seen.expect("that never happens").unwrap();
     }

@@ -180,13 +180,13 @@ impl Statuses {
             };
             let invalid_points = writer
                 .invalid_points()
-                .get(&(namespace.into(), name.into()));
-            let invalid_points = invalid_points.map(|why| {
-                format!(
-                    "{}: {why}; the policy is enforced at admission and agents",
-                    annotation::POINTS
-                )
-            });
+                .get(&(namespace.into(), name.into()))
+                .map(|why| {
+                    format!(
+                        "{}: {why}; the policy is enforced at admission and agents",
+                        annotation::POINTS
+                    )
+                });
             let mut json = status.to_json();
             if let (Some(fields), Some(why)) = (json.as_object_mut(), &invalid_points) {
                 fields.insert("points".into(), why.as_str().into());

@@ -24,13 +24,14 @@ impl Layer for Counting {
 
     fn evaluate(&self, _: &AccessRequest<'_>) -> Verdict {
         self.asked.fetch_add(1, Relaxed);
-        match self.transient {
-            true => Verdict::Deny {
+        if self.transient {
+            Verdict::Deny {
                 rule: "slow".into(),
                 reason: "not done in time".into(),
                 transient: true,
-            },
-            false => Verdict::allow("counted"),
+            }
+        } else {
+            Verdict::allow("counted")
         }
     }
 

@@ -63,11 +63,13 @@ impl NamespaceBudgets {
         if !self.waiting.contains_key(namespace) && self.take(namespace, cost, now).is_ok() {
             return true;
         }
-        let waiting = self.waiting.entry(namespace.clone());
-        let waiting = waiting.or_insert_with(|| Waiting {
-            keys: BTreeMap::new(),
-            due: now,
-        });
+        let waiting = self
+            .waiting
+            .entry(namespace.clone())
+            .or_insert_with(|| Waiting {
+                keys: BTreeMap::new(),
+                due: now,
+            });
         waiting.keys.insert((!urgent, ticket), (key.clone(), cost));
         self.held += 1;
         self.plan(namespace, now);
@@ -167,8 +169,10 @@ impl NamespaceBudgets {
     /// Returns the time until the namespace can pay.
     fn wait(&mut self, namespace: &Arc<str>, cost: f64, now: Timestamp) -> SignedDuration {
         let rate = self.rate;
-        let bucket = self.buckets.entry(namespace.clone());
-        let bucket = bucket.or_insert_with(|| TokenBucket::full(rate, now));
+        let bucket = self
+            .buckets
+            .entry(namespace.clone())
+            .or_insert_with(|| TokenBucket::full(rate, now));
         bucket.refill(rate, now);
         // A cost above the capacity takes a whole bucket.
         let wait = bucket.seconds_until(rate, cost.min(rate.burst));

@@ -214,8 +214,9 @@ impl Place {
                     let letter = byte.to_ascii_lowercase();
                     let is_next = |name: &&str| name.as_bytes().get(at) == Some(&letter);
                     // Before the distinguishing letter, the index carries no information.
-                    let candidates = CLOSED.iter().enumerate();
-                    let mut candidates = candidates
+                    let mut candidates = CLOSED
+                        .iter()
+                        .enumerate()
                         .filter(|(name, _)| at < 2 || closed.is_some_and(|(it, _)| it == *name));
                     let (name, _) = candidates.find(|(_, text)| is_next(text))?;
                     Some((name, at + 1))

@@ -55,8 +55,7 @@ pub(super) async fn ask(
         if !is_registered(webhook, asked) {
             continue;
         }
-        let name = webhook.get("name").and_then(Value::as_str);
-        let name = name.unwrap_or("?");
+        let name = webhook.get("name").and_then(Value::as_str).unwrap_or("?");
         let call = tokio::time::timeout(WEBHOOK_TIMEOUT, call(webhook, asked));
         let answer = call
             .await
@@ -68,8 +67,10 @@ pub(super) async fn ask(
             warnings.extend(all.iter().filter_map(Value::as_str).map(str::to_owned));
         }
         if answer.get("allowed") != Some(&Value::Bool(true)) {
-            let text = answer.pointer("/status/message").and_then(Value::as_str);
-            let text = text.unwrap_or("without explanation");
+            let text = answer
+                .pointer("/status/message")
+                .and_then(Value::as_str)
+                .unwrap_or("without explanation");
             let message = format!("admission webhook \"{name}\" denied the request: {text}");
             return Err(Failure::new(403, message));
         }
@@ -118,8 +119,10 @@ fn is_exempt(webhook: &Value, namespace: &str) -> bool {
 /// Sends one review, and returns its `response`.
 async fn call(webhook: &Value, asked: &Asked<'_>) -> Result<Value, String> {
     let text = |path: &str| webhook.pointer(path).and_then(Value::as_str);
-    let url = text("/clientConfig/url").ok_or("it has no URL, and Services are not supported")?;
-    let url: Uri = url.parse().map_err(|_| "its URL is invalid")?;
+    let url: Uri = text("/clientConfig/url")
+        .ok_or("it has no URL, and Services are not supported")?
+        .parse()
+        .map_err(|_| "its URL is invalid")?;
     let bundle = text("/clientConfig/caBundle").unwrap_or_default();
     let bundle = STANDARD.decode(bundle).map_err(|error| error.to_string())?;
     let host = url.host().ok_or("its URL has no host")?.to_owned();
@@ -145,11 +148,14 @@ async fn call(webhook: &Value, asked: &Asked<'_>) -> Result<Value, String> {
             "options": {"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"},
         },
     });
-    let tcp = TcpStream::connect((host.as_str(), url.port_u16().unwrap_or(443)));
-    let tcp = tcp.await.map_err(|error| error.to_string())?;
+    let tcp = TcpStream::connect((host.as_str(), url.port_u16().unwrap_or(443)))
+        .await
+        .map_err(|error| error.to_string())?;
     let server = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
-    let tls = TlsConnector::from(Arc::new(trusting(&bundle)?)).connect(server, tcp);
-    let tls = tls.await.map_err(|error| error.to_string())?;
+    let tls = TlsConnector::from(Arc::new(trusting(&bundle)?))
+        .connect(server, tcp)
+        .await
+        .map_err(|error| error.to_string())?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(tls))
         .await
         .map_err(|error| error.to_string())?;
@@ -160,12 +166,15 @@ async fn call(webhook: &Value, asked: &Asked<'_>) -> Result<Value, String> {
         .body(Full::new(Bytes::from(review.to_string())))
         .map_err(|error| error.to_string())?;
     let answer = async {
-        let response = sender.send_request(request).await;
-        let response = response.map_err(|error| error.to_string())?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| error.to_string())?;
         let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES)
             .collect()
-            .await;
-        let body = body.map_err(|error| error.to_string())?.to_bytes();
+            .await
+            .map_err(|error| error.to_string())?
+            .to_bytes();
         let answer: Value = serde_json::from_slice(&body)
             .map_err(|_| format!("it answered {}", String::from_utf8_lossy(&body)))?;
         let response = answer.get("response").cloned();

@@ -57,8 +57,11 @@ impl Events {
                 self.patch(namespace, name, &body?)
             }
             (&Method::GET, Some(name)) => {
-                let event = self.events.iter().find(|event| is(event, namespace, name));
-                let event = event.ok_or_else(|| Failure::not_found("events", name))?;
+                let event = self
+                    .events
+                    .iter()
+                    .find(|event| is(event, namespace, name))
+                    .ok_or_else(|| Failure::not_found("events", name))?;
                 Ok(json_answer(StatusCode::OK, event))
             }
             _ => Err(Failure::new(
@@ -106,8 +109,8 @@ impl Events {
         let event = self
             .events
             .iter_mut()
-            .find(|event| is(event, namespace, name));
-        let event = event.ok_or_else(|| Failure::not_found("events", name))?;
+            .find(|event| is(event, namespace, name))
+            .ok_or_else(|| Failure::not_found("events", name))?;
         json_patch::merge(event, patch);
         if let Some(version) = event.pointer_mut("/metadata/resourceVersion") {
             *version = self.version.to_string().into();

@@ -53,8 +53,9 @@ impl Selector {
             .get("fieldSelector")
             .map(String::as_str)
             .unwrap_or_default();
-        let terms = selector.split(',').filter(|term| !term.is_empty());
-        let mut terms = terms
+        let mut terms = selector
+            .split(',')
+            .filter(|term| !term.is_empty())
             .map(|term| Term::parse(target.resource, term))
             .collect::<Result<Vec<_>, _>>()?;
         terms.extend(target.namespace.map(|namespace| Term {

@@ -67,8 +67,7 @@ impl Watch {
         };
         let timeout = query
             .get("timeoutSeconds")
-            .and_then(|seconds| seconds.parse().ok());
-        let timeout = timeout
+            .and_then(|seconds| seconds.parse().ok())
             .filter(|&seconds| seconds > 0)
             .map(Duration::from_secs);
         let now = Instant::now();
@@ -204,9 +203,10 @@ impl Watch {
     }
 
     fn bookmark(&self, table: &Table, annotations: Value) -> Value {
-        let (api_version, kind) = match self.metadata_only {
-            true => ("meta.k8s.io/v1", "PartialObjectMetadata"),
-            false => (table.api_version(), table.kind()),
+        let (api_version, kind) = if self.metadata_only {
+            ("meta.k8s.io/v1", "PartialObjectMetadata")
+        } else {
+            (table.api_version(), table.kind())
         };
         let object = json!({
             "kind": kind,

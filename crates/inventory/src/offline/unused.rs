@@ -35,15 +35,18 @@ pub(super) fn find(
             why,
         })
     });
-    let files = files.iter().zip(modules).enumerate();
-    let files = files.filter_map(|(place, (map, module))| {
-        let why = is_off(config).or_else(|| nothing_denies(map))?;
-        Some(Unused {
-            place: Origin::Module(place),
-            name: module.file.clone(),
-            why,
-        })
-    });
+    let files = files
+        .iter()
+        .zip(modules)
+        .enumerate()
+        .filter_map(|(place, (map, module))| {
+            let why = is_off(config).or_else(|| nothing_denies(map))?;
+            Some(Unused {
+                place: Origin::Module(place),
+                name: module.file.clone(),
+                why,
+            })
+        });
     maps.chain(files).collect()
 }
 
@@ -93,9 +96,10 @@ fn invalid_points(map: &ConfigMap, binary: Option<&Value>, config: &RuleConfig) 
 fn no_deny(unused: &UnusedPolicy) -> String {
     let packages: Vec<_> = unused.packages.iter().map(String::as_str).collect();
     let packages = packages.join(", ");
-    let instead = match unused.has_violation {
-        true => ": rules named violation are Gatekeeper's",
-        false => "",
+    let instead = if unused.has_violation {
+        ": rules named violation are Gatekeeper's"
+    } else {
+        ""
     };
     format!(
         "no rule of it is ever evaluated: it has no deny rule in package kubernetes.admission \

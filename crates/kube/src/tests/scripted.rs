@@ -90,9 +90,10 @@ fn play(
                 .collect();
             let frames =
                 stream::iter(text).map(|line| Ok::<_, BoxError>(Frame::data(Bytes::from(line))));
-            let rest = match answer.stays {
-                true => stream::pending().boxed(),
-                false => stream::empty().boxed(),
+            let rest = if answer.stays {
+                stream::pending().boxed()
+            } else {
+                stream::empty().boxed()
             };
             let body = StreamBody::new(frames.chain(rest)).boxed_unsync();
             let body: Box<DynBody> = Box::new(body);
@@ -180,10 +181,10 @@ async fn a_server_that_refuses_streamed_lists_is_listed_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn attempts_slow_down_even_if_lists_work_and_only_watches_fail() {
-    let (mut watching, asked) = play(|query, _| match watches(query) {
-        true if streams(query) => Answer::status(422),
-        true => Answer::status(403),
-        false => Answer::list(&["one"]),
+    let (mut watching, asked) = play(|query, _| match (watches(query), streams(query)) {
+        (true, true) => Answer::status(422),
+        (true, false) => Answer::status(403),
+        (false, _) => Answer::list(&["one"]),
     });
     assert_eq!(watching.snapshot().await, ["one"]);
     let drained = Arc::new(Mutex::new(0));
@@ -204,23 +205,29 @@ async fn attempts_slow_down_even_if_lists_work_and_only_watches_fail() {
 
 #[tokio::test(start_paused = true)]
 async fn watches_that_end_at_once_are_not_begun_in_a_loop() {
-    let (mut watching, asked) = play(|query, _| match streams(query) {
-        true => Answer::watch(vec![end_of_list()]),
-        false => Answer {
-            stays: false,
-            ..Answer::watch(vec![])
-        },
+    let (mut watching, asked) = play(|query, _| {
+        if streams(query) {
+            Answer::watch(vec![end_of_list()])
+        } else {
+            Answer {
+                stays: false,
+                ..Answer::watch(vec![])
+            }
+        }
     });
     watching.snapshot().await;
-    let (mut ending, asked_then) = play(|query, _| match streams(query) {
-        true => Answer {
-            stays: false,
-            ..Answer::watch(vec![end_of_list()])
-        },
-        false => Answer {
-            stays: false,
-            ..Answer::watch(vec![])
-        },
+    let (mut ending, asked_then) = play(|query, _| {
+        if streams(query) {
+            Answer {
+                stays: false,
+                ..Answer::watch(vec![end_of_list()])
+            }
+        } else {
+            Answer {
+                stays: false,
+                ..Answer::watch(vec![])
+            }
+        }
     });
     ending.snapshot().await;
     tokio::time::sleep(Duration::from_secs(10)).await;

@@ -146,8 +146,9 @@ fn misnamed(object: &Value) -> Option<Hint> {
         return None;
     }
     let plural = kind.strip_suffix(['s', 'S']).unwrap_or(kind);
-    let templates = BUILTIN_TEMPLATE_KINDS.iter();
-    let templates = templates.map(|known| (known.group, known.kind, known.api_version()));
+    let templates = BUILTIN_TEMPLATE_KINDS
+        .iter()
+        .map(|known| (known.group, known.kind, known.api_version()));
     let others = CORE_KINDS.iter();
     let mut all = templates.chain(others.map(|known| ("", *known, CORE_VERSION.to_owned())));
     let (known_group, known, version) = all.find(|(_, known, _)| {
@@ -229,9 +230,10 @@ impl<'a> Places<'a> {
         match self {
             Self::Itself => "write it into metadata.annotations".into(),
             Self::Metadata(places) => {
-                let places = places.iter();
-                let places = places.map(|place| format!("{}.annotations", place.join(".")));
-                let places: Vec<_> = places.collect();
+                let places: Vec<_> = places
+                    .iter()
+                    .map(|place| format!("{}.annotations", place.join(".")))
+                    .collect();
                 format!(
                     "pods have the annotations of their template: write it into {}",
                     places.join(" or ")

@@ -180,18 +180,20 @@ fn product(starts: &[String], ends: &[String]) -> Result<Vec<String>, NotGlobs> 
     if starts.len() * ends.len() > MAX_GLOBS {
         return Err(NotGlobs::TooMany);
     }
-    let all = starts.iter().flat_map(|start| {
-        ends.iter().map(move |end| {
-            // Two consecutive stars are equivalent to one.
-            let end = if start.ends_with('*') {
-                end.trim_start_matches('*')
-            } else {
-                end
-            };
-            format!("{start}{end}")
+    let all: Vec<_> = starts
+        .iter()
+        .flat_map(|start| {
+            ends.iter().map(move |end| {
+                // Two consecutive stars are equivalent to one.
+                let end = if start.ends_with('*') {
+                    end.trim_start_matches('*')
+                } else {
+                    end
+                };
+                format!("{start}{end}")
+            })
         })
-    });
-    let all: Vec<_> = all.collect();
+        .collect();
     let longest = all.iter().map(String::len).max().unwrap_or(0);
     if longest > MAX_LENGTH {
         return Err(NotGlobs::TooMany);

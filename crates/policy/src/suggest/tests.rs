@@ -55,8 +55,9 @@ fn the_suggestion_is_written_to_be_applied() {
         pod("shop", "api", ""),
         pod("closed", "api", "reader"),
     ];
-    let running = running.into_iter().enumerate();
     let running: Vec<_> = running
+        .into_iter()
+        .enumerate()
         .map(|(n, pod)| Workload {
             name: format!("api-{n}").into(),
             ..pod
@@ -136,8 +137,9 @@ fn roles_of_web_identity_are_covered_or_told() {
     };
     let open = rules(&[], Mode::Off);
     let suggestion = suggest(&open.rules, &open.grants, users, false, NOW);
-    let grants = suggestion.grants.iter();
-    let grants: Vec<_> = grants
+    let grants: Vec<_> = suggestion
+        .grants
+        .iter()
         .map(|one| (&*one.grant.name, one.grant.roles.join(","), one.pods))
         .collect();
     assert_eq!(

@@ -280,11 +280,11 @@ fn read_case(
         }
     };
     let old = objects(raw.old_object, raw.old_file, ["oldObject", "oldFile"])?;
-    let objects = objects(raw.object, raw.file, ["object", "file"])?;
-    let objects = objects.ok_or_else(|| FormatError {
-        line,
-        why: "a case requires an object to validate: write object or file".into(),
-    })?;
+    let objects =
+        objects(raw.object, raw.file, ["object", "file"])?.ok_or_else(|| FormatError {
+            line,
+            why: "a case requires an object to validate: write object or file".into(),
+        })?;
     match (raw.operation, &old) {
         (RawOperation::Update, None) => {
             let why = "operation: update requires the existing object: write oldObject or oldFile";

@@ -105,8 +105,10 @@ impl Covered {
         let modules = self.modules.iter().map(|(name, lines)| {
             json!({"name": name, "covered": lines.covered, "notCovered": lines.not_covered})
         });
-        let grants = self.grants.iter();
-        let grants = grants.map(|(name, used)| json!({"name": name, "used": used}));
+        let grants = self
+            .grants
+            .iter()
+            .map(|(name, used)| json!({"name": name, "used": used}));
         json!({
             "percent": percent(covered, all),
             "lines": all,
@@ -126,9 +128,12 @@ fn ranges(numbers: impl Iterator<Item = u32>) -> String {
             _ => ranges.push((number, number)),
         }
     }
-    let shown = ranges.iter().map(|(first, last)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
+    let shown = ranges.iter().map(|(first, last)| {
+        if first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
+        }
     });
     shown.collect::<Vec<_>>().join(", ")
 }

@@ -68,8 +68,11 @@ impl<'a> RoleRequests<'a> {
     /// Creates a generator. Grants select by `pod_labels`, so that a change of one changes the
     /// request.
     pub(super) fn new(input: &'a VapInput<'a>, pod_labels: &'a [String]) -> Self {
-        let default = input.config.default_role.as_deref();
-        let default = default.and_then(|name| resolve(name, input.config.base.as_ref()).ok());
+        let default = input
+            .config
+            .default_role
+            .as_deref()
+            .and_then(|name| resolve(name, input.config.base.as_ref()).ok());
         Self {
             input,
             pod_labels,
@@ -195,17 +198,18 @@ impl<'a> RoleRequests<'a> {
     /// changed.
     fn owners(&self) -> Option<String> {
         let kinds = self.input.config.templates.iter();
-        let found = kinds.flat_map(|kind| {
-            let is_kind = is_kind(&kind.group, &kind.kind);
-            let is_owner = kind.paths.iter().any(|path| **path == *".");
-            let owner = is_owner.then(|| self.owner());
-            let metadata = kind.metadata.iter().filter_map(|path| self.metadata(path));
-            owner
-                .into_iter()
-                .chain(metadata)
-                .map(move |shapes| format!("({is_kind} && !variables.isGoing ? {shapes} : [])"))
-        });
-        let found: Vec<_> = found.collect();
+        let found: Vec<_> = kinds
+            .flat_map(|kind| {
+                let is_kind = is_kind(&kind.group, &kind.kind);
+                let is_owner = kind.paths.iter().any(|path| **path == *".");
+                let owner = is_owner.then(|| self.owner());
+                let metadata = kind.metadata.iter().filter_map(|path| self.metadata(path));
+                owner
+                    .into_iter()
+                    .chain(metadata)
+                    .map(move |shapes| format!("({is_kind} && !variables.isGoing ? {shapes} : [])"))
+            })
+            .collect();
         (!found.is_empty()).then(|| found.join(" + "))
     }
 

@@ -89,17 +89,21 @@ impl Table {
         let mut sessions = Vec::new();
         for grant in sorted {
             // Those of invalid grants too: their labels apply once they are fixed.
-            let selectors = grant.subjects.iter();
-            let selectors = selectors.filter_map(|subject| subject.namespace_selector.as_ref());
+            let selectors = grant
+                .subjects
+                .iter()
+                .filter_map(|subject| subject.namespace_selector.as_ref());
             let keys = selectors.flat_map(|selector| selector.keys());
             table.namespace_labels.extend(keys.map(str::to_owned));
             match CompiledGrant::compile(grant, base) {
                 Ok(compiled) => {
-                    let session = sessions.iter().position(|known| *known == compiled.session);
-                    let session = session.unwrap_or_else(|| {
-                        sessions.push(compiled.session.clone());
-                        sessions.len() - 1
-                    });
+                    let session = sessions
+                        .iter()
+                        .position(|known| *known == compiled.session)
+                        .unwrap_or_else(|| {
+                            sessions.push(compiled.session.clone());
+                            sessions.len() - 1
+                        });
                     let owned = |keys: &mut dyn Iterator<Item = &str>| -> Vec<String> {
                         keys.map(str::to_owned).collect()
                     };
@@ -169,11 +173,16 @@ impl Rows {
             // No name is empty, so this allows none.
             (false, names) => names.unwrap_or_else(|| "^$".to_owned()),
         };
-        let ids = grant.external_ids.iter().filter(|id| {
-            let fine = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b);
-            id.bytes().all(fine) && !id.is_empty()
-        });
-        let ids = ids.map(String::as_str).collect::<Vec<_>>().join(" ");
+        let ids = grant
+            .external_ids
+            .iter()
+            .filter(|id| {
+                let fine = |b: u8| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b);
+                id.bytes().all(fine) && !id.is_empty()
+            })
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(" ");
         for specificity in [Specificity::Arn, Specificity::Name, Specificity::Glob] {
             let patterns = compiled
                 .roles

@@ -60,8 +60,10 @@ const BINDING: &str = "ValidatingAdmissionPolicyBinding";
 fn all_grants_are_in_one_object_and_found_by_namespace() {
     let grants = [grant("b", "reader", "shop"), grant("a", "all-*", "*")];
     let export = exported(&config(), &grants).unwrap();
-    let tables = export.documents.iter();
-    let tables = tables.filter(|document| document["kind"] == table::KIND.0);
+    let tables = export
+        .documents
+        .iter()
+        .filter(|document| document["kind"] == table::KIND.0);
     assert_eq!(tables.count(), 1);
     let data = data(&export);
     assert_eq!((&data["any"], &data["ns.shop"]), (&json!("0"), &json!("1")));

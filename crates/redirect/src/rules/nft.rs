@@ -120,8 +120,13 @@ mod tests {
     #[test]
     fn the_drop_rules_look_at_no_interface_and_no_connection_state() {
         let script = script(Some("10.0.0.1"), Some("2001:db8::1"), "eni+");
-        let forward = script.split("chain forward").nth(1).unwrap();
-        let forward = forward.split("chain input").next().unwrap();
+        let forward = script
+            .split("chain forward")
+            .nth(1)
+            .unwrap()
+            .split("chain input")
+            .next()
+            .unwrap();
         assert!(
             !forward.contains("iif") && !forward.contains(" ct "),
             "{forward}"

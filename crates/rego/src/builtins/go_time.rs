@@ -397,8 +397,12 @@ impl<'a> Reader<'a> {
             self.signed_hours()?;
             return Some(0);
         }
-        let letters = self.rest.iter().take(6);
-        let letters = letters.take_while(|byte| byte.is_ascii_uppercase()).count();
+        let letters = self
+            .rest
+            .iter()
+            .take(6)
+            .take_while(|byte| byte.is_ascii_uppercase())
+            .count();
         let known = match letters {
             3 => true,
             4 => self.rest.get(3) == Some(&b'T') || self.rest.starts_with(b"WITA"),

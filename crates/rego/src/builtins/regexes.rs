@@ -165,8 +165,11 @@ pub(super) fn find_submatches(regexes: &Regexes, arguments: &[Value]) -> anyhow:
     };
     // Each match has as many elements as there are groups.
     let most = MAX_ELEMENTS / go.names.len().max(1);
-    let found = go.looks_at(text)?.captures_iter(text);
-    let found = found.take(most + 1).map(groups);
+    let found = go
+        .looks_at(text)?
+        .captures_iter(text)
+        .take(most + 1)
+        .map(groups);
     let found = list(found, limit)?;
     anyhow::ensure!(
         found.as_array().is_ok_and(|found| found.len() <= most),

@@ -210,8 +210,10 @@ pub(super) fn parse(arguments: &[Value]) -> anyhow::Result<Value> {
         ("raw_query", &uri.raw_query),
         ("fragment", &uri.fragment),
     ];
-    let fields = fields.into_iter().filter(|(_, value)| !value.is_empty());
-    let fields = fields.map(|(name, value)| (Value::from(name), Value::from(value)));
+    let fields = fields
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| (Value::from(name), Value::from(value)));
     Ok(Object::from_iter(fields).into_value())
 }
 

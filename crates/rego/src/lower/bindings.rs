@@ -53,8 +53,9 @@ pub(super) fn order(query: &Query) -> Vec<usize> {
             return number;
         }
         let later = bound.iter().enumerate().skip(number + 1);
-        let binding = later.filter(|(_, bound)| !bound.is_disjoint(&read));
-        let mut binding = binding.map(|(other, _)| other);
+        let mut binding = later
+            .filter(|(_, bound)| !bound.is_disjoint(&read))
+            .map(|(other, _)| other);
         binding.next_back().unwrap_or(number)
     };
     let behind: Vec<usize> = query

@@ -66,3 +66,43 @@ pub(super) fn length(refr: &Ref<Expr>) -> usize {
     }
     length
 }
+
+#[cfg(test)]
+mod tests {
+    use regorus::Source;
+    use regorus::unstable::Parser;
+
+    use super::*;
+
+    /// Returns the open paths of a module of OPA 1.0 with these rules.
+    fn open(rules: &str) -> Vec<(String, bool)> {
+        let text = format!("package a\n{rules}\n");
+        let source = Source::from_contents("a.rego".into(), text).unwrap();
+        let mut parser = Parser::new(&source).unwrap();
+        parser.enable_rego_v1().unwrap();
+        let open = open_paths(&parser.parse().unwrap());
+        let joined = open.into_iter().map(|(path, on)| (path.join("."), on));
+        joined.collect()
+    }
+
+    #[test]
+    fn a_path_is_open_where_a_variable_follows() {
+        for rules in ["p.q := 1", "p contains 1", "f(x) := x", "p := 1"] {
+            assert_eq!(open(rules), [], "{rules}");
+        }
+        let one = |path: &str, goes_on| vec![(path.to_owned(), goes_on)];
+        assert_eq!(open("p[x] := 1 if x := 1"), one("p", false));
+        assert_eq!(open("p.q[x] := 1 if x := 1"), one("p.q", false));
+        assert_eq!(open("p[x].q := 1 if x := 1"), one("p", true));
+        // The elements of a set are one level below its path.
+        assert_eq!(open("p[x] contains 1 if x := 1"), one("p", true));
+    }
+
+    #[test]
+    fn a_path_goes_on_if_one_of_its_rules_does() {
+        let (short, long) = ("p[x] := 1 if x := 1", "p[y].q := 1 if y := 2");
+        for rules in [format!("{short}\n{long}"), format!("{long}\n{short}")] {
+            assert_eq!(open(&rules), [("p".to_owned(), true)], "{rules}");
+        }
+    }
+}

@@ -32,8 +32,8 @@ use regorus::unstable::{AssignOp, Expr, Module, Ref, Rule, RuleHead, Span};
 use crate::analysis::{Path, head_path};
 use crate::builtins;
 use crate::error::LoadError;
+use crate::generated_names::RESERVED;
 
-pub(crate) use names::written;
 use names::{Clash, Names};
 use text::Tokens;
 
@@ -84,7 +84,7 @@ fn lower_with(
         prefixes: BTreeSet::new(),
         open_paths: heads::open_paths(module),
         opened: BTreeSet::new(),
-        helper_prefix: format!("{}0_{:x}", names::RESERVED, checksum(place)),
+        helper_prefix: format!("{RESERVED}0_{:x}", checksum(place)),
         is_v1: module.rego_v1,
         has_not_bodies: false,
         imports_all_keywords: false,
@@ -267,7 +267,7 @@ impl Lower<'_> {
     fn write_helpers(&self, out: &mut Tokens) {
         // Without values, such a path is an empty object in OPA, but undefined in the interpreter.
         for prefix in &self.prefixes {
-            let name = format!("{}0_key", names::RESERVED);
+            let name = format!("{RESERVED}0_key");
             let (assign, body) = if self.is_v1 { (":=", "if ") } else { ("=", "") };
             out.push(
                 0,
@@ -355,11 +355,8 @@ impl Lower<'_> {
     }
 
     fn check_name(&self, span: &Span) -> Result<(), LoadError> {
-        if span.text().starts_with(names::RESERVED) {
-            let what = format!(
-                "names that begin with {} are reserved: rename it",
-                names::RESERVED
-            );
+        if span.text().starts_with(RESERVED) {
+            let what = format!("names that begin with {RESERVED} are reserved: rename it");
             return Err(self.refuse(span.line, what));
         }
         if builtins::is_operator(span.text()) {

@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 
-/// The prefix of generated names. Policies cannot use it.
-pub(super) const RESERVED: &str = "__lowered";
+use crate::generated_names::RESERVED;
 
 /// The use of a name in a scope.
 #[derive(Debug, Clone)]
@@ -80,20 +79,10 @@ impl Names {
     }
 }
 
-/// Replaces generated names in a message with those that the author wrote.
-pub(crate) fn written(message: &str) -> String {
-    let mut parts = message.split(RESERVED);
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
-        out.push_str(rest.strip_prefix('_').unwrap_or(rest));
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generated_names::written;
 
     #[test]
     fn an_inner_scope_hides_and_gives_back() {

@@ -21,8 +21,12 @@ impl Validator<'_> {
     pub(super) fn service(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let old = change.old.as_ref();
         let old = old.and_then(|old| addresses(&FieldRef::root(old)).ok());
-        let old = old.iter().flatten().filter_map(|old| old.value.as_text());
-        let old: HashSet<_> = old.filter(|text| is_metadata(text)).collect();
+        let old: HashSet<_> = old
+            .iter()
+            .flatten()
+            .filter_map(|old| old.value.as_text())
+            .filter(|text| is_metadata(text))
+            .collect();
         for place in addresses(&FieldRef::root(&change.new))? {
             let text = place.value.as_text();
             if text.is_some_and(|text| is_metadata(text) && !old.contains(text)) {

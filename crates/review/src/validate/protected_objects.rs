@@ -125,8 +125,12 @@ impl Validator<'_> {
     /// always write.
     fn waits_for(&mut self, parts: &[NotLoaded]) -> bool {
         let master = self.review.user().is_in("system:masters");
-        let unseen = self.rules.rules.unseen.filter(|_| !master);
-        let unseen = unseen.filter(|part| parts.contains(part));
+        let unseen = self
+            .rules
+            .rules
+            .unseen
+            .filter(|_| !master)
+            .filter(|part| parts.contains(part));
         if let Some(part) = unseen {
             self.outcome.undecided = Some(NotSynced::Rules(part.as_str()));
         }
@@ -271,8 +275,11 @@ impl Validator<'_> {
             // The API server appends five random characters.
             name = format!("{start}xxxxx");
         }
-        let labels = metadata.texts("labels")?;
-        let labels = labels.iter().chain([(NAME_LABEL, name.as_str())]).collect();
+        let labels = metadata
+            .texts("labels")?
+            .iter()
+            .chain([(NAME_LABEL, name.as_str())])
+            .collect();
         let mut grants = self.rules.grants.grants().iter();
         if !grants.any(|grant| grant.looks_for(&name, &labels)) {
             return Ok(());

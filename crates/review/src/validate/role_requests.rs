@@ -329,8 +329,10 @@ impl Validator<'_> {
         let others = &self.rules.config.web_identity_audiences;
         let mut found = None;
         for audience in spec.list("audiences")? {
-            let text = audience.value.as_text();
-            let text = text.ok_or_else(|| audience.malformed("a string"))?;
+            let text = audience
+                .value
+                .as_text()
+                .ok_or_else(|| audience.malformed("a string"))?;
             if is_for_aws(text, others) {
                 found = Some(audience.path());
             }

@@ -3,7 +3,7 @@
 use clap::Args;
 use rolegate_core::annotation::{ALLOWED_ROLES, AnnotationKeys, EXTERNAL_ID, ROLE};
 
-use crate::flags::given::Given;
+use crate::flags::given_fields::GivenFields;
 use crate::flags::invalid;
 
 const RULES: &str = "Roles and rules";
@@ -26,7 +26,7 @@ pub(crate) struct AnnotationFlags {
 
 impl AnnotationFlags {
     /// Merges two sources of flags. A flag that is `given` here overrides `lower`.
-    pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
+    pub(crate) fn over(self, lower: Self, given: &GivenFields) -> Self {
         Self {
             iam_role_key: given.pick("iam_role_key", self.iam_role_key, lower.iam_role_key),
             iam_external_id: given.pick(

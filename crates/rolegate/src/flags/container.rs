@@ -181,10 +181,20 @@ impl Container {
         match program {
             Some(program) => is_program(program),
             None => {
-                let image = self.image.as_deref().unwrap_or_default();
-                let image = image.split('@').next().unwrap_or_default();
-                let name = image.rsplit('/').next().unwrap_or_default();
-                let name = name.split(':').next().unwrap_or_default();
+                let image = self
+                    .image
+                    .as_deref()
+                    .unwrap_or_default()
+                    .split('@')
+                    .next()
+                    .unwrap_or_default();
+                let name = image
+                    .rsplit('/')
+                    .next()
+                    .unwrap_or_default()
+                    .split(':')
+                    .next()
+                    .unwrap_or_default();
                 name.contains(PROGRAM)
             }
         }
@@ -256,11 +266,12 @@ impl Container {
         let mut arguments = with_implied_command(arguments);
         let (command, place) = innermost(&definition, &arguments);
         let rest = arguments.get(place..).unwrap_or_default();
-        let lower = environment.arguments(&command, rest, &mut unknown);
-        let lower = lower.map_err(|why| FlagsError::Refused {
-            container: container(),
-            why,
-        })?;
+        let lower = environment
+            .arguments(&command, rest, &mut unknown)
+            .map_err(|why| FlagsError::Refused {
+                container: container(),
+                why,
+            })?;
         let has_file = flag(&command, "config").is_some_and(|flag| {
             let given = value_of(flag, rest, &|name| environment.known(name));
             given.is_some_and(|path| !path.is_empty())
@@ -272,8 +283,8 @@ impl Container {
         }
         arguments.splice(place..place, lower);
         let refused = |error: clap::Error| {
-            let text = error.to_string();
-            let text = text.lines().next().unwrap_or_default();
+            let message = error.to_string();
+            let text = message.lines().next().unwrap_or_default();
             FlagsError::Refused {
                 container: container(),
                 why: text.strip_prefix("error: ").unwrap_or(text).to_owned(),
@@ -363,12 +374,15 @@ impl Environment {
         if let Some(text) = self.variables.get(name) {
             return Some(text.clone());
         }
-        let mut from = self.from.iter();
-        let from = from.find(|(prefix, _)| name.starts_with(prefix.as_str()));
-        let from = from.map(|(_, object)| object.clone()).or_else(|| {
-            let of_service = name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT");
-            of_service.then(|| format!("{}, a variable of a Service", plain(name)))
-        })?;
+        let from = self
+            .from
+            .iter()
+            .find(|(prefix, _)| name.starts_with(prefix.as_str()))
+            .map(|(_, object)| object.clone())
+            .or_else(|| {
+                let of_service = name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT");
+                of_service.then(|| format!("{}, a variable of a Service", plain(name)))
+            })?;
         Some(Text::Unknown {
             head: String::new(),
             from,

@@ -4,7 +4,7 @@ use rolegate_core::session_name::SessionScope;
 use rolegate_inventory::in_force::Deciding;
 
 use crate::flags::annotations::AnnotationFlags;
-use crate::flags::given::Given;
+use crate::flags::given_fields::GivenFields;
 use crate::flags::rules::RuleFlags;
 
 /// The flags of an agent or broker that affect its decisions.
@@ -36,7 +36,7 @@ impl DecidingFlags {
     }
 
     /// Merges two sources of flags. A flag that is `given` here overrides `lower`.
-    pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
+    pub(crate) fn over(self, lower: Self, given: &GivenFields) -> Self {
         Self {
             rules: self.rules.over(lower.rules, given),
             keys: self.keys.over(lower.keys, given),

@@ -1,42 +1,30 @@
 //! The flags that were given to a command, and the names under which its rule flags were given.
 
-use std::collections::BTreeSet;
-
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use rolegate_rules::in_force::GivenRuleFlags;
 
 use crate::environment::variable;
+use crate::flags::given_fields::GivenFields;
 use crate::flags::rules::RuleFlags;
 
 /// Flags that apply in addition to a `RolegateConfig`.
 const ALWAYS: [&str; 2] = ["cluster_config", "reserved_role"];
 
-/// The flags that the command line or the environment sets, without defaults. It is a field of a
-/// command's flags that takes no arguments of its own. It must precede the flags that it is queried
-/// about, since a field removes its arguments from the matches.
+/// The flags that were given to a command. It is a field of a command's flags that takes no
+/// arguments of its own. It must precede the flags that it is queried about, since a field removes
+/// its arguments from the matches.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Given {
-    /// The names of the flags' fields.
-    fields: BTreeSet<String>,
+    fields: GivenFields,
     /// The rule flags, by the names under which they are given.
     rules: GivenRuleFlags,
 }
 
 impl Given {
-    /// Returns whether a flag was given.
-    pub(crate) fn has(&self, flag: &str) -> bool {
-        self.fields.contains(flag)
-    }
-
-    /// Returns the names of the fields of the flags that were given.
-    pub(crate) fn fields(&self) -> &BTreeSet<String> {
+    /// Returns the flags by the names of their fields.
+    pub(crate) fn fields(&self) -> &GivenFields {
         &self.fields
-    }
-
-    /// Returns `value` if the flag was given, and `lower` otherwise.
-    pub(crate) fn pick<T>(&self, flag: &str, value: T, lower: T) -> T {
-        if self.has(flag) { value } else { lower }
     }
 
     /// Returns the rule flags that a `RolegateConfig` can override, for the log.
@@ -58,17 +46,12 @@ impl Given {
 
 impl FromArgMatches for Given {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let ids = matches.ids().map(|id| id.as_str());
-        let given = ids.filter(|id| {
-            let source = matches.value_source(id);
-            source.is_some_and(|source| source != ValueSource::DefaultValue)
-        });
-        let fields: BTreeSet<_> = given.map(str::to_owned).collect();
+        let fields = GivenFields::of(matches);
         let mut rules = GivenRuleFlags::default();
         for flag in RuleFlags::augment_args(Command::new("rules")).get_arguments() {
             let id = flag.get_id().as_str();
             let names = match id {
-                id if ALWAYS.contains(&id) || !fields.contains(id) => continue,
+                id if ALWAYS.contains(&id) || !fields.has(id) => continue,
                 "base_role_arn" => &mut rules.base,
                 "default_role" => &mut rules.default_role,
                 _ => &mut rules.others,
@@ -144,6 +127,6 @@ mod tests {
         assert_eq!(some.rules.base, ["--base-role-arn"]);
         assert_eq!(some.rules.default_role, [""; 0]);
         assert_eq!(some.rules.others, ["--namespace-restrictions", "--layer"]);
-        assert!(some.has("reserved_role") && !some.has("default_role"));
+        assert!(some.fields.has("reserved_role") && !some.fields.has("default_role"));
     }
 }

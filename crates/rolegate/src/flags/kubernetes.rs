@@ -108,18 +108,21 @@ impl ReadingFlags {
 /// # Errors
 /// Returns the alternatives.
 pub(crate) fn refuse_token_argument(arguments: &[OsString]) -> Result<(), &'static str> {
-    let flags = arguments.iter().map(|argument| argument.as_encoded_bytes());
-    let mut flags = flags.take_while(|argument| *argument != b"--");
+    let mut flags = arguments
+        .iter()
+        .map(|argument| argument.as_encoded_bytes())
+        .take_while(|argument| *argument != b"--");
     let is_token = |argument: &[u8]| {
         let rest = argument.strip_prefix(b"--api-token");
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"="))
     };
-    match flags.any(is_token) {
-        false => Ok(()),
-        true => Err(
+    if flags.any(is_token) {
+        Err(
             "--api-token exposes the token to every user of this machine: write it to a file and use \
              --api-token-file, or set the environment variable ROLEGATE_API_TOKEN",
-        ),
+        )
+    } else {
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use rolegate_core::config::{Modes, POLICY_LABEL, RegoConfig, ResourceKind, RuleC
 use rolegate_core::decision::ReservedRole;
 use rolegate_core::layer::{LayerId, Mode};
 
-use crate::flags::given::Given;
+use crate::flags::given_fields::GivenFields;
 use crate::flags::{ClusterConfigUse, RestrictionFormat, base_arn, invalid};
 
 const RULES: &str = "Roles and rules";
@@ -116,7 +116,7 @@ impl RuleFlags {
 
     /// Merges two sources of flags. A flag that is `given` here overrides `lower`. Reserved roles
     /// are combined, and so are the layers that are named.
-    pub(crate) fn over(self, lower: Self, given: &Given) -> Self {
+    pub(crate) fn over(self, lower: Self, given: &GivenFields) -> Self {
         let mut layer = lower.layer;
         if given.has("namespace_restrictions") {
             layer.retain(|one| one.layer != LayerId::Namespace);
@@ -180,14 +180,17 @@ impl RuleFlags {
                 Some((key.into(), value.into()))
             }
         };
-        let replicate = self.replicate.iter().map(|text| {
-            ResourceKind::parse(normalized(text)).ok_or_else(|| {
-                invalid(format!(
-                    "--replicate: {text:?} is not [GROUP/]VERSION/RESOURCE, such as networking.k8s.io/v1/ingresses"
-                ))
+        let replicate = self
+            .replicate
+            .iter()
+            .map(|text| {
+                ResourceKind::parse(normalized(text)).ok_or_else(|| {
+                    invalid(format!(
+                        "--replicate: {text:?} is not [GROUP/]VERSION/RESOURCE, such as networking.k8s.io/v1/ingresses"
+                    ))
+                })
             })
-        });
-        let replicate = replicate.collect::<anyhow::Result<Vec<_>>>()?;
+            .collect::<anyhow::Result<Vec<_>>>()?;
         if let Some(place) = ResourceKind::in_ones_place(&replicate) {
             let text = self.replicate.get(place).map_or("", |text| text);
             return Err(invalid(format!(
@@ -231,8 +234,8 @@ mod tests {
             "--policy-namespaces=opa,rules",
             "--policy-label=",
             "--replicate=v1/services",
-        ]);
-        let flags = flags.unwrap();
+        ])
+        .unwrap();
         let config = flags.config().unwrap();
         let (modes, rego) = (config.modes, config.rego);
         assert_eq!(

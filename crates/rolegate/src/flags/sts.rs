@@ -67,8 +67,8 @@ impl StsFlags {
         let arns = self.assume_role.iter().filter(|arn| !arn.is_empty());
         let mut roles = arns
             .map(|arn| {
-                let role = RoleArn::parse(arn);
-                let role = role.map_err(|error| invalid(format!("--assume-role: {error}")))?;
+                let role = RoleArn::parse(arn)
+                    .map_err(|error| invalid(format!("--assume-role: {error}")))?;
                 Ok(IntermediateRole {
                     role,
                     external_id: None,

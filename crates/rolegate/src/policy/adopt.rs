@@ -57,8 +57,8 @@ pub(super) async fn run(arguments: AdoptArguments) -> anyhow::Result<ExitCode> {
     }
     let left_out = left_out(&flags, &deciding)?;
     let config = RolegateConfig::from(&deciding.flags);
-    let read = RuleConfig::try_from(&config);
-    let read = read.context("cannot express the flags as a RolegateConfig")?;
+    let read =
+        RuleConfig::try_from(&config).context("cannot express the flags as a RolegateConfig")?;
     if read != deciding.flags {
         bail!(
             "internal error: cannot express the flags as a RolegateConfig; please report this bug with \

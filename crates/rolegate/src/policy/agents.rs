@@ -80,8 +80,8 @@ impl AgentsAt {
         let mut found = Vec::new();
         for workload in workloads(cluster, &AGENTS, namespace, wanted).await? {
             let reference = reference(&AGENTS, &workload);
-            let started = container::started(&workload);
-            let started = started.map_err(|error| format!("{reference}: {error}"))?;
+            let started =
+                container::started(&workload).map_err(|error| format!("{reference}: {error}"))?;
             let Command::Agent(flags) = started.command else {
                 return Err(format!("{reference} does not run an agent"));
             };
@@ -116,8 +116,8 @@ impl AgentsAt {
         let mut found = Vec::new();
         for workload in workloads(cluster, &BROKERS, namespace, wanted).await? {
             let reference = reference(&BROKERS, &workload);
-            let started = container::started(&workload);
-            let started = started.map_err(|error| format!("{reference}: {error}"))?;
+            let started =
+                container::started(&workload).map_err(|error| format!("{reference}: {error}"))?;
             let Command::Broker(flags) = started.command else {
                 return Err(format!("{reference} does not run a broker"));
             };
@@ -152,8 +152,13 @@ fn agreed(found: Vec<ProcessFlags>, kind: &Kind) -> Result<ProcessFlags, String>
     let first = validated(&one)?;
     for other in found {
         if validated(&other)? != first || other.origin.unknown != one.origin.unknown {
-            let names = one.origin.workloads.iter().chain(&other.origin.workloads);
-            let names: Vec<_> = names.map(ToString::to_string).collect();
+            let names: Vec<_> = one
+                .origin
+                .workloads
+                .iter()
+                .chain(&other.origin.workloads)
+                .map(ToString::to_string)
+                .collect();
             let flag = kind.flag;
             return Err(format!(
                 "{} have different flags: select one with {flag}",

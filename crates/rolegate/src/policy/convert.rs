@@ -45,8 +45,9 @@ pub(super) struct ConvertArguments {
 pub(super) async fn run(arguments: ConvertArguments) -> anyhow::Result<ExitCode> {
     arguments.read.own()?;
     files::validate(&arguments.filename)?;
-    let current = Current::read(&arguments.read, &arguments.filename, &Objects::default()).await?;
-    let mut current = current.guessing();
+    let mut current = Current::read(&arguments.read, &arguments.filename, &Objects::default())
+        .await?
+        .guessing();
     if matches!(current.sources.agents, Some(Agents::Unknown(_))) {
         // The output does not depend on enabled layers, since the cluster may still run kube2iam.
         current.sources.agents = None;

@@ -36,13 +36,14 @@ impl Current {
     pub(super) async fn laid_over(read: &ReadFlags, from: &RulesFrom) -> anyhow::Result<Self> {
         let files = Some(&*from.rules).filter(|files| !files.is_empty());
         let change = files.map(files::objects).transpose()?;
-        let cluster = match from.offline {
-            true => None,
-            false => match connect(&read.reading).await {
+        let cluster = if from.offline {
+            None
+        } else {
+            match connect(&read.reading).await {
                 Ok(cluster) => Some(cluster),
                 Err(error) if change.is_some() && is_nowhere(&error) => None,
                 Err(error) => return Err(of_cluster(error)),
-            },
+            }
         };
         let Some(cluster) = cluster else {
             return Self::of_objects(read, change.unwrap_or_default());
@@ -172,14 +173,17 @@ pub(super) fn flag_sources(
                 flags: lower,
                 origin,
             } = *processes;
-            (flags.over(lower, &own.given), Some(Agents::Known(origin)))
+            (
+                flags.over(lower, own.given.fields()),
+                Some(Agents::Known(origin)),
+            )
         }
         Some(Err(why)) => (flags, Some(Agents::Unknown(why))),
         None => (flags, None),
     };
     Ok(FlagSources {
         deciding: flags.validated()?,
-        given: own.given.fields().clone(),
+        given: own.given.fields().names().clone(),
         agents,
         guesses: false,
     })

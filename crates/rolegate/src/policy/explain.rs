@@ -110,9 +110,10 @@ pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<ExitCode>
 /// Explains the pods of a namespace or of all namespaces.
 async fn pods(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
     let mut current = Current::laid_over(&arguments.read, &arguments.from).await?;
-    let namespace = match arguments.all_namespaces {
-        true => None,
-        false => Some(current.objects.namespace(arguments.namespace.as_deref())),
+    let namespace = if arguments.all_namespaces {
+        None
+    } else {
+        Some(current.objects.namespace(arguments.namespace.as_deref()))
     };
     current.add_users(false, namespace.as_deref()).await?;
     let loaded = current.load()?;

@@ -75,8 +75,9 @@ pub(super) async fn run(arguments: ExportArguments) -> anyhow::Result<ExitCode> 
         output::objects(format, &output::documents(&crds)?, &crds)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let current = Current::laid_over(&arguments.read, &arguments.from).await?;
-    let current = current.guessing();
+    let current = Current::laid_over(&arguments.read, &arguments.from)
+        .await?
+        .guessing();
     let loaded = current.load()?;
     refuse_idle(&[&loaded.idle])?;
     output::note_rules(&loaded.basis);

@@ -11,7 +11,7 @@ use crate::flags::deciding::DecidingFlags;
 use crate::flags::given::Given;
 use crate::flags::kubernetes::ReadingFlags;
 use crate::flags::rules::RuleFlags;
-use crate::flags::{SessionScopeFlag, duration, name, session_life};
+use crate::flags::{SessionScopeFlag, duration, name, session_duration_seconds};
 
 const SESSIONS: &str = "Sessions";
 
@@ -111,7 +111,7 @@ impl DecidedFlags {
             rules: self.rules.clone(),
             keys: self.annotations.clone(),
             scope: self.session_scope.into(),
-            session_seconds: session_life("--session-duration", self.session_duration)?,
+            session_seconds: session_duration_seconds("--session-duration", self.session_duration)?,
         };
         flags.validated()?;
         Ok(OwnFlags {

@@ -126,9 +126,10 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
         then: after.basis,
     };
     output::answer(arguments.output.output, &simulated, &rules)?;
-    Ok(match simulated.takes_away() {
-        false => ExitCode::SUCCESS,
-        true => ExitCode::from(EXIT_FAULT),
+    Ok(if simulated.takes_away() {
+        ExitCode::from(EXIT_FAULT)
+    } else {
+        ExitCode::SUCCESS
     })
 }
 
@@ -142,8 +143,9 @@ impl Shown for Simulated {
         let enforced = self.if_enforced.iter().map(|one| &one.simulation);
         let all = enforced.chain([&self.as_configured]);
         let lost = all.flat_map(|one| one.newly_denied.iter().chain(&one.denied_on_recreate));
-        let pods = lost.flat_map(|one| one.pods.iter().map(|pod| (&one.namespace, pod)));
-        let pods: BTreeSet<_> = pods.collect();
+        let pods: BTreeSet<_> = lost
+            .flat_map(|one| one.pods.iter().map(|pod| (&one.namespace, pod)))
+            .collect();
         pods.into_iter()
             .map(|(_, pod)| format!("pod/{pod}"))
             .collect()

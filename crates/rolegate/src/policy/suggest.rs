@@ -51,8 +51,9 @@ pub(super) struct SuggestArguments {
 pub(super) async fn run(arguments: SuggestArguments) -> anyhow::Result<ExitCode> {
     arguments.read.own()?;
     files::validate(&arguments.filename)?;
-    let current = Current::read(&arguments.read, &arguments.filename, &Objects::default()).await?;
-    let mut current = current.guessing();
+    let mut current = Current::read(&arguments.read, &arguments.filename, &Objects::default())
+        .await?
+        .guessing();
     current
         .add_users(false, arguments.scope.namespace.as_deref())
         .await?;

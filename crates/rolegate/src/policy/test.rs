@@ -66,11 +66,12 @@ pub(super) struct TestArguments {
 
 /// Parses the formats of reports of tests, which are not about lines of manifests.
 fn format() -> impl TypedValueParser<Value = ReportFormat> {
-    let formats = ReportFormat::value_variants().iter();
-    let formats = formats.filter(|format| match format {
-        ReportFormat::Data(_) => true,
-        ReportFormat::Exchange(format) => format.takes_cases(),
-    });
+    let formats = ReportFormat::value_variants()
+        .iter()
+        .filter(|format| match format {
+            ReportFormat::Data(_) => true,
+            ReportFormat::Exchange(format) => format.takes_cases(),
+        });
     PossibleValuesParser::new(formats.filter_map(ValueEnum::to_possible_value))
         .try_map(|name| ReportFormat::from_str(&name, false))
 }

@@ -181,8 +181,7 @@ fn a_broken_policy_keeps_its_last_valid_version() {
     let change = Report::ConfigMaps("opa".into(), Change::Apply(broken.clone()));
     assert_eq!(writer.apply(change), Invalidated::All);
     assert!(!allows(&writer), "the last good one denies");
-    let status = writer.policy_statuses();
-    let status = status.values().next().unwrap().to_json();
+    let status = writer.policy_statuses().values().next().unwrap().to_json();
     assert_eq!(status["status"], json!("error"));
     let counts = writer.rules().load().in_force.policies;
     assert_eq!((counts.ok, counts.outdated, counts.unusable), (0, 1, 0));

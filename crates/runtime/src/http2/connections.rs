@@ -149,9 +149,10 @@ impl Connections {
     /// opens connections too fast.
     pub(super) fn accept(self: &Arc<Self>, address: IpAddr) -> Option<Accepted> {
         let expected = self.peers.is_expected(address);
-        let peer = match expected {
-            true => PeerKey::exactly(address),
-            false => PeerKey::of(address),
+        let peer = if expected {
+            PeerKey::exactly(address)
+        } else {
+            PeerKey::of(address)
         };
         if !self.rates.take(&peer) {
             self.reach(Limit::Rate);

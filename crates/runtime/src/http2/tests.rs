@@ -243,3 +243,17 @@ async fn a_drain_lets_what_is_open_finish_and_cuts_the_rest_off() {
     assert_eq!(outcome, Outcome::Forced(1));
     ended(served).await;
 }
+
+#[test]
+fn a_held_body_ends_where_its_body_does() {
+    let held = |body: BoxBody<Bytes, Infallible>| Held {
+        body,
+        _held: Arc::default(),
+    };
+    let full = held(http_body_util::Full::new(Bytes::from_static(b"four")).boxed());
+    assert!(!full.is_end_stream());
+    assert_eq!(full.size_hint().exact(), Some(4));
+    let empty = held(Empty::new().boxed());
+    assert!(empty.is_end_stream());
+    assert_eq!(empty.size_hint().exact(), Some(0));
+}

@@ -213,8 +213,10 @@ impl MutualTls {
 
 fn names(certificate: &[u8]) -> Option<ClientNames> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let alternatives = certificate.subject_alternative_name().ok()?;
-    let alternatives = alternatives.map(|names| names.value.general_names.as_slice());
+    let alternatives = certificate
+        .subject_alternative_name()
+        .ok()?
+        .map(|names| names.value.general_names.as_slice());
     let uris = alternatives.unwrap_or_default().iter().filter_map(|name| {
         let GeneralName::URI(uri) = name else {
             return None;

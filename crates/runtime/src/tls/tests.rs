@@ -334,6 +334,7 @@ async fn expirations_of_certificates_in_files_are_known() {
     };
     let pair = CertificateFile::of_pair("agent", &files);
     let ca = CertificateFile::of_authorities("ca", path("chain.pem"));
+    assert_eq!((pair.name(), ca.name()), ("agent", "ca"));
     let look = async || {
         pair.update().await;
         ca.update().await;

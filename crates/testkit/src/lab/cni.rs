@@ -93,8 +93,12 @@ impl Pod {
 /// # Errors
 /// Returns an error if the file cannot be written.
 pub fn write_record(file: &Path, record: &Value) -> anyhow::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    let options = options.write(true).create(true).truncate(true).mode(0o600);
-    serde_json::to_writer(options.open(file)?, record)?;
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(file)?;
+    serde_json::to_writer(file, record)?;
     Ok(())
 }

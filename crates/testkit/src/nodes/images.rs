@@ -131,16 +131,11 @@ fn client(folder: &Path) -> anyhow::Result<ImageBuilder> {
 
 /// Adds the Python of the test environment, and the packages that pods use.
 fn with_python(mut image: ImageBuilder) -> anyhow::Result<ImageBuilder> {
-    let aws_environment = "import sys, sysconfig; paths = sysconfig.get_paths(); \
+    let query = "import sys, sysconfig; paths = sysconfig.get_paths(); \
         print(sys._base_executable, paths['stdlib'], paths['purelib'], sep='\\n')";
-    let aws_environment =
-        run(Command::new(python::program("python")?).args(["-c", aws_environment]))?;
-    let mut aws_environment = aws_environment.lines().map(PathBuf::from);
-    let mut next = || {
-        aws_environment
-            .next()
-            .context("Python doesn't say where it is")
-    };
+    let output = run(Command::new(python::program("python")?).args(["-c", query]))?;
+    let mut lines = output.lines().map(PathBuf::from);
+    let mut next = || lines.next().context("Python doesn't say where it is");
     let (interpreter, library, packages) = (next()?, next()?, next()?);
     image = image.binary(&interpreter, &interpreter)?;
     for entry in fs::read_dir(&library)? {

@@ -116,8 +116,7 @@ impl Shell {
             command.current_dir(folder);
         }
         let mut command = tokio::process::Command::from(command);
-        let output = tokio::time::timeout(self.limit, command.kill_on_drop(true).output());
-        let output = output
+        let output = tokio::time::timeout(self.limit, command.kill_on_drop(true).output())
             .await
             .with_context(|| format!("still runs after {:?}", self.limit))?
             .context("cannot run setpriv and unshare (util-linux)")?;

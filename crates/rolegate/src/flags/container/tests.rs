@@ -109,10 +109,10 @@ fn values_of_other_objects_are_not_known() {
         "envFrom": [{"prefix": "ROLEGATE_L", "secretRef": {"name": "more"}},
             {"prefix": "ROLEGATE_NAMESPACE_K", "configMapRef": {"name": "less"}}],
     }));
-    let printed = unknown
+    let printed: Vec<_> = unknown
         .iter()
-        .map(|one| format!("{} {}", one.flag, one.from));
-    let printed: Vec<_> = printed.collect();
+        .map(|one| format!("{} {}", one.flag, one.from))
+        .collect();
     assert_eq!(
         printed,
         [

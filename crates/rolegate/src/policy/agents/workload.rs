@@ -50,8 +50,10 @@ pub(super) async fn workloads(
     let Kind {
         kind: what, name, ..
     } = kind;
-    let all = cluster.workloads(what, kind.plural, namespace).await;
-    let mut all = all.map_err(|error| of_cluster(error).to_string())?;
+    let mut all = cluster
+        .workloads(what, kind.plural, namespace)
+        .await
+        .map_err(|error| of_cluster(error).to_string())?;
     all.retain(|workload| {
         let is_at = |path, name| workload.pointer(path).and_then(Value::as_str) == Some(name);
         match wanted {

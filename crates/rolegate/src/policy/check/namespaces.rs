@@ -37,10 +37,14 @@ pub(super) fn namespaces(
         .filter(|name| !known.contains(*name))
         .map(str::to_owned)
         .collect();
-    let assumed = mentioned.iter().map(|name| {
-        format!("the rules do not contain namespace {name}: assuming that it has no annotations")
-    });
-    let assumed = assumed.collect();
+    let assumed = mentioned
+        .iter()
+        .map(|name| {
+            format!(
+                "the rules do not contain namespace {name}: assuming that it has no annotations"
+            )
+        })
+        .collect();
     let made = mentioned.iter().map(|name| {
         json!({
             "apiVersion": "v1",

@@ -43,14 +43,17 @@ pub(super) fn unusable(
                     metadata["namespace"] = namespace.into();
                 }
             }
-            let name = value.pointer("/metadata/name").and_then(Value::as_str);
-            let name = name.unwrap_or_default();
-            let named = match is_map {
-                true => (
+            let name = value
+                .pointer("/metadata/name")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            let named = if is_map {
+                (
                     RuleKind::Policy,
                     format!("{}/{name}", namespace_of(&value, namespace)),
-                ),
-                false => (RuleKind::RoleGrant, name.to_owned()),
+                )
+            } else {
+                (RuleKind::RoleGrant, name.to_owned())
             };
             places.push((named, (one.file.clone(), document.line())));
             let line = document.line();

@@ -131,8 +131,7 @@ fn what_is_not_known_is_not_guessed() {
         ("session_duration", None, true),
         ("host_ip", None, true),
     ] {
-        let config = config.as_ref();
-        let config = config.map(|object| PlacedConfig {
+        let config = config.as_ref().map(|object| PlacedConfig {
             object,
             place: None,
         });

@@ -97,9 +97,10 @@ pub(super) async fn load(
                     bail!("cannot find {kind} {name} of namespace {namespace} in --rules");
                 }
             };
-            match kind.is_pod() {
-                true => completed(&found, &namespace),
-                false => completed(&kind.pod_of(&found, HYPOTHETICAL, &namespace), &namespace),
+            if kind.is_pod() {
+                completed(&found, &namespace)
+            } else {
+                completed(&kind.pod_of(&found, HYPOTHETICAL, &namespace), &namespace)
             }
         }
     };
@@ -136,8 +137,12 @@ fn hypothetical(arguments: &ExplainArguments, namespace: &str, keys: &Annotation
         .into_iter()
         .filter_map(|(key, value)| Some((key.to_owned(), value.as_deref()?.into())))
         .collect();
-    let labels = arguments.label.iter().cloned();
-    let labels: serde_json::Map<_, _> = labels.map(|(key, value)| (key, value.into())).collect();
+    let labels: serde_json::Map<_, _> = arguments
+        .label
+        .iter()
+        .cloned()
+        .map(|(key, value)| (key, value.into()))
+        .collect();
     json!({
         "apiVersion": "v1",
         "kind": "Pod",

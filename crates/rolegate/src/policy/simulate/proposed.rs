@@ -53,9 +53,10 @@ impl Proposed<'_> {
             sources,
             &Assumed {
                 // Agents complete names now, and no webhook refuses what they cannot complete.
-                base: match before.lacks_base(sources) {
-                    true => base.cloned().or_else(any_base),
-                    false => base.cloned(),
+                base: if before.lacks_base(sources) {
+                    base.cloned().or_else(any_base)
+                } else {
+                    base.cloned()
                 },
                 modes: None,
                 is_webhook: true,
@@ -70,8 +71,10 @@ impl Proposed<'_> {
                 ..assumed(modes)
             };
             let webhook_after = load(&self.after, sources, &webhook)?;
-            let pods = objects.values().iter();
-            let pods = pods.filter(|value| is_core(value, "Pod"));
+            let pods = objects
+                .values()
+                .iter()
+                .filter(|value| is_core(value, "Pod"));
             let (now, then) = (
                 webhook_before.validation_rules(),
                 webhook_after.validation_rules(),
@@ -80,12 +83,13 @@ impl Proposed<'_> {
             Ok(simulation)
         };
         let as_configured = simulation(None)?;
-        let if_enforced = match self.enforced.layers.is_empty() {
-            true => None,
-            false => Some(IfEnforced {
+        let if_enforced = if self.enforced.layers.is_empty() {
+            None
+        } else {
+            Some(IfEnforced {
                 layers: self.enforced.layers.clone(),
                 simulation: simulation(Some(self.enforced.modes))?,
-            }),
+            })
         };
         Ok(Simulated {
             as_configured,

@@ -27,8 +27,11 @@ impl TestFile {
 
     /// Returns the object files that its cases name.
     pub(super) fn subjects(&self) -> impl Iterator<Item = PathBuf> {
-        let subjects = self.test.cases.iter();
-        let subjects = subjects.flat_map(|case| [Some(&case.objects), case.old.as_ref()]);
+        let subjects = self
+            .test
+            .cases
+            .iter()
+            .flat_map(|case| [Some(&case.objects), case.old.as_ref()]);
         subjects.flatten().filter_map(|subject| match subject {
             Subject::File(path) => self.resolved(path).canonicalize().ok(),
             Subject::Here(_) => None,
@@ -49,8 +52,9 @@ fn without_detours(path: &Path) -> PathBuf {
             part => short.push(part),
         }
     }
-    match short.as_os_str().is_empty() {
-        true => ".".into(),
-        false => short,
+    if short.as_os_str().is_empty() {
+        ".".into()
+    } else {
+        short
     }
 }

@@ -170,11 +170,13 @@ impl<'a> Tester<'a> {
                 Some(Subject::File(path)) => read.get(path.as_str()).cloned().unwrap_or_default(),
             }
         };
-        let cases = wanted.iter().map(|case| {
-            let objects = documents(Some(&case.objects));
-            (*case, objects, documents(case.old.as_ref()))
-        });
-        let cases: Vec<_> = cases.collect();
+        let cases: Vec<_> = wanted
+            .iter()
+            .map(|case| {
+                let objects = documents(Some(&case.objects));
+                (*case, objects, documents(case.old.as_ref()))
+            })
+            .collect();
         let mentioned = cases.iter().flat_map(|(case, objects, _)| {
             let objects = objects.iter().map(|one| &one.value);
             objects.map(|value| namespace_of(value, &case.namespace))
@@ -267,19 +269,19 @@ impl<'a> Tester<'a> {
 /// denial could pass without them.
 fn refuse_unusable(loaded: &Loaded) -> anyhow::Result<()> {
     let unusable = loaded.names.unusable(&loaded.writer);
-    match unusable.is_empty() {
-        true => Ok(()),
-        false => bail!("{}", unusable.join("\n")),
+    if unusable.is_empty() {
+        Ok(())
+    } else {
+        bail!("{}", unusable.join("\n"))
     }
 }
 
 /// Returns the namespaces that objects are in but rules do not describe, without annotations.
 fn missing_namespaces<'a>(rules: &Objects, mentioned: impl Iterator<Item = &'a str>) -> Objects {
-    let described = rules
+    let described: BTreeSet<_> = rules
         .values()
         .iter()
-        .filter(|value| is_core(value, "Namespace"));
-    let described: BTreeSet<_> = described
+        .filter(|value| is_core(value, "Namespace"))
         .filter_map(|value| value.pointer("/metadata/name")?.as_str())
         .collect();
     let missing: BTreeSet<_> = mentioned.filter(|name| !described.contains(name)).collect();

@@ -109,8 +109,10 @@ impl Fixture {
         let address = self.listener.local_addr().unwrap();
         let dial = async {
             let stream = TcpStream::connect(address).await.unwrap();
-            let stream = client.connect(stream, "localhost").await;
-            let mut stream = stream.map_err(|error| error.to_string())?;
+            let mut stream = client
+                .connect(stream, "localhost")
+                .await
+                .map_err(|error| error.to_string())?;
             let mut byte = [0];
             let read = stream.read_exact(&mut byte).await;
             read.map(|_| ()).map_err(|error| error.to_string())
