@@ -168,11 +168,13 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     let mut writer =
         RuleStoreWriter::new(flags, options.point, options.scope, options.session_seconds);
     writer.set_aws_environment(AwsEnvironment::default());
-    let namespaces = read.namespaces.into_values().collect();
+    let namespaces = std::mem::take(&mut read.namespaces);
+    let namespaces = namespaces.into_values().collect();
+    let grants = std::mem::take(&mut read.grants);
     for report in [
         Report::Rules(RuleUpdate::Config(config)),
         Report::Rules(RuleUpdate::Namespaces(Change::Snapshot(namespaces))),
-        Report::Rules(RuleUpdate::Grants(Change::Snapshot(read.grants))),
+        Report::Rules(RuleUpdate::Grants(Change::Snapshot(grants))),
     ] {
         writer.apply(report);
     }

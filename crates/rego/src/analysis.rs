@@ -85,7 +85,7 @@ pub(crate) struct InputRead {
 }
 
 /// Collects the references of a module's rules.
-pub(crate) fn aws_environment(module: &Module, place: &str) -> Result<ModuleFacts, LoadError> {
+pub(crate) fn facts(module: &Module, place: &str) -> Result<ModuleFacts, LoadError> {
     let package = head_path(&module.package.refr);
     let imports = imports(&module.imports);
     let mut rules = Vec::with_capacity(module.policy.len());

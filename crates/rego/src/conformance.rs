@@ -53,11 +53,7 @@ pub fn ask(question: &Question<'_>, limits: &Limits) -> Outcome {
     };
     // Calls in the query are found by analyzing it as a rule. A query without calls gets no rule,
     // which would be visible to a query that enumerates `data`.
-    let calls = query
-        .aws_environment
-        .rules
-        .iter()
-        .any(|rule| !rule.calls.is_empty());
+    let calls = query.facts.rules.iter().any(|rule| !rule.calls.is_empty());
     let all = || modules.iter().chain(calls.then_some(&query));
     if let Some(fault) = Graph::new(all()).faults().into_values().next() {
         return Outcome::Refused(fault.to_string());
@@ -78,7 +74,7 @@ pub fn ask(question: &Question<'_>, limits: &Limits) -> Outcome {
             engine.add_data(data.clone())?;
         }
         let reads_time = |module: &Arc<ParsedModule>| {
-            let mut rules = module.aws_environment.rules.iter();
+            let mut rules = module.facts.rules.iter();
             rules.any(|rule| rule.calls.iter().any(|call| call.name == builtins::NOW))
         };
         if all().any(reads_time) {

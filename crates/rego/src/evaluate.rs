@@ -43,14 +43,14 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
         engine.set_gather_prints(true);
         let is_called = |name: &str| {
             let calls = |part: &Part| {
-                let mut rules = part.module.aws_environment.rules.iter();
+                let mut rules = part.module.facts.rules.iter();
                 rules.any(|rule| rule.calls.iter().any(|call| call.name == name))
             };
             parts.iter().any(calls)
         };
         let patterns = parts
             .iter()
-            .flat_map(|part| &part.module.aws_environment.rules)
+            .flat_map(|part| &part.module.facts.rules)
             .flat_map(|rule| &rule.calls)
             .filter_map(|call| {
                 let pattern = call.pattern.as_deref()?;
@@ -78,9 +78,7 @@ pub(crate) fn compile(parts: &[Part], limits: &Limits) -> Result<Engine, LoadErr
 /// Adds the missing built-ins that are called. Linking accepts only those that a `with` replaces.
 fn supply_missing(engine: &mut Engine, parts: &[Part]) -> anyhow::Result<()> {
     let mut supplied = BTreeSet::new();
-    let rules = parts
-        .iter()
-        .flat_map(|part| &part.module.aws_environment.rules);
+    let rules = parts.iter().flat_map(|part| &part.module.facts.rules);
     for call in rules.flat_map(|rule| &rule.calls) {
         if let Some(why) = builtins::missing(&call.name)
             && supplied.insert(&call.name)

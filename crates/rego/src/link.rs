@@ -44,7 +44,7 @@ impl<'a> Graph<'a> {
         let modules: Vec<_> = modules.collect();
         let mut rules: BTreeMap<&[String], Vec<Definition<'_>>> = BTreeMap::new();
         for module in &modules {
-            for rule in &module.aws_environment.rules {
+            for rule in &module.facts.rules {
                 rules
                     .entry(&rule.path)
                     .or_default()
@@ -58,7 +58,7 @@ impl<'a> Graph<'a> {
     pub(crate) fn faults(&self) -> BTreeMap<Arc<str>, LoadError> {
         let mut faults = BTreeMap::new();
         for module in &self.modules {
-            for rule in &module.aws_environment.rules {
+            for rule in &module.facts.rules {
                 for call in &rule.calls {
                     if let Err(what) = self.resolve(call) {
                         faults.entry(module.policy.clone()).or_insert_with(|| {
@@ -97,7 +97,7 @@ impl<'a> Graph<'a> {
     /// Returns true if a `with` replaces a function of that name.
     fn is_replaced(&self, name: &str) -> bool {
         let mut modules = self.modules.iter();
-        modules.any(|module| module.aws_environment.replaced.contains(name))
+        modules.any(|module| module.facts.replaced.contains(name))
     }
 
     fn resolve(&self, call: &Call) -> Result<(), String> {
@@ -142,13 +142,7 @@ impl<'a> Graph<'a> {
     fn assumed_variables(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         for module in &self.modules {
             for (name, line) in &module.assumed {
-                let path: Path = module
-                    .aws_environment
-                    .package
-                    .iter()
-                    .chain([name])
-                    .cloned()
-                    .collect();
+                let path: Path = module.facts.package.iter().chain([name]).cloned().collect();
                 let Some(other) = self
                     .rules
                     .get(path.as_slice())
@@ -172,13 +166,13 @@ impl<'a> Graph<'a> {
     /// A built-in that the interpreter does not have is replaced only in the module of its `with`.
     fn replaced_elsewhere(&self, faults: &mut BTreeMap<Arc<str>, LoadError>) {
         for module in &self.modules {
-            for name in &module.aws_environment.replaced {
+            for name in &module.facts.replaced {
                 let others = self
                     .modules
                     .iter()
                     .filter(|other| other.place != module.place);
                 let calls = others
-                    .flat_map(|other| &other.aws_environment.rules)
+                    .flat_map(|other| &other.facts.rules)
                     .flat_map(|rule| &rule.calls);
                 if calls.into_iter().any(|call| call.name == *name) {
                     faults.entry(module.policy.clone()).or_insert_with(|| {

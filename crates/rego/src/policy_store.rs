@@ -523,12 +523,7 @@ impl PolicyStore {
         let closure = graph.closure(id);
         let mut denies = false;
         for module in version.parts() {
-            for rule in module
-                .aws_environment
-                .rules
-                .iter()
-                .filter(|rule| is_deny(&rule.path))
-            {
+            for rule in module.facts.rules.iter().filter(|rule| is_deny(&rule.path)) {
                 let odd = rule.path.len() > crate::analysis::ADMISSION.len() + 1
                     || matches!(rule.shape, Shape::Function(_));
                 if odd {

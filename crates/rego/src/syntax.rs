@@ -51,7 +51,7 @@ pub(crate) struct ParsedModule {
     pub(crate) syntax: Syntax,
     /// Warnings for the author of a module in use, one sentence each.
     pub(crate) warnings: Vec<String>,
-    pub(crate) aws_environment: ModuleFacts,
+    pub(crate) facts: ModuleFacts,
 }
 
 impl ParsedModule {
@@ -106,15 +106,14 @@ impl ParsedModule {
             },
         };
         let syntax = if module.rego_v1 { Syntax::V1 } else { syntax };
-        let mut aws_environment = aws_environment(&place, &lowered.text, syntax, limits)?;
-        aws_environment.replaced = lowered.replaced;
-        let as_library = if aws_environment.package == analysis::ADMISSION
-            && module.policy.iter().any(is_deny)
-        {
-            Some(lower::lower(&module, &place, |rule| !is_deny(rule))?.text)
-        } else {
-            None
-        };
+        let mut facts = facts(&place, &lowered.text, syntax, limits)?;
+        facts.replaced = lowered.replaced;
+        let as_library =
+            if facts.package == analysis::ADMISSION && module.policy.iter().any(is_deny) {
+                Some(lower::lower(&module, &place, |rule| !is_deny(rule))?.text)
+            } else {
+                None
+            };
         let warnings = lowered.version_dependent_negation.map(|line| {
             format!(
                 "{place}, line {line}: this negation has the meaning of OPA 1.17 and later, \
@@ -130,7 +129,7 @@ impl ParsedModule {
             assumed: lowered.assumed,
             as_library,
             syntax,
-            aws_environment,
+            facts,
         })
     }
 }
@@ -146,7 +145,7 @@ fn source_of(place: &str, text: String, lengths: &PolicyLengthConfig) -> Result<
 }
 
 /// Returns the references of the lowered text, whose names are the ones evaluated.
-fn aws_environment(
+fn facts(
     place: &str,
     lowered: &str,
     syntax: Syntax,
@@ -156,7 +155,7 @@ fn aws_environment(
     let source = source_of(place, lowered.to_owned(), &lengths)?;
     scan::scan_lowered(&source)?;
     let module = parse(&source, syntax, lengths.max_col)?;
-    analysis::aws_environment(&module, place)
+    analysis::facts(&module, place)
 }
 
 fn parse(source: &Source, syntax: Syntax, columns: NonZeroU32) -> Result<Module, LoadError> {

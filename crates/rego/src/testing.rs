@@ -97,9 +97,7 @@ impl PolicyStore {
         let mut unused = Vec::new();
         for (id, modules) in self.modules_in_use() {
             let is_library = || self.is_library(id);
-            let mut rules = modules
-                .iter()
-                .flat_map(|module| &module.aws_environment.rules);
+            let mut rules = modules.iter().flat_map(|module| &module.facts.rules);
             if rules
                 .clone()
                 .any(|rule| is_deny(&rule.path) || is_test(rule))
@@ -107,9 +105,7 @@ impl PolicyStore {
             {
                 continue;
             }
-            let packages = modules
-                .iter()
-                .map(|module| module.aws_environment.package.join("."));
+            let packages = modules.iter().map(|module| module.facts.package.join("."));
             unused.push(UnusedPolicy {
                 policy: id.clone(),
                 packages: packages.collect(),
@@ -125,7 +121,7 @@ impl PolicyStore {
         let mut all = Vec::new();
         for (id, modules) in self.modules_in_use() {
             for module in modules {
-                let rules = &module.aws_environment.rules;
+                let rules = &module.facts.rules;
                 if rules.iter().any(is_test) {
                     continue;
                 }
@@ -158,12 +154,7 @@ impl PolicyStore {
         let mut tests: Vec<RegoTest> = Vec::new();
         let mut names: BTreeMap<String, usize> = BTreeMap::new();
         for (id, module) in &modules {
-            for rule in module
-                .aws_environment
-                .rules
-                .iter()
-                .filter(|rule| is_test(rule))
-            {
+            for rule in module.facts.rules.iter().filter(|rule| is_test(rule)) {
                 let name = format!("data.{}", rule.path.join("."));
                 if !is_wanted(&name) {
                     continue;
