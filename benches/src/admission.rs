@@ -7,11 +7,11 @@ use rolegate_core::grant::{Grant, Subject};
 use serde_json::{Value, json};
 
 use crate::cluster::{self, SERVICE_ACCOUNT, Shape};
+use crate::harness::Settings;
 use crate::load::{self, Closed, Run};
 use crate::proc;
 use crate::report::{Row, mebibytes, median, milliseconds};
 use crate::review;
-use crate::stage::Bench;
 use crate::stand_ins::Order;
 use crate::webhook::{Webhook, check};
 
@@ -39,14 +39,14 @@ const ON_THE_LIST: (&str, &str) = ("payments", "payments-reader");
 const REPLICATED: usize = 5_000;
 
 /// Layer `grants`.
-pub(crate) fn grants(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+pub(crate) fn grants(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let namespaces = (0..TEAMS).map(cluster::namespace_object);
     let grants = (0..TEAMS).map(|team| cluster::grant(team, Shape::mixed(team)));
     let orders = [
         cluster::put(cluster::NAMESPACES, namespaces),
         cluster::put_grants(grants),
     ];
-    let webhook = Webhook::start(bench, &orders, GRANTS_ONLY)?;
+    let webhook = Webhook::start(settings, &orders, GRANTS_ONLY)?;
     let of = |namespace, role| {
         review::deployment(
             &cluster::namespace(namespace),
@@ -77,8 +77,8 @@ pub(crate) fn grants(bench: &Bench) -> anyhow::Result<Vec<Row>> {
 }
 
 /// Layer `rego`.
-pub(crate) fn rego(bench: &Bench) -> anyhow::Result<Vec<Row>> {
-    let webhook = Webhook::start(bench, &published(2), REGO_ONLY)?;
+pub(crate) fn rego(settings: &Settings) -> anyhow::Result<Vec<Row>> {
+    let webhook = Webhook::start(settings, &published(2), REGO_ONLY)?;
     webhook.refuses(review::deployment("search", SERVICE_ACCOUNT, ON_THE_LIST.1))?;
     let alone = measure(&webhook, [&allowed()])?;
     let busy = measure(&webhook, &vec![allowed(); BUSY])?;
@@ -94,11 +94,11 @@ pub(crate) fn rego(bench: &Bench) -> anyhow::Result<Vec<Row>> {
             5_000.0,
             Some(10.0),
         ),
-        memory(bench)?,
+        memory(settings)?,
     ])
 }
 
-fn memory(bench: &Bench) -> anyhow::Result<Row> {
+fn memory(settings: &Settings) -> anyhow::Result<Row> {
     let (namespace, _) = ON_THE_LIST;
     let theirs = Grant {
         name: namespace.into(),
@@ -118,7 +118,7 @@ fn memory(bench: &Bench) -> anyhow::Result<Row> {
         ("frozen-namespaces", READS_NAMESPACES),
     ]));
     orders.push(cluster::put_grants(grants.chain([theirs])));
-    let webhook = Webhook::start(bench, &orders, GRANTS_AND_REGO)?;
+    let webhook = Webhook::start(settings, &orders, GRANTS_AND_REGO)?;
     webhook.refuses(review::deployment(
         "team-2",
         SERVICE_ACCOUNT,

@@ -17,7 +17,7 @@ use self::authority::Authority;
 use self::fleet::Fleet;
 use self::observed::Observed;
 use self::process::Broker;
-use crate::stage::{Bench, NAMESPACE};
+use crate::harness::{NAMESPACE, Settings};
 use crate::stand_ins::{Order, Report, Roles, StandIns};
 
 /// A cluster with brokers.
@@ -34,7 +34,7 @@ impl Cluster {
     /// Creates a cluster with this many nodes and pods, and brokers that have loaded them, without
     /// agents.
     fn new(
-        bench: &Bench,
+        settings: &Settings,
         (nodes, pods, brokers): (u32, u32, usize),
         roles: Roles,
         further: &[&str],
@@ -54,7 +54,7 @@ impl Cluster {
         cluster.add(0, pods)?;
         for _ in 0..brokers {
             let addresses = cluster.stand_ins.addresses;
-            let broker = Broker::start(bench, &cluster.authority, addresses, further)?;
+            let broker = Broker::start(settings, &cluster.authority, addresses, further)?;
             cluster.brokers.push(broker);
         }
         Ok(cluster)

@@ -8,9 +8,9 @@ use serde_json::json;
 
 use crate::client::{self, Client, RESPONSE_TIMEOUT};
 use crate::cluster;
+use crate::harness::{Harness, NAMESPACE, Settings, credentials, pods};
 use crate::load;
 use crate::report::{Row, median, milliseconds};
-use crate::stage::{Bench, NAMESPACE, Stage, credentials, pods};
 use crate::stand_ins::{BASE_ROLE_ARN, Order, Roles, role};
 
 const PODS: u32 = 50_000;
@@ -24,7 +24,7 @@ const HOLD: Duration = Duration::from_millis(300);
 const ALLOWED: u16 = 200;
 const DENIED: u16 = 403;
 
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let config = json!({
         "apiVersion": "rolegate.dev/v1alpha1",
         "kind": "RolegateConfig",
@@ -34,7 +34,7 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
             "layers": {"namespace": "off", "grants": "enforce"},
         },
     });
-    let mut stage = bench.stage(
+    let mut harness = settings.harness(
         &[
             cluster::put(cluster::CONFIGS, [config]),
             cluster::put_grants((0..GRANTS).map(grant)),
@@ -43,8 +43,8 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
         ],
         &[],
     )?;
-    stage.settle(usize::try_from(SHARED)?)?;
-    let mut clients = client::open(stage.agent.pods, 0..1, 1, credentials)?;
+    harness.settle(usize::try_from(SHARED)?)?;
+    let mut clients = client::open(harness.agent.pods, 0..1, 1, credentials)?;
     let client = clients.first_mut().context("no connection")?;
     let given = cluster::put_grants([grant(0)]);
     let taken = Order::Delete {
@@ -54,8 +54,8 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let mut rounds = Vec::with_capacity(ROUNDS);
     until(client, ALLOWED, DENIED)?;
     for _ in 0..ROUNDS {
-        let denied = change(&mut stage, client, &taken, (ALLOWED, DENIED))?;
-        let allowed = change(&mut stage, client, &given, (DENIED, ALLOWED))?;
+        let denied = change(&mut harness, client, &taken, (ALLOWED, DENIED))?;
+        let allowed = change(&mut harness, client, &given, (DENIED, ALLOWED))?;
         rounds.push((milliseconds(denied), milliseconds(allowed)));
     }
     let slowest = rounds.iter().map(|(denied, _)| *denied).fold(0.0, f64::max);
@@ -93,16 +93,16 @@ fn grant(number: u32) -> Grant {
 /// Changes the rules while the pod sends requests. Returns the time from the order to the first
 /// response by the new rules, after which there must be none by the old ones.
 fn change(
-    stage: &mut Stage,
+    harness: &mut Harness,
     client: &mut Client,
     order: &Order,
     (before, after): (u16, u16),
 ) -> anyhow::Result<Duration> {
     let begun = Instant::now();
-    stage.stand_ins.begin(order)?;
+    harness.stand_ins.begin(order)?;
     until(client, after, before)?;
     let took = begun.elapsed();
-    stage.stand_ins.done()?;
+    harness.stand_ins.done()?;
     let held = Instant::now();
     while held.elapsed() < HOLD {
         let status = ask(client)?;

@@ -2,24 +2,24 @@
 //! latency of 50 ms per STS call.
 
 use crate::client;
+use crate::harness::{Harness, Settings, credentials, credentials_of, pods};
 use crate::load;
 use crate::report::{Row, median, milliseconds};
-use crate::stage::{Bench, Stage, credentials, credentials_of, pods};
 use crate::stand_ins::{Order, Roles};
 
 const PODS: u32 = 500;
 const ROUNDS: u32 = 3;
 
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
-    let shared = bench.rounds("shared", |stage, round, namespace| {
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
+    let shared = settings.rounds("shared", |harness, round, namespace| {
         let role = format!("shared-{round}");
         let roles = Roles::Same(role.clone());
-        stage.all_at_once(round * PODS, namespace, roles, move |_| {
+        harness.all_at_once(round * PODS, namespace, roles, move |_| {
             credentials_of(&role)
         })
     })?;
-    let own = bench.rounds("own", |stage, round, namespace| {
-        stage.all_at_once(round * PODS, namespace, Roles::OneEach, credentials)
+    let own = settings.rounds("own", |harness, round, namespace| {
+        harness.all_at_once(round * PODS, namespace, Roles::OneEach, credentials)
     })?;
     Ok(vec![
         row(
@@ -44,24 +44,24 @@ struct Burst {
     p50: f64,
 }
 
-impl Bench {
+impl Settings {
     /// Sequential bursts, each with a new namespace, new pods and new roles.
     fn rounds(
         &self,
         name: &str,
-        burst: impl Fn(&mut Stage, u32, &str) -> anyhow::Result<Burst>,
+        burst: impl Fn(&mut Harness, u32, &str) -> anyhow::Result<Burst>,
     ) -> anyhow::Result<Vec<Burst>> {
         let namespaces: Vec<_> = (0..ROUNDS).map(|round| format!("{name}-{round}")).collect();
         let orders: Vec<_> = namespaces.iter().cloned().map(Order::Namespace).collect();
-        let mut stage = self.stage(&orders, &[])?;
+        let mut harness = self.harness(&orders, &[])?;
         (0..ROUNDS)
             .zip(&namespaces)
-            .map(|(round, namespace)| burst(&mut stage, round, namespace))
+            .map(|(round, namespace)| burst(&mut harness, round, namespace))
             .collect()
     }
 }
 
-impl Stage {
+impl Harness {
     fn all_at_once(
         &mut self,
         first: u32,

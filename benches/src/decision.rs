@@ -16,15 +16,15 @@ use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::{Change, Phase, RoleRequest, Workload};
 
 use crate::cluster::{self, SERVICE_ACCOUNT, Shape};
+use crate::harness::Settings;
 use crate::report::{Row, median, microseconds};
-use crate::stage::Bench;
 use crate::stand_ins::BASE_ROLE_ARN;
 
 const TEAMS: usize = 1_000;
 const BATCHES: usize = 51;
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
-pub(crate) fn run(_: &Bench) -> anyhow::Result<Vec<Row>> {
+pub(crate) fn run(_: &Settings) -> anyhow::Result<Vec<Row>> {
     let own: Vec<_> = (0..TEAMS).map(|team| pod(team, team)).collect();
     let others: Vec<_> = (0..TEAMS)
         .map(|team| pod(team, (team + 1) % TEAMS))

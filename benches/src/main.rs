@@ -16,6 +16,7 @@ mod client;
 mod cluster;
 mod cold;
 mod decision;
+mod harness;
 mod load;
 mod memory;
 mod passthrough;
@@ -24,7 +25,6 @@ mod refusals;
 mod report;
 mod review;
 mod rolegate;
-mod stage;
 mod stand_ins;
 mod start;
 mod transport;
@@ -38,8 +38,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::harness::Settings;
 use crate::report::{Results, Row};
-use crate::stage::Bench;
 
 /// Maximum number of threads that the agent uses by default.
 const MAX_THREADS: usize = 4;
@@ -70,7 +70,7 @@ enum Process {
     Scale,
 }
 
-type Part = (&'static str, fn(&Bench) -> anyhow::Result<Vec<Row>>);
+type Part = (&'static str, fn(&Settings) -> anyhow::Result<Vec<Row>>);
 
 const SCALE: [Part; 1] = [("scale", broker::scale::run)];
 
@@ -103,7 +103,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 fn measure(arguments: &Arguments, parts: &[Part]) -> anyhow::Result<ExitCode> {
     let processors = std::thread::available_parallelism()?.get();
-    let bench = Bench {
+    let settings = Settings {
         rolegate: match &arguments.rolegate {
             Some(path) => path.clone(),
             None => std::env::current_exe()?.with_file_name("rolegate"),
@@ -112,7 +112,7 @@ fn measure(arguments: &Arguments, parts: &[Part]) -> anyhow::Result<ExitCode> {
     };
     let mut results = Results {
         processors,
-        threads: bench.threads,
+        threads: settings.threads,
         rows: Vec::new(),
         failed: Vec::new(),
     };
@@ -121,7 +121,7 @@ fn measure(arguments: &Arguments, parts: &[Part]) -> anyhow::Result<ExitCode> {
             continue;
         }
         writeln!(std::io::stderr(), "measuring: {name}")?;
-        match run(&bench) {
+        match run(&settings) {
             Ok(rows) => {
                 for row in &rows {
                     writeln!(std::io::stderr(), "  {}: {}", row.what, row.measured)?;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use crate::client;
+use crate::harness::{Harness, NAMESPACE, Settings, pods};
 use crate::load::{self, Closed};
 use crate::report::{Row, median};
-use crate::stage::{Bench, NAMESPACE, Stage, pods};
 use crate::stand_ins::Roles;
 
 const PODS: u32 = 16;
@@ -22,29 +22,29 @@ const FLAGS: [&str; 3] = [
     "--max-forwards=1000000",
 ];
 
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
-    let mut stage = bench.stage(&[pods(NAMESPACE, 0, PODS, Roles::OneEach)], &FLAGS)?;
-    stage.settle(usize::try_from(PODS)?)?;
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
+    let mut harness = settings.harness(&[pods(NAMESPACE, 0, PODS, Roles::OneEach)], &FLAGS)?;
+    harness.settle(usize::try_from(PODS)?)?;
     Ok(vec![
         measure(
-            &stage,
+            &harness,
             CACHED_PATH,
             "pass-through of a cached path, 16 in flight: CPU per request",
         )?,
         measure(
-            &stage,
+            &harness,
             STREAMED,
             "pass-through of an uncached path, 16 in flight: CPU per request",
         )?,
     ])
 }
 
-fn measure(stage: &Stage, path: &str, what: &'static str) -> anyhow::Result<Row> {
+fn measure(harness: &Harness, path: &str, what: &'static str) -> anyhow::Result<Row> {
     let connections = usize::try_from(PODS)?;
     let open = |server, count| client::open(server, 0..PODS, count, |_| path.to_owned());
-    let mut direct = open(stage.stand_ins.addresses.imds, 1)?;
+    let mut direct = open(harness.stand_ins.addresses.imds, 1)?;
     load::burst(&mut direct, || Ok(()))?;
-    let mut clients = open(stage.agent.pods, connections)?;
+    let mut clients = open(harness.agent.pods, connections)?;
     load::burst(&mut clients, || Ok(()))?;
     let direct = direct.first().context("no connection")?.answered(200)?;
     for client in &clients {
@@ -56,7 +56,7 @@ fn measure(stage: &Stage, path: &str, what: &'static str) -> anyhow::Result<Row>
         warm_up: Duration::from_millis(300),
         duration: Duration::from_millis(1500),
         status: 200,
-        pid: stage.agent.pid(),
+        pid: harness.agent.pid(),
     };
     let runs = (0..ROUNDS)
         .map(|_| load::closed(&mut clients, load))

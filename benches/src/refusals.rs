@@ -3,36 +3,36 @@
 use std::time::Duration;
 
 use crate::client;
+use crate::harness::{NAMESPACE, Settings, credentials_of, pods};
 use crate::load::{self, Closed, Latencies};
 use crate::report::{Row, milliseconds};
-use crate::stage::{Bench, NAMESPACE, credentials_of, pods};
 use crate::stand_ins::{NODE_ROLE, Order, Roles};
 
 const IN_FLIGHT: usize = 16;
 const REFUSED_ROLE: &str = "refused";
 const FORBIDDEN: u16 = 403;
 
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
-    Ok(vec![failing(bench)?, denied(bench)?])
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
+    Ok(vec![failing(settings)?, denied(settings)?])
 }
 
 /// The pod sends requests from its creation on.
-fn failing(bench: &Bench) -> anyhow::Result<Row> {
-    let mut stage = bench.stage(&[Order::Refuse(REFUSED_ROLE.into())], &[])?;
+fn failing(settings: &Settings) -> anyhow::Result<Row> {
+    let mut harness = settings.harness(&[Order::Refuse(REFUSED_ROLE.into())], &[])?;
     let path = |_| credentials_of(REFUSED_ROLE);
-    let mut clients = client::open(stage.agent.pods, 0..1, IN_FLIGHT, path)?;
+    let mut clients = client::open(harness.agent.pods, 0..1, IN_FLIGHT, path)?;
     let pod = pods(NAMESPACE, 0, 1, Roles::Same(REFUSED_ROLE.into()));
-    stage.stand_ins.begin(&pod)?;
+    harness.stand_ins.begin(&pod)?;
     let load = Closed {
         in_flight: IN_FLIGHT,
         warm_up: Duration::ZERO,
         duration: Duration::from_secs(3),
         status: FORBIDDEN,
-        pid: stage.agent.pid(),
+        pid: harness.agent.pid(),
     };
     let run = load::closed(&mut clients, load)?;
-    stage.stand_ins.done()?;
-    let calls = stage.stand_ins.report()?.calls;
+    harness.stand_ins.done()?;
+    let calls = harness.stand_ins.report()?.calls;
     let ends = run.samples.iter().map(|sample| sample.begun + sample.took);
     let first = ends.min().unwrap_or_default();
     let later = run.samples.iter().filter(|sample| sample.begun >= first);
@@ -56,18 +56,18 @@ fn failing(bench: &Bench) -> anyhow::Result<Row> {
 }
 
 /// The first denial of a pod is measured too: it is logged and reported as an Event.
-fn denied(bench: &Bench) -> anyhow::Result<Row> {
+fn denied(settings: &Settings) -> anyhow::Result<Row> {
     let pod = pods(NAMESPACE, 0, 1, Roles::Same(NODE_ROLE.into()));
-    let stage = bench.stage(&[pod], &[])?;
+    let harness = settings.harness(&[pod], &[])?;
     let path = |_| credentials_of(NODE_ROLE);
-    let mut clients = client::open(stage.agent.pods, 0..1, 1, path)?;
+    let mut clients = client::open(harness.agent.pods, 0..1, 1, path)?;
     let first = milliseconds(load::burst(&mut clients, || Ok(()))?.slowest());
     let load = Closed {
         in_flight: 1,
         warm_up: Duration::ZERO,
         duration: Duration::from_secs(1),
         status: FORBIDDEN,
-        pid: stage.agent.pid(),
+        pid: harness.agent.pid(),
     };
     let latencies = load::closed(&mut clients, load)?.latencies();
     let (p99, slowest) = (

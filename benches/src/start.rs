@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::client::Client;
+use crate::harness::{NAMESPACE, Settings, pods};
 use crate::load;
 use crate::report::{Row, median, milliseconds};
-use crate::stage::{Bench, NAMESPACE, pods};
 use crate::stand_ins::{Roles, STS_LATENCY};
 
 const PODS: u32 = 110;
@@ -22,15 +22,15 @@ struct Start {
     calls: usize,
 }
 
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let starts = (0..STARTS)
-        .map(|_| start(bench))
+        .map(|_| start(settings))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let ready = median(starts.iter().map(|start| start.ready));
     let prefetched = median(starts.iter().map(|start| start.prefetched));
     let slowest = median(starts.iter().map(|start| start.slowest));
     let calls: usize = starts.iter().map(|start| start.calls).sum();
-    let at_once = milliseconds(at_once(bench)?);
+    let at_once = milliseconds(at_once(settings)?);
     Ok(vec![
         Row {
             what: "start to ready, 110 pods",
@@ -57,28 +57,28 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
-fn start(bench: &Bench) -> anyhow::Result<Start> {
-    let mut stage = bench.stage(&[pods(NAMESPACE, 0, PODS, Roles::OneEach)], &[])?;
+fn start(settings: &Settings) -> anyhow::Result<Start> {
+    let mut harness = settings.harness(&[pods(NAMESPACE, 0, PODS, Roles::OneEach)], &[])?;
     let ready = Instant::now();
-    let before = stage.settle(usize::try_from(PODS)?)?.calls;
+    let before = harness.settle(usize::try_from(PODS)?)?.calls;
     let prefetched = ready.elapsed();
     // STS has responded; the agent may not have read the last response yet.
     std::thread::sleep(Duration::from_millis(20));
-    let mut clients = stage.clients(0, PODS)?;
+    let mut clients = harness.clients(0, PODS)?;
     let latencies = load::burst(&mut clients, || Ok(()))?;
     check(&clients)?;
     Ok(Start {
-        ready: milliseconds(stage.agent.took()),
+        ready: milliseconds(harness.agent.took()),
         prefetched: milliseconds(prefetched),
         slowest: milliseconds(latencies.slowest()),
-        calls: stage.stand_ins.report()?.calls - before,
+        calls: harness.stand_ins.report()?.calls - before,
     })
 }
 
 /// Returns the slowest response if all pods send requests as soon as the agent is ready.
-fn at_once(bench: &Bench) -> anyhow::Result<Duration> {
-    let stage = bench.stage(&[pods(NAMESPACE, 0, PODS, Roles::OneEach)], &[])?;
-    let mut clients = stage.clients(0, PODS)?;
+fn at_once(settings: &Settings) -> anyhow::Result<Duration> {
+    let harness = settings.harness(&[pods(NAMESPACE, 0, PODS, Roles::OneEach)], &[])?;
+    let mut clients = harness.clients(0, PODS)?;
     let latencies = load::burst(&mut clients, || Ok(()))?;
     check(&clients)?;
     Ok(latencies.slowest())

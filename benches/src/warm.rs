@@ -8,10 +8,10 @@ use anyhow::{Context, ensure};
 
 use crate::baseline::{Baseline, Fixed};
 use crate::client::{self, Client};
+use crate::harness::{NAMESPACE, Settings, credentials, pods};
 use crate::load::{self, Closed, Run};
 use crate::proc;
 use crate::report::{Row, mebibytes, median, microseconds};
-use crate::stage::{Bench, NAMESPACE, credentials, pods};
 use crate::stand_ins::Roles;
 
 const PODS: u32 = 100;
@@ -22,21 +22,21 @@ const ROUNDS: usize = 15;
 const WARM_UP: Duration = Duration::from_millis(200);
 const ROUND: Duration = Duration::from_secs(1);
 
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
-    let mut stage = bench.stage(&[pods(NAMESPACE, 0, PODS, Roles::OneEach)], &[])?;
-    stage.settle(usize::try_from(PODS)?)?;
-    let mut clients = stage.clients(0, PODS)?;
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
+    let mut harness = settings.harness(&[pods(NAMESPACE, 0, PODS, Roles::OneEach)], &[])?;
+    harness.settle(usize::try_from(PODS)?)?;
+    let mut clients = harness.clients(0, PODS)?;
     load::burst(&mut clients, || Ok(()))?;
     let answer = check(&clients)?;
-    let bare = Baseline::start(&answer, bench.threads)?;
+    let bare = Baseline::start(&answer, settings.threads)?;
     let mut pair = Pair {
-        agent: (clients, stage.agent.pid()),
+        agent: (clients, harness.agent.pid()),
         bare: (connect(bare.addr)?, bare.helper.pid()),
     };
     let busy = pair.rounds(BUSY)?;
-    let memory = proc::memory(stage.agent.pid())?;
+    let memory = proc::memory(harness.agent.pid())?;
     let alone = pair.rounds(1)?;
-    let calls = stage.stand_ins.report()?.calls;
+    let calls = harness.stand_ins.report()?.calls;
     ensure!(
         calls == usize::try_from(PODS)?,
         "STS was called {calls} times for {PODS} sessions"

@@ -9,9 +9,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::client::Client;
+use crate::harness::Settings;
 use crate::load;
 use crate::rolegate::{Rolegate, free_address};
-use crate::stage::Bench;
 use crate::stand_ins::{BASE_ROLE_ARN, Order, StandIns};
 use crate::transport::Tls;
 
@@ -31,7 +31,11 @@ pub(crate) struct Webhook {
 
 impl Webhook {
     /// Starts it with these layers, after these orders have been executed.
-    pub(crate) fn start(bench: &Bench, orders: &[Order], layers: &str) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        settings: &Settings,
+        orders: &[Order],
+        layers: &str,
+    ) -> anyhow::Result<Self> {
         let mut stand_ins = StandIns::start()?;
         for order in orders {
             stand_ins.order(order)?;
@@ -42,7 +46,7 @@ impl Webhook {
         std::fs::write(&certificate, pair.cert.pem())?;
         std::fs::write(&key, pair.signing_key.serialize_pem())?;
         let (address, admin) = (free_address()?, free_address()?);
-        let mut command = Command::new(&bench.rolegate);
+        let mut command = Command::new(&settings.rolegate);
         command
             .arg("admission")
             .arg(format!("--api-server=http://{}", stand_ins.addresses.api))

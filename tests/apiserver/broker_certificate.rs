@@ -1,4 +1,5 @@
-//! The brokers' certificate: made where there are brokers, and its authorities told to agents.
+//! The brokers' certificate: the controller creates it if the cluster has brokers, and publishes
+//! its authorities to agents.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,20 +11,20 @@ use rolegate_controller::certificates::SelfSigned;
 use rolegate_runtime::supervisor::Service as _;
 use rolegate_testkit::eventually;
 
-use super::controller::{DEADLINE, Site};
+use super::controller::{ControllerFixture, DEADLINE};
 
 const NAMESPACE: &str = "broker-certificate";
 
 #[tokio::test]
 async fn rule_11_the_brokers_certificate_is_made_with_their_service_and_renewed_without_a_gap() {
-    let site = Site::new(NAMESPACE).await;
+    let fixture = ControllerFixture::new(NAMESPACE).await;
     let broker = SelfSigned {
         lifetime: Duration::from_secs(20),
         settle: Duration::from_secs(2),
         ..SelfSigned::of_broker(NAMESPACE)
     };
-    let controller = site.controller_of_broker("only", broker).await;
-    let admin = || site.cluster.admin().unwrap();
+    let controller = fixture.controller_of_broker("only", broker).await;
+    let admin = || fixture.cluster.admin().unwrap();
     let secrets = Api::<Secret>::namespaced(admin(), NAMESPACE);
     let maps = Api::<ConfigMap>::namespaced(admin(), NAMESPACE);
     eventually(DEADLINE, async || {
@@ -36,7 +37,7 @@ async fn rule_11_the_brokers_certificate_is_made_with_their_service_and_renewed_
     assert!(secret.is_none(), "made though there is no broker");
 
     let manifest = include_str!("broker_certificate.yaml");
-    site.cluster.apply_manifest(manifest).await.unwrap();
+    fixture.cluster.apply_manifest(manifest).await.unwrap();
     let look = async || {
         let secret = secrets.get("rolegate-broker-tls").await?;
         let data = secret.data.context("an empty Secret")?;

@@ -1,5 +1,5 @@
-//! A broker that shows what the controller makes, as it is shipped, and agents that know of it what
-//! the controller tells them: both in this process, with stand-ins for AWS.
+//! A broker that serves the certificate of the shipped controller, and agents that read the
+//! published authorities. Broker and agents run in this process, with stand-ins for AWS.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -36,16 +36,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::time::Instant;
 
-use super::controller::{DEADLINE, Site};
+use super::controller::{ControllerFixture, DEADLINE};
 
 const NAMESPACE: &str = "broker-served";
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// The lifetime of a certificate. It is renewed at two thirds.
+/// The lifetime of a certificate, which is renewed after two thirds of it.
 const LIFE: Duration = Duration::from_secs(18);
 const SERVING: &str = r#"rolegate_broker_streams{use="serving"}"#;
 const ENDED: &str = r#"rolegate_broker_refused_total{reason="ended"}"#;
 
-/// AWS.
+/// The stand-ins for AWS.
 struct Aws {
     imds: Imds,
     sts: Sts,
@@ -76,7 +76,7 @@ impl Aws {
     }
 }
 
-async fn broker(site: &Site, aws: &Aws) -> anyhow::Result<Broker> {
+async fn broker(fixture: &ControllerFixture, aws: &Aws) -> anyhow::Result<Broker> {
     let options = BrokerOptions {
         listen: LOOPBACK,
         admin_listen: LOOPBACK,
@@ -84,7 +84,7 @@ async fn broker(site: &Site, aws: &Aws) -> anyhow::Result<Broker> {
         ledger_entries: 100,
         name: "broker".into(),
         client: rolegate_kube::client::ClientOptions {
-            kubeconfig: Some(site.cluster.admin_kubeconfig()?),
+            kubeconfig: Some(fixture.cluster.admin_kubeconfig()?),
             ..rolegate_kube::client::ClientOptions::default()
         },
         annotations: AnnotationKeys::default(),
@@ -119,9 +119,9 @@ async fn broker(site: &Site, aws: &Aws) -> anyhow::Result<Broker> {
     Ok(broker)
 }
 
-/// The agent of a node, which is a pod with a token.
+/// The agent of a node. The agent is a pod with a token.
 async fn agent(
-    site: &Site,
+    fixture: &ControllerFixture,
     aws: &Aws,
     broker: &Broker,
     node: &str,
@@ -131,9 +131,9 @@ async fn agent(
         .service_account("rolegate-agent")
         .host_network()
         .address(Ipv4Addr::LOCALHOST);
-    let pod = site.cluster.run_pod(&pod).await?;
+    let pod = fixture.cluster.run_pod(&pod).await?;
     let token = dir.join(node);
-    std::fs::write(&token, site.cluster.pod_token(&pod, "rolegate").await?)?;
+    std::fs::write(&token, fixture.cluster.pod_token(&pod, "rolegate").await?)?;
     let reach = Reach {
         host: "localhost".into(),
         port: broker.addresses().agents.port(),
@@ -173,7 +173,7 @@ async fn ready(readiness: &Readiness) -> anyhow::Result<()> {
     waiting.with_context(|| readiness.report().to_text(true))
 }
 
-/// A GET: the status and all of the answer.
+/// Sends a GET request and returns the status and the whole response.
 async fn get(from: Ipv4Addr, to: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((from, 0).into())?;
@@ -187,13 +187,18 @@ async fn get(from: Ipv4Addr, to: SocketAddr, path: &str) -> anyhow::Result<(u16,
     Ok((status, answer))
 }
 
-/// A pod of node `node`, which asks once.
-async fn starts(site: &Site, agent: &Agent, node: u8, last: u8) -> anyhow::Result<Ipv4Addr> {
+/// A pod of node `node` that requests credentials once.
+async fn starts(
+    fixture: &ControllerFixture,
+    agent: &Agent,
+    node: u8,
+    last: u8,
+) -> anyhow::Result<Ipv4Addr> {
     let address = Ipv4Addr::new(127, node, 0, last);
     let pod = TestPod::new(NAMESPACE, &format!("pod-{node}-{last}"), &name(node))
         .role("reader")
         .address(address);
-    site.cluster.run_pod(&pod).await?;
+    fixture.cluster.run_pod(&pod).await?;
     asks(agent, address).await?;
     Ok(address)
 }
@@ -216,7 +221,7 @@ async fn metric(broker: &Broker, series: &str) -> anyhow::Result<u64> {
     Ok(value.map_or(Ok(0), |value| value.trim().parse())?)
 }
 
-/// Writes into the agents' file what the ConfigMap says, as a kubelet does.
+/// Writes the content of the ConfigMap to the agents' file, as a kubelet does.
 async fn project(maps: Api<ConfigMap>, file: &Path) -> anyhow::Result<()> {
     loop {
         let map = maps.get("rolegate-broker-ca").await?;
@@ -229,20 +234,20 @@ async fn project(maps: Api<ConfigMap>, file: &Path) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_are_served_across_the_ends_of_the_certificates_that_the_controller_makes()
 -> anyhow::Result<()> {
-    let site = Site::new(NAMESPACE).await;
+    let fixture = ControllerFixture::new(NAMESPACE).await;
     let accounts = ["default", "rolegate-agent"];
     for account in accounts {
-        let made = site.cluster.create_service_account(NAMESPACE, account);
+        let made = fixture.cluster.create_service_account(NAMESPACE, account);
         made.await?;
     }
     let allowed = [("iam.amazonaws.com/allowed-roles", Some(r#"["reader"]"#))];
-    let annotated = site.cluster.annotate_namespace(NAMESPACE, &allowed);
+    let annotated = fixture.cluster.annotate_namespace(NAMESPACE, &allowed);
     annotated.await?;
     let manifest = include_str!("broker_certificate.yaml").replace("broker-certificate", NAMESPACE);
-    site.cluster.apply_manifest(&manifest).await?;
+    fixture.cluster.apply_manifest(&manifest).await?;
     for node in 1..=2 {
         let address = Ipv4Addr::new(10, 0, 0, node).into();
-        site.cluster.create_node(&name(node), address).await?;
+        fixture.cluster.create_node(&name(node), address).await?;
     }
     let made = SelfSigned {
         lifetime: LIFE,
@@ -250,8 +255,8 @@ async fn agents_are_served_across_the_ends_of_the_certificates_that_the_controll
         extra_names: vec!["localhost".into()],
         ..SelfSigned::of_broker(NAMESPACE)
     };
-    let controller = site.controller_of_broker("only", made).await;
-    let admin = || site.cluster.admin();
+    let controller = fixture.controller_of_broker("only", made).await;
+    let admin = || fixture.cluster.admin();
     let (secrets, maps) = (
         Api::<Secret>::namespaced(admin()?, NAMESPACE),
         Api::<ConfigMap>::namespaced(admin()?, NAMESPACE),
@@ -271,13 +276,13 @@ async fn agents_are_served_across_the_ends_of_the_certificates_that_the_controll
     let aws = Aws::start().await?;
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("ca.crt");
-    let broker = broker(&site, &aws).await?;
+    let broker = broker(&fixture, &aws).await?;
     let served = async {
         while !file.exists() {
             tokio::task::yield_now().await;
         }
-        let one = agent(&site, &aws, &broker, &name(1), dir.path()).await?;
-        let pod = starts(&site, &one, 1, 1).await?;
+        let one = agent(&fixture, &aws, &broker, &name(1), dir.path()).await?;
+        let pod = starts(&fixture, &one, 1, 1).await?;
         let answered = AtomicUsize::new(0);
         let load = async {
             loop {
@@ -295,10 +300,10 @@ async fn agents_are_served_across_the_ends_of_the_certificates_that_the_controll
             .await?;
             ensure!(metric(&broker, SERVING).await? == 1, "no stream");
             ensure!(metric(&broker, ENDED).await? == 0, "a stream ended");
-            starts(&site, &one, 1, 2).await?;
-            // Who begins now trusts what is shown now.
-            let two = agent(&site, &aws, &broker, &name(2), dir.path()).await?;
-            starts(&site, &two, 2, 1).await?;
+            starts(&fixture, &one, 1, 2).await?;
+            // An agent that starts now trusts the certificate that is served now.
+            let two = agent(&fixture, &aws, &broker, &name(2), dir.path()).await?;
+            starts(&fixture, &two, 2, 1).await?;
             anyhow::Ok(())
         };
         tokio::select! {

@@ -1,4 +1,4 @@
-//! A webhook whose certificate the controller makes, called by a real API server.
+//! A real API server calls a webhook whose certificate the controller creates.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -30,13 +30,13 @@ use rolegate_runtime::tls::{CertificateStore, ServerTls};
 use rolegate_testkit::eventually;
 use serde_json::{Value, json};
 
-use super::controller::{DEADLINE, Site};
+use super::controller::{ControllerFixture, DEADLINE};
 
 const SECRET: &str = "rolegate-admission-tls";
 
-/// A webhook that allows everything, and the configuration that asks it about ConfigMaps.
+/// A webhook that allows everything, and the configuration that registers it for ConfigMaps.
 struct Webhook {
-    site: Site,
+    fixture: ControllerFixture,
     calls: Arc<AtomicU64>,
     readiness: Readiness,
     _controller: Controller,
@@ -44,8 +44,8 @@ struct Webhook {
 
 impl Webhook {
     async fn start(namespace: &'static str, shape: impl FnOnce(&mut SelfSigned)) -> Self {
-        let site = Site::new(namespace).await;
-        let mut self_signed = site.self_signed();
+        let fixture = ControllerFixture::new(namespace).await;
+        let mut self_signed = fixture.self_signed();
         shape(&mut self_signed);
         let readiness = Readiness::new();
         let condition = readiness.condition("certificate");
@@ -53,31 +53,32 @@ impl Webhook {
         let store = Arc::new(store);
         let calls = Arc::new(AtomicU64::new(0));
         let address = answer(store.clone(), calls.clone());
-        let (client, ready) = (site.connect().await, readiness.clone());
+        let (client, ready) = (fixture.connect().await, readiness.clone());
         tokio::spawn(async move {
             CertificateSource::SelfSigned
                 .follow(client, namespace, SECRET, &store, &ready)
                 .await;
         });
         let webhook = Self {
-            _controller: site.controller("only", self_signed).await,
-            site,
+            _controller: fixture.controller("only", self_signed).await,
+            fixture,
             calls,
             readiness,
         };
         let manifest = configuration(namespace, address);
-        let applied = webhook.site.cluster.apply_manifest(&manifest);
+        let applied = webhook.fixture.cluster.apply_manifest(&manifest);
         applied.await.unwrap();
         webhook
     }
 
     fn configurations(&self) -> Api<ValidatingWebhookConfiguration> {
-        Api::all(self.site.cluster.admin().unwrap())
+        Api::all(self.fixture.cluster.admin().unwrap())
     }
 
-    /// One request that the API server asks the webhook about.
+    /// Sends one request for which the API server calls the webhook.
     async fn ask(&self) -> anyhow::Result<()> {
-        let maps = Api::<ConfigMap>::namespaced(self.site.cluster.admin()?, self.site.namespace);
+        let maps =
+            Api::<ConfigMap>::namespaced(self.fixture.cluster.admin()?, self.fixture.namespace);
         let map = serde_json::from_value(json!({"metadata": {"name": "any"}}))?;
         let params = PostParams {
             dry_run: true,
@@ -85,7 +86,10 @@ impl Webhook {
         };
         let before = self.calls.load(Relaxed);
         maps.create(&params, &map).await?;
-        ensure!(self.calls.load(Relaxed) > before, "it was not asked");
+        ensure!(
+            self.calls.load(Relaxed) > before,
+            "the webhook was not called"
+        );
         Ok(())
     }
 
@@ -97,14 +101,14 @@ impl Webhook {
 
     /// Returns the Secret's value at `key`.
     async fn value(&self, key: &str) -> anyhow::Result<String> {
-        let secret = self.site.secrets().get(SECRET).await?;
+        let secret = self.fixture.secrets().get(SECRET).await?;
         let mut data = secret.data.context("an empty Secret")?;
         let value = data.remove(key).context("a key is missing")?;
         Ok(String::from_utf8(value.0)?)
     }
 
     async fn bundles(&self) -> BTreeSet<String> {
-        let configuration = self.configurations().get(self.site.namespace).await;
+        let configuration = self.configurations().get(self.fixture.namespace).await;
         let webhooks = configuration.unwrap().webhooks.unwrap();
         let bundle = |webhook: k8s_openapi::api::admissionregistration::v1::ValidatingWebhook| {
             let bundle = webhook.client_config.ca_bundle.unwrap_or_default();
@@ -130,7 +134,8 @@ fn answer(store: Arc<CertificateStore>, calls: Arc<AtomicU64>) -> SocketAddr {
                     "kind": "AdmissionReview",
                     "response": {"uid": review["request"]["uid"], "allowed": true},
                 });
-                // Each request makes its own handshake: what is trusted is tried each time.
+                // Each request opens a new connection, so the API server verifies the certificate
+                // each time.
                 let answer = Response::builder()
                     .header("content-type", "application/json")
                     .header("connection", "close")
@@ -173,7 +178,7 @@ async fn the_api_server_calls_a_webhook_with_the_certificate_that_the_controller
     let webhook = Webhook::start("certificate-made", |_| {}).await;
     webhook.until_it_works().await;
     assert!(webhook.readiness.is_ready());
-    let secret = webhook.site.secrets().get(SECRET).await.unwrap();
+    let secret = webhook.fixture.secrets().get(SECRET).await.unwrap();
     assert_eq!(secret.type_.as_deref(), Some("kubernetes.io/tls"));
     let keys: Vec<_> = secret.data.unwrap().into_keys().collect();
     assert_eq!(
@@ -192,9 +197,9 @@ async fn the_api_server_calls_a_webhook_with_the_certificate_that_the_controller
     });
     for patch in [taken, wrong] {
         let before = webhook.bundles().await;
-        let (name, patch) = (webhook.site.namespace, Patch::Strategic(patch));
+        let (name, patch) = (webhook.fixture.namespace, Patch::Strategic(patch));
         let configurations = webhook.configurations();
-        // The API server may refuse nonsense itself.
+        // The API server may reject an invalid value itself.
         let _ = configurations
             .patch(name, &PatchParams::default(), &patch)
             .await;
@@ -207,9 +212,9 @@ async fn the_api_server_calls_a_webhook_with_the_certificate_that_the_controller
         webhook.until_it_works().await;
     }
 
-    // The Secret is lost: a new one is made, and served.
+    // The Secret is lost: the controller creates a new one, and the webhook serves it.
     let before = webhook.value("tls.crt").await.unwrap();
-    let secrets = webhook.site.secrets();
+    let secrets = webhook.fixture.secrets();
     secrets
         .delete(SECRET, &DeleteParams::default())
         .await
@@ -253,15 +258,18 @@ async fn rule_11_no_request_fails_while_certificates_and_authorities_are_renewed
 
 #[tokio::test]
 async fn a_secret_of_somebody_else_is_left_alone_and_told() {
-    let site = Site::new("certificate-foreign").await;
+    let fixture = ControllerFixture::new("certificate-foreign").await;
     let secret = json!({
         "metadata": {"name": SECRET},
         "type": "kubernetes.io/tls",
         "stringData": {"tls.crt": "theirs", "tls.key": "theirs"},
     });
     let secret = serde_json::from_value(secret).unwrap();
-    let created = site.secrets().create(&PostParams::default(), &secret).await;
-    let controller = site.controller("only", site.self_signed()).await;
+    let created = fixture
+        .secrets()
+        .create(&PostParams::default(), &secret)
+        .await;
+    let controller = fixture.controller("only", fixture.self_signed()).await;
     eventually(DEADLINE, async || {
         let report = controller.readiness().report();
         let why = report.failing.get("certificates").context("all is well")?;
@@ -274,7 +282,7 @@ async fn a_secret_of_somebody_else_is_left_alone_and_told() {
     })
     .await
     .unwrap();
-    let after = site.secrets().get(SECRET).await.unwrap();
+    let after = fixture.secrets().get(SECRET).await.unwrap();
     assert_eq!(after.data, created.unwrap().data);
     controller.stop(Duration::from_secs(10)).await;
 }

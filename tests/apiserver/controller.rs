@@ -1,4 +1,4 @@
-//! Two controllers at a real API server, each with no more rights than its documentation asks for.
+//! Two controllers at a real API server, each with only the rights that its documentation lists.
 
 use std::time::Duration;
 
@@ -17,14 +17,14 @@ use rolegate_testkit::{Cluster, eventually};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
-/// A namespace of its own with a service account that may do what a controller needs.
-pub(crate) struct Site {
+/// A separate namespace with a service account that has the rights of a controller.
+pub(crate) struct ControllerFixture {
     pub(crate) cluster: &'static Cluster,
     pub(crate) namespace: &'static str,
     pub(crate) client: ClientOptions,
 }
 
-impl Site {
+impl ControllerFixture {
     pub(crate) async fn new(namespace: &'static str) -> Self {
         let cluster = Cluster::shared().await.unwrap();
         cluster.create_namespace(namespace, &[]).await.unwrap();
@@ -60,7 +60,7 @@ impl Site {
         Controller::start(options).await.unwrap()
     }
 
-    /// One that makes the brokers' certificate and none of a webhook.
+    /// Returns an issuer of the brokers' certificate without that of a webhook.
     pub(crate) async fn controller_of_broker(
         &self,
         identity: &str,
@@ -164,10 +164,10 @@ subjects: [{{ kind: ServiceAccount, name: default, namespace: {namespace} }}]
 
 #[tokio::test]
 async fn one_controller_leads_and_the_other_takes_over_when_it_stops_or_dies() {
-    let site = Site::new("two-controllers").await;
-    let first = site.controller("first", site.self_signed()).await;
-    site.until_led_by("first").await;
-    let second = site.controller("second", site.self_signed()).await;
+    let fixture = ControllerFixture::new("two-controllers").await;
+    let first = fixture.controller("first", fixture.self_signed()).await;
+    fixture.until_led_by("first").await;
+    let second = fixture.controller("second", fixture.self_signed()).await;
     for controller in [&first, &second] {
         let ready = controller.readiness().ready();
         let ready = tokio::time::timeout(DEADLINE, ready).await;
@@ -187,19 +187,27 @@ async fn one_controller_leads_and_the_other_takes_over_when_it_stops_or_dies() {
     })
     .await
     .unwrap();
-    let certificate = site.secrets().get("rolegate-admission-tls").await.unwrap();
+    let certificate = fixture
+        .secrets()
+        .get("rolegate-admission-tls")
+        .await
+        .unwrap();
 
     first.stop(Duration::from_secs(30)).await;
-    assert_ne!(site.holder().await.unwrap(), "first", "not released");
-    site.until_led_by("second").await;
-    // What the first made is kept.
-    let third = site.controller("third", site.self_signed()).await;
-    let kept = site.secrets().get("rolegate-admission-tls").await.unwrap();
+    assert_ne!(fixture.holder().await.unwrap(), "first", "not released");
+    fixture.until_led_by("second").await;
+    // The new leader keeps the certificate that the first one created.
+    let third = fixture.controller("third", fixture.self_signed()).await;
+    let kept = fixture
+        .secrets()
+        .get("rolegate-admission-tls")
+        .await
+        .unwrap();
     assert_eq!(kept.data, certificate.data);
 
-    // Without a word, as when its node dies.
+    // The leader stops without releasing the Lease, as when its node fails.
     drop(second);
-    site.until_led_by("third").await;
+    fixture.until_led_by("third").await;
     assert!(third.readiness().is_ready());
 }
 

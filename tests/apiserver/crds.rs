@@ -1,5 +1,5 @@
-//! The definitions of `deploy/crds.yaml` on a real API server: it takes them, refuses what they are
-//! to refuse and says what to do, and our watches follow their objects.
+//! The definitions of `deploy/crds.yaml` on a real API server: it accepts them, rejects invalid
+//! objects with advice, and rolegate's watches receive the objects.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ enum Message {
     Replicated(Change<Replicated>),
 }
 
-/// The definitions, on an API server of their own: a configuration would count for all.
+/// The definitions on a separate API server, since a RolegateConfig would apply to all tests.
 async fn cluster() -> &'static Cluster {
     static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
     let start = async {
@@ -93,7 +93,7 @@ async fn until<T>(
         }
     };
     let found = tokio::time::timeout(DEADLINE, found).await;
-    found.expect("never came")
+    found.expect("the update did not arrive")
 }
 
 fn object(kind: &str, name: &str, spec: Value) -> String {
@@ -191,7 +191,7 @@ async fn mistakes_are_refused_with_what_to_do() {
     }
 }
 
-/// The rows of `kubectl get`, with their columns' names.
+/// The rows of `kubectl get` with the names of their columns.
 async fn table(client: &Client, path: &str) -> Vec<Value> {
     let request = http::Request::get(path)
         .header(ACCEPT, "application/json;as=Table;v=v1;g=meta.k8s.io")

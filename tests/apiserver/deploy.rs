@@ -1,5 +1,5 @@
-//! The manifests of `deploy/`: the API server accepts them, and they grant what the agent needs and
-//! nothing else.
+//! The manifests of `deploy/`: the API server accepts them, and they grant the rights that the
+//! agent needs and no others.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -61,7 +61,7 @@ async fn manifest_uses_flags_the_binary_has() {
     has_flags("agent", &pod.spec.unwrap()).await;
 }
 
-/// Fails where the pod's container has arguments that the command doesn't know.
+/// Fails if the pod's container has arguments that the command does not know.
 pub(crate) async fn has_flags(command: &str, pod: &PodSpec) {
     let help = Rolegate::output(&[command, "--help"]).await.unwrap();
     let shared = Rolegate::output(&["options"]).await.unwrap();
@@ -101,7 +101,7 @@ async fn agent_may_do_this_and_not_that() {
         ("delete", "events.k8s.io", "events", false),
     ];
     for (verb, group, resource, allowed) in table {
-        // Bindings take effect a moment after they are made.
+        // Bindings take effect a moment after their creation.
         eventually(DEADLINE, async || {
             let is = may(&client, verb, group, resource).await?;
             anyhow::ensure!(is == allowed, "{verb} {group}/{resource}: {is}");
@@ -146,7 +146,7 @@ async fn agent_may_nothing_beyond_that() {
     may_exactly(cluster, ACCOUNT, "default", &expected).await;
 }
 
-/// Fails unless one of our service accounts may do this in a namespace beyond what all users may do.
+/// Fails if the service account has a right in a namespace that ordinary users do not have.
 pub(crate) async fn may_exactly(
     cluster: &Cluster,
     account: &str,
@@ -164,7 +164,7 @@ pub(crate) async fn may_exactly(
     let everyone = rights(&client("bystander").await, namespace).await;
     let client = client(account).await;
     let expected: BTreeSet<String> = expected.iter().map(ToString::to_string).collect();
-    // Bindings take effect a moment after they are made.
+    // Bindings take effect a moment after their creation.
     eventually(DEADLINE, async || {
         let all = rights(&client, namespace).await;
         let own: BTreeSet<_> = all.difference(&everyone).cloned().collect();
@@ -175,7 +175,7 @@ pub(crate) async fn may_exactly(
     .unwrap();
 }
 
-/// Every rule that holds for this client in a namespace, as text, in some order of its parts.
+/// Returns every rule that applies to this client in a namespace, as text in a stable order.
 async fn rights(client: &Client, namespace: &str) -> BTreeSet<String> {
     let review = SelfSubjectRulesReview {
         spec: SelfSubjectRulesReviewSpec {

@@ -1,5 +1,5 @@
-//! The manifests of `deploy/` for clusters with brokers: the broker has the rights that it needs and no
-//! others, and the agents have none.
+//! The manifests of `deploy/` for clusters with brokers: the broker has the rights that it needs
+//! and no others, and the agents have none.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMapVolumeSource, PodSpec, Service};
@@ -11,7 +11,8 @@ use crate::deploy::{has_flags, may_exactly};
 
 const NAMESPACE: &str = "rolegate-system";
 
-/// A cluster with these manifests alone: the agents' other one gives rights to the same account.
+/// A cluster with only these manifests, since the manifest of standalone agents grants rights to
+/// the same service account.
 async fn installed() -> &'static Cluster {
     static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
     let start = async || {
@@ -92,7 +93,7 @@ async fn broker_and_agent_fit_together() {
     has_flags("broker", &broker).await;
     has_flags("agent", &agent).await;
 
-    // The agents find the brokers, each by itself, by the name that they are given.
+    // The agents resolve the brokers' Service by the name in their flags, each to all replicas.
     let services = Api::<Service>::namespaced(installed().await.admin().unwrap(), NAMESPACE);
     let service = services.get("rolegate-broker").await.unwrap();
     let name = format!("https://{}.{NAMESPACE}.svc", service.name_any());
@@ -104,7 +105,7 @@ async fn broker_and_agent_fit_together() {
     assert_eq!(ports[0].container_port, port);
     assert_eq!(agent.dns_policy.as_deref(), Some("ClusterFirstWithHostNet"));
 
-    // Agents are on all nodes, those of brokers too, whatever keeps other pods away.
+    // Agents run on all nodes, including those of brokers, whatever taints keep other pods away.
     let tolerations = agent.tolerations.clone().unwrap();
     let all = tolerations.iter().any(|it| {
         (
@@ -117,7 +118,7 @@ async fn broker_and_agent_fit_together() {
     let selector = agent.node_selector.clone().unwrap();
     assert_eq!(selector.keys().collect::<Vec<_>>(), ["kubernetes.io/os"]);
 
-    // They are on one node, in one network.
+    // Agent and broker can share a node and its network.
     assert_eq!(
         (broker.host_network, agent.host_network),
         (Some(true), Some(true))
@@ -125,7 +126,7 @@ async fn broker_and_agent_fit_together() {
     let metrics = "--metrics-address=";
     assert_ne!(argument(&broker, metrics), argument(&agent, metrics));
 
-    // Token and authority are where the agent looks for them.
+    // The token and the authority are mounted at the paths that the agent reads.
     let volumes = agent.volumes.clone().unwrap();
     let volume = |name: &str| volumes.iter().find(|it| it.name == name).unwrap();
     let projected = volume("broker-token").projected.clone().unwrap();
@@ -136,7 +137,7 @@ async fn broker_and_agent_fit_together() {
     let audience = format!("[default: {}]", token.audience.unwrap());
     assert!(help.contains(&audience), "{audience}");
     let ca: ConfigMapVolumeSource = volume("broker-ca").config_map.clone().unwrap();
-    // Without it the agent must start all the same, for the redirect.
+    // The agent must start without the ConfigMap, since it installs the redirect.
     assert_eq!((&*ca.name, ca.optional), ("rolegate-broker-ca", Some(true)));
     let help = Rolegate::output(&["agent", "--help"]).await.unwrap();
     let help = String::from_utf8(help.stdout).unwrap();

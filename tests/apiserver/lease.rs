@@ -1,4 +1,4 @@
-//! Elections by a Lease of a real API server, with a leader that is cut off.
+//! Leader elections by a Lease on a real API server, with a leader that loses its connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
@@ -17,15 +17,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::controller::{DEADLINE, Site, quick};
+use super::controller::{ControllerFixture, DEADLINE, quick};
 
-/// A way to the API server that can be cut: connections stay open, and nothing comes through.
-struct Way {
+/// A connection to the API server that can be interrupted: it stays open, but no data passes.
+struct TestConnection {
     url: String,
     open: watch::Sender<bool>,
 }
 
-impl Way {
+impl TestConnection {
     async fn new(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
@@ -42,7 +42,7 @@ impl Way {
                         _ = tokio::io::copy_bidirectional(&mut inside, &mut outside) => return,
                         () = cut => {}
                     }
-                    // Both ends stay open, and hear nothing.
+                    // Both ends stay open and receive no data.
                     std::future::pending::<()>().await;
                 });
             }
@@ -51,21 +51,21 @@ impl Way {
     }
 }
 
-/// The number of replicas at work. More than one at a time is the fault that a Lease prevents.
+/// The number of replicas that work as the leader. A Lease prevents more than one at a time.
 #[derive(Clone, Default)]
-struct Works(Arc<AtomicI64>);
+struct ActiveLeaders(Arc<AtomicI64>);
 
-impl Works {
+impl ActiveLeaders {
     fn run(
         &self,
-        site: &Site,
+        fixture: &ControllerFixture,
         client: kube::Client,
         identity: &str,
         stop: &CancellationToken,
     ) -> Gauge {
         let readiness = Readiness::new();
         let options = LeaseOptions {
-            namespace: site.namespace.into(),
+            namespace: fixture.namespace.into(),
             name: "rolegate-controller".into(),
             identity: identity.into(),
             timing: quick(),
@@ -97,18 +97,18 @@ async fn until(gauge: &Gauge, value: i64) {
 
 #[tokio::test]
 async fn a_leader_that_hangs_stops_by_itself_and_another_takes_over() {
-    let site = Site::new("lease-cut").await;
-    let way = Way::new(site.cluster.port()).await;
+    let fixture = ControllerFixture::new("lease-cut").await;
+    let way = TestConnection::new(fixture.cluster.port()).await;
     let cut_off = ClientOptions {
         api_server: Some(way.url.clone()),
-        ..site.client.clone()
+        ..fixture.client.clone()
     };
     let cut_off = Connection::new(&cut_off).await.unwrap().client();
     let stop = CancellationToken::new();
-    let works = Works::default();
-    let first = works.run(&site, cut_off, "first", &stop);
+    let works = ActiveLeaders::default();
+    let first = works.run(&fixture, cut_off, "first", &stop);
     until(&first, 1).await;
-    let second = works.run(&site, site.connect().await, "second", &stop);
+    let second = works.run(&fixture, fixture.connect().await, "second", &stop);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!((first.get(), second.get()), (1, 0));
 
@@ -116,7 +116,7 @@ async fn a_leader_that_hangs_stops_by_itself_and_another_takes_over() {
     until(&second, 1).await;
     assert_eq!(first.get(), 0, "it leads on without knowing");
 
-    let leases = Api::<Lease>::namespaced(site.cluster.admin().unwrap(), site.namespace);
+    let leases = Api::<Lease>::namespaced(fixture.cluster.admin().unwrap(), fixture.namespace);
     let spec = leases.get("rolegate-controller").await.unwrap().spec;
     let spec = spec.unwrap();
     assert_eq!(spec.holder_identity.as_deref(), Some("second"));

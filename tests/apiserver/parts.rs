@@ -1,4 +1,5 @@
-//! The parts of `deploy/`: what one of them holds is its own, so that deleting it leaves the others.
+//! The manifests of `deploy/`: each contains only its own objects, so that deleting one leaves the
+//! others intact.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,8 @@ use rolegate_testkit::{Cluster, eventually, repository};
 use serde_json::{Value, json};
 
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(120);
-/// Parts that one cluster can have together. Agents with a broker are an alternative to the others.
+/// The manifests that one cluster can combine. Agents with a broker are an alternative to the
+/// others.
 const ALONE: [&str; 4] = [
     "crds",
     "rolegate-agent",
@@ -28,7 +30,7 @@ fn objects(part: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(&text).unwrap()
 }
 
-/// The path of an object; the plural of a kind as this folder has them.
+/// Returns the path of an object, with the plural of its kind as in this directory.
 fn path(object: &Value) -> String {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
     let version = text("/apiVersion").unwrap();
@@ -63,7 +65,8 @@ fn no_object_is_in_two_parts_and_no_part_holds_a_namespace() {
         for part in parts {
             for object in objects(part) {
                 assert_ne!(object["kind"], "Namespace", "{part}");
-                // It refuses everything where its webhook is not there.
+                // Without its webhook, this configuration would make the API server reject
+                // everything.
                 assert_ne!(object["kind"], "ValidatingWebhookConfiguration", "{part}");
                 let before = owners.insert(path(&object), part);
                 assert_eq!(before, None, "{} is in {part} too", path(&object));
@@ -75,13 +78,13 @@ fn no_object_is_in_two_parts_and_no_part_holds_a_namespace() {
     assert_eq!(namespaces[0]["metadata"]["name"], "rolegate-system");
 }
 
-/// As `kubectl delete -f` does: every object of the file.
+/// Deletes every object of the file, as `kubectl delete -f` does.
 async fn delete(admin: &Requests, part: &str) -> anyhow::Result<()> {
     for object in objects(part) {
         let answer = admin.delete(&path(&object)).await?;
         ensure!(answer.status.is_success(), "{}", answer.message());
         eventually(DEADLINE, async || {
-            // What waits for its end could not be made anew.
+            // An object that is still terminating could not be created again.
             let answer = admin.get(&path(&object)).await?;
             ensure!(answer.status == 404, "{} is there", path(&object));
             Ok(())
@@ -95,7 +98,7 @@ async fn delete(admin: &Requests, part: &str) -> anyhow::Result<()> {
 async fn deleting_one_part_leaves_the_others() -> anyhow::Result<()> {
     let cluster = Cluster::start().await?;
     let admin = cluster.requests()?;
-    // OPA's own, with its policies.
+    // OPA itself, with its policies.
     cluster
         .apply_manifest("{apiVersion: v1, kind: Namespace, metadata: {name: opa}}")
         .await?;

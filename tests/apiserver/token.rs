@@ -1,4 +1,4 @@
-//! The owner of a token, by the API server's review and by the token itself.
+//! The owner of a token, according to the API server's review and the token itself.
 
 use jiff::{SignedDuration, Timestamp};
 use rolegate_kube::token_review::review;
@@ -20,7 +20,7 @@ async fn a_projected_token_says_its_pod_and_its_end() -> anyhow::Result<()> {
     assert!(reviewed.authenticated, "{reviewed:?}");
     assert_eq!(reviewed.pod_uid, pod.metadata.uid);
     assert_eq!(reviewed.node_name.as_deref(), Some("tokens-node"));
-    // It was asked for an hour.
+    // The token was requested for an hour.
     let until = reviewed.until.expect("a token without end");
     let lives = until.duration_since(before);
     let hour = SignedDuration::from_hours(1);

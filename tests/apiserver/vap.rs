@@ -1,6 +1,6 @@
-//! The rules exported as ValidatingAdmissionPolicies, enforced by a real API server with no rolegate
-//! running: the shared table of cases must come out as the webhook decides them, and a thousand
-//! grants must stay within CEL's budget.
+//! The rules exported as ValidatingAdmissionPolicies, enforced by a real API server without
+//! rolegate: all cases of the shared table must have the webhook's verdicts, and a thousand grants
+//! must stay within CEL's budget.
 
 mod driver;
 
@@ -24,10 +24,10 @@ use serde_json::{Value, json};
 
 use driver::{Answer, DEADLINE, HOME, Server};
 
-/// Files of the table whose cases are all said in CEL, though they need not be.
+/// Files of the table whose cases CEL expresses completely, although it does not have to.
 const SAID: &[&str] = &["rules", "scheduling", "services"];
-/// Cases that a real API server never brings to admission, for it refuses such objects itself:
-/// link-local addresses, and changes of what can't be changed.
+/// Cases that never reach admission on a real API server, which rejects such objects itself:
+/// link-local addresses, and changes of immutable fields.
 const IMPOSSIBLE: &[&str] = &[
     "a Service that is there already loses a finalizer",
     "a Service is deleted",
@@ -40,10 +40,10 @@ const IMPOSSIBLE: &[&str] = &[
     "threat 4, a pod is updated to tolerate everything",
 ];
 
-/// A server that knows the kind of the grants' table, where grants are off too.
+/// A server that knows the kind of the grants' table, also for worlds without the layer `grants`.
 async fn start() -> Server {
     let server = Server::start().await;
-    // The others are stand-ins that take whatever the cases hold.
+    // The other definitions are placeholders that accept the objects of all cases.
     let kinds = repository().join("deploy/crds.yaml");
     let kinds = std::fs::read_to_string(kinds).unwrap();
     let mut kinds = kinds.split("---\n");
@@ -52,7 +52,7 @@ async fn start() -> Server {
     server
 }
 
-/// The rules of a world, exported.
+/// Exports the rules of a world.
 fn exported(world: &World) -> Export {
     let of_kind = |kind: &'static str| {
         let all = world.documents.iter();
@@ -116,10 +116,10 @@ fn is_matched(export: &Export, subresource: &str) -> bool {
     })
 }
 
-/// Returns the fault of an answer.
+/// Returns the difference between a response and the expected verdict.
 fn fault(case: &Case, answer: &Answer) -> Option<String> {
     let message = answer.message();
-    // What comes after admission in a trial run.
+    // Steps after admission fail in a dry run.
     let is_late = matches!(answer.status, StatusCode::CONFLICT | StatusCode::NOT_FOUND);
     let is_allowed = answer.status.is_success() || is_late;
     let warned = answer
@@ -182,7 +182,7 @@ async fn policies_and_the_webhook_say_the_same_about_every_case() {
     assert_eq!(impossible, known);
 }
 
-/// A dry-run creation of a pod with a role, by an ordinary user.
+/// Creates a pod with a role in a dry run, as an ordinary user.
 async fn try_pod(server: &Server, namespace: &str, role: &str) -> Answer {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -195,7 +195,7 @@ async fn try_pod(server: &Server, namespace: &str, role: &str) -> Answer {
         .await
 }
 
-/// Grants alone, exported.
+/// Exports only grants.
 fn exported_grants(grants: &[Grant]) -> Export {
     let config = RuleConfig {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
@@ -257,7 +257,8 @@ async fn a_thousand_globs_that_all_count_in_one_namespace_stay_within_the_budget
                 }),
                 ..Subject::default()
             };
-            // What each starts with and its longest part are the same, so that all are matched.
+            // All rows have the same prefix and the same longest literal text, so that each pattern
+            // is matched.
             let role = format!("team-*-{number:04}-*-reader");
             grant(&format!("grant-{number}"), &role, subject)
         })
@@ -307,7 +308,7 @@ async fn rule_07_without_the_table_everything_is_refused_and_no_old_one_comes_ba
     .await
     .unwrap();
 
-    // All policies that read tables are gone for a while, and come back with other grants.
+    // All policies that read tables are absent for a while, and return with other grants.
     server
         .enforce(
             "none",
@@ -340,8 +341,8 @@ async fn rule_07_without_the_table_everything_is_refused_and_no_old_one_comes_ba
     assert!(answer.status.is_success(), "{}", answer.message());
 }
 
-/// Annotations of namespaces (key, value), and whether the API server may refuse what rolegate can
-/// read.
+/// Annotations of namespaces (key, value), and true if the API server may deny a role although
+/// rolegate parses the annotation.
 const PATTERNS: &[(&str, &str, bool)] = &[
     (ALLOWED_ROLES, r#"["team-*"]"#, false),
     (ALLOWED_ROLES, r#"[]"#, false),
@@ -393,7 +394,7 @@ const PATTERNS: &[(&str, &str, bool)] = &[
     (ALLOWED_ROLES, r#"["^team-a$|^team-b$"]"#, false),
     (ALLOWED_ROLES, r#"["^/?team-a$", "^path/x$"]"#, false),
     (ALLOWED_ROLES, "\n", false),
-    // Read otherwise by one than by the other, so refused.
+    // CEL and rolegate parse these differently, so the policy denies them.
     (PERMITTED, r"team-[a-z&&[^a]]", true),
     (PERMITTED, r"(?s:team-.)", true),
     (PERMITTED, r"(?x) team-a # a", true),

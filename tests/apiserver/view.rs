@@ -1,5 +1,5 @@
-//! `rolegate policy explain` by a user who has `view` in one namespace and what
-//! `deploy/rolegate-view.yaml` gives, on a real API server with RBAC.
+//! `rolegate policy explain` on a real API server with RBAC, as a user who has `view` in one
+//! namespace and the rights of `deploy/rolegate-view.yaml`.
 
 use std::process::Output;
 
@@ -8,7 +8,7 @@ use rolegate_testkit::{Cluster, Rolegate, TestPod, eventually, repository};
 
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// A user of namespace `shop`. `view` is made of this role by a controller that is not here.
+/// A user of namespace `shop`. On a real cluster, a controller aggregates `view` from this role.
 const DEVELOPER: &str = "\
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -85,7 +85,7 @@ async fn a_developer_explains_pods_of_an_own_namespace_and_no_other() -> anyhow:
     cluster.apply_manifest(DEPLOYMENT).await?;
     let agents = repository().join("deploy/rolegate-agent.yaml");
     let agents = std::fs::read_to_string(agents)?;
-    // The rules are the flags of the agents.
+    // The rules are those of the agents' flags.
     let first = "- agent\n";
     ensure!(agents.contains(first), "{agents}");
     let flags = format!("{first}            - --namespace-restrictions\n");
@@ -99,7 +99,7 @@ async fn a_developer_explains_pods_of_an_own_namespace_and_no_other() -> anyhow:
     let developer = Developer {
         kubeconfig: kubeconfig.display().to_string(),
     };
-    // Without the roles the answer names them.
+    // Without the roles, the error names them.
     eventually(DEADLINE, async || {
         let (code, said) = developer.explain(&["pod", "a", "-n", "shop"]).await?;
         ensure!(
@@ -133,7 +133,7 @@ async fn a_developer_explains_pods_of_an_own_namespace_and_no_other() -> anyhow:
         );
         ensure!(!said.contains("not known: flags"), "{said}");
     }
-    // Other people's pods stay theirs.
+    // The user cannot read pods of other namespaces.
     for words in [
         &["pod/c", "-n", "other"][..],
         &["--denied", "-n", "other"],

@@ -41,8 +41,7 @@ async fn connect_as(kubeconfig: PathBuf) -> Connection {
     Connection::new(&options).await.unwrap()
 }
 
-/// A connection with the right that an agent needs where it isn't told its node, which the manifest's
-/// is.
+/// A connection with the rights that an agent without --node-name needs, which the manifest grants.
 async fn finder(cluster: &Cluster, namespace: &str) -> Connection {
     cluster
         .create_service_account(namespace, "finder")
@@ -97,7 +96,7 @@ impl Agent {
         Self { updates, readiness }
     }
 
-    /// The next update about pods for which `wanted` has something to say.
+    /// Waits for the next update about pods for which `wanted` returns a value.
     async fn pods<T>(&mut self, mut wanted: impl FnMut(Change<Workload>) -> Option<T>) -> T {
         self.find(|update| match update {
             Update::Workloads(change) => wanted(change),
@@ -158,7 +157,8 @@ async fn this_nodes_pods_come_change_and_go() {
     assert_eq!(here.role_request.role.as_deref(), Some("here"));
     assert_eq!(here.phase, Phase::Running);
 
-    // Another node's, which must not come; then ours, first without an address.
+    // A pod of another node, which must not be sent; then a pod of this node, first without an
+    // address.
     cluster.run_pod(&pod("far", "watch-b")).await.unwrap();
     let new = pod("new", "watch-a").address(ip("10.0.0.2"));
     cluster.run_pod(&new).await.unwrap();
@@ -177,7 +177,7 @@ async fn this_nodes_pods_come_change_and_go() {
     let status = ("Succeeded", [ip("10.0.0.2")]);
     let finished = cluster.set_pod_status("watch-pods", "new", status.0, &status.1);
     finished.await.unwrap();
-    // One that is finished is as good as gone.
+    // A finished pod counts as deleted.
     let finished = agent
         .pods(|change| match change {
             Change::Delete(pod) => Some(pod),
@@ -239,7 +239,7 @@ async fn the_node_is_found_and_events_reach_the_pod() {
     cluster.create_namespace("watch-events", &[]).await.unwrap();
     let connection = connect(cluster).await;
     let finder = finder(cluster, "watch-events").await;
-    // A binding takes effect a moment after it is made.
+    // A binding takes effect a moment after its creation.
     eventually(DEADLINE, async || {
         let found = find_node(&finder, &[ip("127.0.0.1"), ip("192.0.2.77")]).await?;
         anyhow::ensure!(found == "watch-node", "{found}");
@@ -302,7 +302,8 @@ async fn starts_before_the_api_server_and_survives_its_restart() {
     let [first] = pods.await.try_into().expect("one pod");
     let first = first.uid;
 
-    // While it is away what is known stays, and what happens right after it's back isn't missed.
+    // While the API server is down, known pods stay, and changes right after its restart are not
+    // missed.
     cluster.stop_apiserver();
     eventually(DEADLINE, async || {
         anyhow::ensure!(agent.readiness.report().noted.contains_key("pods"));

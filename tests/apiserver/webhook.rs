@@ -1,6 +1,6 @@
-//! The table of cases through a real API server: it asks `rolegate admission` by the registration
-//! that is made from each world's configuration, so what the conditions of that registration keep
-//! from the webhook must be what the webhook has nothing to say to.
+//! The table of cases through a real API server. It calls `rolegate admission` by the
+//! ValidatingWebhookConfiguration of each world, so the conditions of that configuration may only
+//! skip requests that the webhook allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use rolegate_testkit::{Cluster, TestAdmission, eventually};
 use serde_json::{Map, Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(120);
-/// Groups whose kinds an API server knows, or the gate's manifest brings.
+/// Groups whose kinds an API server knows, or that the webhook's manifest defines.
 const KNOWN: &[&str] = &[
     "",
     "apps",
@@ -33,7 +33,8 @@ const KNOWN: &[&str] = &[
 const MALFORMED: &str = "the API server can't read such metadata";
 const LINK_LOCAL: &str = "the API server takes no link-local address for a Service";
 
-/// Cases that can't come about at an API server, and why. The gate is asked about them offline.
+/// Cases that cannot occur on an API server, with the reason. They are sent to the webhook
+/// directly.
 const IMPOSSIBLE: &[(&str, &str)] = &[
     ("a Service is deleted", LINK_LOCAL),
     (
@@ -68,35 +69,36 @@ const IMPOSSIBLE: &[(&str, &str)] = &[
     ("threat 21, the addresses of Pod Identity", LINK_LOCAL),
 ];
 
-/// Cases that the gate would refuse, and that the conditions of its registration keep from it, for
-/// such a template names no role: a custom resource that its own controller can make no pod of.
+/// Cases that the webhook would deny, and for which the conditions skip the webhook. Their
+/// templates name no role: these are custom resources from which their own controller cannot create
+/// a pod.
 const UNASKED: &[&str] = &[
     "a template that is not an object is a fault",
     "annotations of a template that are not a map are a fault",
 ];
 
-/// An API server, the gate in front of it, and who makes objects as they are before a change.
-struct Stage {
+/// An API server, its webhook, and a client that creates objects in the state before a change.
+struct Fixture {
     cluster: Cluster,
     driver: Requests,
-    gate: Option<TestAdmission>,
+    test_admission: Option<TestAdmission>,
     certificate: Certificate,
 }
 
-impl Stage {
+impl Fixture {
     async fn start(cases: &[Case]) -> anyhow::Result<Self> {
         let cluster = Cluster::start().await?;
         cluster.install_admission().await?;
         cluster.open_to(&["system:authenticated"]).await?;
-        let (chain, key) = cluster.serving_pair("gate", &["127.0.0.1"])?;
-        let stage = Self {
+        let (chain, key) = cluster.serving_pair("webhook", &["127.0.0.1"])?;
+        let fixture = Self {
             driver: cluster.requests()?,
             cluster,
-            gate: None,
+            test_admission: None,
             certificate: Certificate::Files(chain, key),
         };
-        stage.define_kinds(cases).await?;
-        Ok(stage)
+        fixture.define_kinds(cases).await?;
+        Ok(fixture)
     }
 
     /// Custom resources of the table that the API server does not know.
@@ -113,7 +115,7 @@ impl Stage {
                 "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
                 "metadata": {
                     "name": format!("{plural}.{group}"),
-                    // Groups of k8s.io say who let them be there.
+                    // Groups of k8s.io require an annotation about their approval.
                     "annotations": { "api-approved.kubernetes.io": "unapproved, a stand-in" },
                 },
                 "spec": {
@@ -134,10 +136,10 @@ impl Stage {
         Ok(())
     }
 
-    /// Puts one world in the place of the one before.
+    /// Replaces the current world with another.
     async fn enter(&mut self, world: &World) -> anyhow::Result<()> {
         self.driver.delete(REGISTRATION).await?;
-        self.gate = None;
+        self.test_admission = None;
         for kind in ["rolegrants", "rolegateconfigs"] {
             let path = format!("/apis/rolegate.dev/v1alpha1/{kind}");
             self.driver.delete(&path).await?.object()?;
@@ -151,15 +153,16 @@ impl Stage {
                 }
             }
         }
-        let mut gate = TestAdmission::bare(&self.cluster, self.certificate.clone()).await?;
-        gate.ready().await?;
-        self.register(&gate, world).await?;
-        self.gate = Some(gate);
+        let mut test_admission =
+            TestAdmission::bare(&self.cluster, self.certificate.clone()).await?;
+        test_admission.ready().await?;
+        self.register(&test_admission, world).await?;
+        self.test_admission = Some(test_admission);
         Ok(())
     }
 
-    /// Registers the gate for a world, and waits until that counts.
-    async fn register(&self, gate: &TestAdmission, world: &World) -> anyhow::Result<()> {
+    /// Registers the webhook for a world, and waits until the configuration is in effect.
+    async fn register(&self, test_admission: &TestAdmission, world: &World) -> anyhow::Result<()> {
         let mut documents = world.documents.iter();
         let config = documents.find(|document| document["kind"] == "RolegateConfig");
         let config: RolegateConfig = serde_json::from_value(config.context("no config")?.clone())?;
@@ -175,7 +178,7 @@ impl Stage {
             has_default_role: config.default_role.is_some()
                 || world.documents.iter().any(has_default),
             has_rego: config.modes[LayerId::Rego] != Mode::Off,
-            endpoint: Endpoint::Url(&gate.url()),
+            endpoint: Endpoint::Url(&test_admission.url()),
             ca_bundle: ca.as_bytes(),
             own_namespace: HOME,
         });
@@ -189,7 +192,7 @@ impl Stage {
                 None => webhook["matchConditions"] = json!([mine]),
             }
         }
-        // All webhooks are read at once: who sees this one sees the others.
+        // The API server loads all webhooks at once: if this one is in effect, the others are too.
         let mut probe = webhooks.first().context("no webhook")?.clone();
         let name = format!("probe-{}", world.name);
         probe["name"] = format!("{name}.rolegate.dev").into();
@@ -213,10 +216,12 @@ impl Stage {
         .context("the API server does not read the registration")
     }
 
-    /// Sends what a case is about; `None` where the API server takes it for no request at all.
+    /// Sends the request of a case; `None` if the API server does not accept it as a request at
+    /// all.
     async fn run(&self, case: &Case) -> anyhow::Result<Option<Answer>> {
         let mut user = case.user.clone();
-        // A real node may do so little that another plugin would refuse it before.
+        // A real node has so few rights that another admission plugin would reject the request
+        // first.
         user.name = user.name.replace("system:node:", "kubelet-");
         let user = self.cluster.requests()?.as_user(&user);
         let object = case.object.clone().map(valid);
@@ -246,7 +251,7 @@ impl Stage {
             user.delete(&neighbour(&path)).await?
         } else {
             let mut patch = difference(&old, &object.context("an update to nothing")?);
-            // What the API server has added to a pod must stay.
+            // Fields that the API server has added to a pod are immutable.
             if let Some(wanted) = patch
                 .pointer_mut("/spec/tolerations")
                 .and_then(Value::as_array_mut)
@@ -267,7 +272,7 @@ impl Stage {
         Ok(heard(answer))
     }
 
-    /// Makes an object as it is before a change.
+    /// Creates an object in the state before a change.
     async fn make(
         &self,
         old: &Value,
@@ -294,7 +299,7 @@ impl Stage {
         Ok(Some(made))
     }
 
-    /// Takes away what a case has left.
+    /// Deletes the objects that a case has left.
     async fn clear(&self, case: &Case, path: &str, existed: bool) -> anyhow::Result<()> {
         let bare =
             json!({ "metadata": { "finalizers": null, "annotations": null, "labels": null } });
@@ -305,7 +310,7 @@ impl Stage {
         let now = format!("{path}?gracePeriodSeconds=0&propagationPolicy=Background");
         self.driver.delete(&now).await?;
         if case.kind() == "Namespace" {
-            // No controller empties it here.
+            // No controller runs that would empty the namespace.
             let mut gone = self.driver.get(path).await?.body;
             gone["spec"]["finalizers"] = json!([]);
             self.driver.put(&format!("{path}/finalize"), &gone).await?;
@@ -314,7 +319,7 @@ impl Stage {
     }
 }
 
-/// An answer to a request that came as far as admission.
+/// Returns the response to a request that reached admission.
 fn heard(answer: Answer) -> Option<Answer> {
     let is_none = matches!(answer.status.as_u16(), 400 | 422);
     (answer.is_refused_by_webhook() || !is_none).then_some(answer)
@@ -326,7 +331,7 @@ fn valid(mut object: Value) -> Value {
     if object["kind"] == "Pod" && object["metadata"]["annotations"][mirror].is_string() {
         object["spec"]["nodeName"] = "a".into();
     }
-    // The template of one that runs stays as it is.
+    // The template of a running object is immutable.
     if object["kind"] == "Job" {
         object["spec"]["suspend"] = true.into();
     }
@@ -358,7 +363,7 @@ fn collection(case: &Case) -> String {
     }
 }
 
-/// The merge patch that makes `new` of `old`.
+/// Returns the merge patch that turns `old` into `new`.
 fn difference(old: &Value, new: &Value) -> Value {
     let (Value::Object(old), Value::Object(new)) = (old, new) else {
         return new.clone();
@@ -390,16 +395,18 @@ fn apply(target: &mut Value, patch: &Value) {
     }
 }
 
-/// Returns the faults of an answer.
+/// Returns the differences between a response and the expected verdict.
 fn faults(case: &Case, answer: &Answer) -> Vec<String> {
     let message = answer.message();
-    // What comes after admission in a trial run.
+    // Steps after admission fail in a dry run.
     let is_late = matches!(answer.status, StatusCode::CONFLICT | StatusCode::NOT_FOUND);
     let is_allowed = answer.status.is_success() || is_late;
     let mut faults = Vec::new();
     if UNASKED.contains(&&*case.name) {
         if !is_allowed {
-            faults.push(format!("the gate is asked after all: {message}"));
+            faults.push(format!(
+                "the API server called the webhook after all: {message}"
+            ));
         }
         return faults;
     }
@@ -431,19 +438,19 @@ fn faults(case: &Case, answer: &Answer) -> Vec<String> {
 #[tokio::test]
 async fn threat_23_the_table_of_cases_holds_at_the_api_server() -> anyhow::Result<()> {
     let cases = load_all()?;
-    let mut stage = Stage::start(&cases).await?;
+    let mut fixture = Fixture::start(&cases).await?;
     let worlds: BTreeMap<_, _> = cases
         .iter()
         .map(|case| (&case.world.name, &case.world))
         .collect();
     let (mut wrong, mut impossible) = (Vec::new(), BTreeSet::new());
     for (name, world) in worlds {
-        stage
+        fixture
             .enter(world)
             .await
             .with_context(|| format!("world {name}"))?;
         for case in cases.iter().filter(|case| case.world.name == *name) {
-            let answer = stage.run(case).await;
+            let answer = fixture.run(case).await;
             match answer.with_context(|| format!("{}: {}", case.file, case.name))? {
                 None => drop(impossible.insert(&*case.name)),
                 Some(answer) => {

@@ -1,6 +1,6 @@
-//! `rolegate policy explain` and agents agree, for every pod of the table of cases: with
-//! flags, with a RolegateConfig, and behind a broker. The API server is real, agents and brokers are the
-//! real binary on loopback, where pods are addresses of their own.
+//! `rolegate policy explain` and agents agree for every pod of the table of cases: with flags, with
+//! a RolegateConfig, and behind a broker. The API server is real; agents and brokers are the real
+//! binary on loopback, where each pod has its own address.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,15 +15,15 @@ use rolegate_testkit::{Cluster, Rolegate, TestPod, eventually, repository};
 use serde_json::{Value, json};
 
 use crate::ask::CREDENTIALS;
+use crate::fixture::DEADLINE;
 use crate::loopback::connect;
-use crate::site::DEADLINE;
 
 const NODE: &str = "node-a";
 const HOME: &str = "rolegate-system";
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// The address of the agent's own pod, of the node's network.
+/// The address of the agent's own pod, which is in the node's network.
 const HOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
-/// Commands that run at once.
+/// The number of concurrent commands.
 const AT_ONCE: usize = 3;
 
 /// The source of the rules.
@@ -37,20 +37,20 @@ enum Setup {
     Broker,
 }
 
-/// A cluster with one node, and what lies around its agent.
-struct Stage {
+/// A cluster with one node and the surroundings of its agent.
+struct Fixture {
     cluster: Cluster,
     kubeconfig: PathBuf,
     imds: Imds,
     sts: Sts,
     dir: tempfile::TempDir,
-    /// True if our kinds are installed.
+    /// True if rolegate's kinds are installed.
     has_kinds: bool,
-    /// Namespaces that were made.
+    /// The namespaces that the harness created.
     namespaces: BTreeSet<String>,
 }
 
-/// A pod of a case, as it runs.
+/// A running pod of a case.
 struct Running {
     case: String,
     namespace: String,
@@ -59,7 +59,7 @@ struct Running {
     expected: AgentResult,
 }
 
-impl Stage {
+impl Fixture {
     async fn start() -> anyhow::Result<Self> {
         let cluster = Cluster::start().await?;
         cluster.create_node(NODE, HOST.into()).await?;
@@ -70,7 +70,7 @@ impl Stage {
         };
         let dir = tempfile::tempdir_in("/dev/shm")?;
         std::fs::write(dir.path().join("ca.crt"), cluster.ca_pem())?;
-        let mut stage = Self {
+        let mut fixture = Self {
             kubeconfig: cluster.admin_kubeconfig()?,
             cluster,
             imds,
@@ -79,13 +79,13 @@ impl Stage {
             has_kinds: false,
             namespaces: BTreeSet::new(),
         };
-        stage.namespace(HOME, &json!({})).await?;
-        let home = &stage.cluster;
+        fixture.namespace(HOME, &json!({})).await?;
+        let home = &fixture.cluster;
         home.create_service_account(HOME, "rolegate-agent").await?;
-        Ok(stage)
+        Ok(fixture)
     }
 
-    /// Makes a namespace, or changes it, with exactly this metadata.
+    /// Creates or changes a namespace, with exactly this metadata.
     async fn namespace(&mut self, name: &str, metadata: &Value) -> anyhow::Result<()> {
         let mut metadata = metadata.clone();
         metadata["name"] = name.into();
@@ -111,7 +111,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Puts the namespaces, grants and policies of a world in the place of those before.
+    /// Replaces the namespaces, grants and policies of the previous world.
     async fn enter(&mut self, world: &World, others: &[&Case]) -> anyhow::Result<()> {
         self.leave().await?;
         let described: Vec<_> = of_kind(world, "Namespace").collect();
@@ -142,7 +142,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Takes rules and pods away.
+    /// Deletes the rules and pods.
     async fn leave(&self) -> anyhow::Result<()> {
         let requests = self.cluster.requests()?;
         let mut paths: Vec<_> = self
@@ -162,7 +162,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Runs the pods of cases that a door says something about.
+    /// Runs the pods of cases for which an agent decides.
     async fn run_pods(&self, number: u8, cases: &[&Case]) -> anyhow::Result<Vec<Running>> {
         let requests = self.cluster.requests()?;
         let mut running = Vec::new();
@@ -199,7 +199,7 @@ impl Stage {
         Ok(running)
     }
 
-    /// Makes the workload that runs a process with these arguments.
+    /// Creates the workload that runs a process with these arguments.
     async fn workload(&self, kind: &str, name: &str, arguments: &[String]) -> anyhow::Result<()> {
         let labels = json!({"app.kubernetes.io/name": name});
         let object = json!({
@@ -208,7 +208,7 @@ impl Stage {
             "spec": {"selector": {"matchLabels": labels}, "template": {
                 "metadata": {"labels": labels},
                 "spec": {"containers": [{"name": "main", "image": "rolegate:1",
-                    // The process's environment has no part in decisions.
+                    // The process's environment does not affect decisions.
                     "args": arguments,
                     "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]}]}}},
         });
@@ -216,7 +216,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Starts a process with these arguments, and those of its surroundings.
+    /// Starts a process with these arguments and those of its surroundings.
     fn spawn(&self, arguments: &[String], more: &[String]) -> anyhow::Result<Rolegate> {
         let mut command = Rolegate::command()?;
         command
@@ -232,7 +232,7 @@ impl Stage {
         format!("--kubeconfig={}", self.kubeconfig.display())
     }
 
-    /// Starts an agent, and gives the port of its pods when it is ready.
+    /// Starts an agent, waits until it is ready, and returns the port for pods.
     async fn agent(
         &self,
         arguments: &[String],
@@ -243,7 +243,7 @@ impl Stage {
             "--metrics-address=127.0.0.1:0".to_owned(),
             format!("--node={NODE}"),
             format!("--metadata-addr={}", self.imds.addr()),
-            // No other agent takes over.
+            // No other agent may take over the sockets.
             "--runtime-dir=".to_owned(),
         ];
         own.extend(more.iter().cloned());
@@ -254,7 +254,7 @@ impl Stage {
         Ok((agent, pods))
     }
 
-    /// Starts a broker, and gives its URL when it is ready.
+    /// Starts a broker, waits until it is ready, and returns its URL.
     async fn broker(&self, arguments: &[String]) -> anyhow::Result<(Rolegate, String)> {
         let (certificate, key) = self.cluster.serving_pair("broker", &["localhost"])?;
         let own = [
@@ -276,7 +276,7 @@ impl Stage {
         ))
     }
 
-    /// Compares what is explained with what an agent answers, for all pods.
+    /// Compares the explanation with an agent's response, for all pods.
     async fn compare(
         &self,
         setup: Setup,
@@ -303,7 +303,7 @@ impl Stage {
         Ok(wrong.into_iter().flatten().collect())
     }
 
-    /// The decision that is explained, and the kind of source of the rules.
+    /// Returns the explained decision, and the kind of source of the rules.
     async fn explained(&self, pod: &Running) -> anyhow::Result<(String, String)> {
         let (what, kubeconfig) = (format!("pod/{}", pod.name), self.kubeconfig());
         let explain = [
@@ -356,7 +356,7 @@ async fn ready(process: &mut Rolegate, admin: u16) -> anyhow::Result<()> {
         .await
 }
 
-/// Returns the agent's answer to a pod, in the words of explanations.
+/// Returns the agent's response to a pod, in the format of explanations.
 async fn answered(address: Ipv4Addr, port: u16) -> anyhow::Result<&'static str> {
     eventually(DEADLINE, async || {
         let ask = move || connect(address, port)?.request("GET", CREDENTIALS, &[]);
@@ -371,7 +371,7 @@ async fn answered(address: Ipv4Addr, port: u16) -> anyhow::Result<&'static str> 
     .await
 }
 
-/// The flags that say what a world's configuration says.
+/// Returns the flags that correspond to a world's configuration.
 fn flags_of(world: &World) -> anyhow::Result<Vec<String>> {
     let config = of_kind(world, "RolegateConfig")
         .next()
@@ -418,66 +418,69 @@ fn arguments(command: &str, flags: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// Runs the pods of one world by what `setup` says, and compares.
+/// Runs the pods of one world with the configuration in `setup`, and compares.
 async fn tried(
-    stage: &Stage,
+    fixture: &Fixture,
     world: &World,
     setup: Setup,
     pods: &[Running],
 ) -> anyhow::Result<Vec<String>> {
     let mut flags = flags_of(world)?;
-    if stage.has_kinds {
-        // The kind is there and the object is not: by default everything would be refused.
+    if fixture.has_kinds {
+        // The definition is installed without an object: by default all requests would be denied.
         flags.push("--cluster-config=off".into());
     }
     match setup {
         Setup::Flags => {
             let arguments = arguments("agent", &flags);
-            stage
+            fixture
                 .workload("DaemonSet", "rolegate-agent", &arguments)
                 .await?;
-            let (_agent, port) = stage.agent(&arguments, &[stage.kubeconfig()]).await?;
-            stage.compare(setup, port, pods).await
+            let (_agent, port) = fixture.agent(&arguments, &[fixture.kubeconfig()]).await?;
+            fixture.compare(setup, port, pods).await
         }
         Setup::Config => {
             for config in of_kind(world, "RolegateConfig") {
-                stage.cluster.apply_manifest(&config.to_string()).await?;
+                fixture.cluster.apply_manifest(&config.to_string()).await?;
             }
             let arguments = arguments("agent", &[]);
-            stage
+            fixture
                 .workload("DaemonSet", "rolegate-agent", &arguments)
                 .await?;
-            let (_agent, port) = stage.agent(&arguments, &[stage.kubeconfig()]).await?;
-            stage.compare(setup, port, pods).await
+            let (_agent, port) = fixture.agent(&arguments, &[fixture.kubeconfig()]).await?;
+            fixture.compare(setup, port, pods).await
         }
         Setup::Broker => {
             let arguments = arguments("broker", &flags);
-            stage
+            fixture
                 .workload("Deployment", "rolegate-broker", &arguments)
                 .await?;
-            let (_broker, url) = stage.broker(&arguments).await?;
+            let (_broker, url) = fixture.broker(&arguments).await?;
             let agent = TestPod::new(HOME, &format!("agent-{}", world.name), NODE)
                 .service_account("rolegate-agent")
                 .host_network()
                 .address(HOST);
-            let agent = stage.cluster.run_pod(&agent).await?;
-            let token = stage.dir.path().join("token");
-            std::fs::write(&token, stage.cluster.pod_token(&agent, "rolegate").await?)?;
-            // Flags that agents with a broker have do not count.
+            let agent = fixture.cluster.run_pod(&agent).await?;
+            let token = fixture.dir.path().join("token");
+            std::fs::write(&token, fixture.cluster.pod_token(&agent, "rolegate").await?)?;
+            // Rule flags of agents with a broker have no effect.
             let arguments = [
                 "agent".to_owned(),
                 format!("--broker={url}"),
                 "--layer=namespace=enforce,grants=enforce".to_owned(),
             ];
-            stage
+            fixture
                 .workload("DaemonSet", "rolegate-agent", &arguments)
                 .await?;
             let own = [
-                format!("--broker-ca={}", stage.dir.path().join("ca.crt").display()),
+                format!(
+                    "--broker-ca={}",
+                    fixture.dir.path().join("ca.crt").display()
+                ),
                 format!("--broker-token={}", token.display()),
             ];
-            let (_agent, port) = stage.agent(&arguments, &own).await?;
-            stage.compare(setup, port, pods).await
+            let (_agent, port) = fixture.agent(&arguments, &own).await?;
+            fixture.compare(setup, port, pods).await
         }
     }
 }
@@ -485,24 +488,25 @@ async fn tried(
 #[tokio::test(flavor = "multi_thread")]
 async fn explain_agrees_with_every_agent() -> anyhow::Result<()> {
     let cases = cases::load_all()?;
-    let doors = cases
+    let served = cases
         .iter()
         .filter(|case| case.kind() == "Pod" && case.expect.agent.is_some());
-    let doors: Vec<_> = doors.filter(|case| is_served(case)).collect();
-    ensure!(doors.len() > 120, "only {} pods", doors.len());
+    let served: Vec<_> = served.filter(|case| is_served(case)).collect();
+    ensure!(served.len() > 120, "only {} pods", served.len());
     let mut worlds: Vec<Arc<World>> = Vec::new();
-    for case in &doors {
+    for case in &served {
         if worlds.iter().all(|world| world.name != case.world.name) {
             worlds.push(case.world.clone());
         }
     }
-    let mut stage = Stage::start().await?;
+    let mut fixture = Fixture::start().await?;
     let mut wrong = Vec::new();
     let mut number = 0;
-    // Worlds without grants are tried without our kinds too, as on the simplest installation.
+    // Worlds without grants are also tested without rolegate's kinds, as in the simplest
+    // installation.
     for installs_kinds in [false, true] {
         if installs_kinds {
-            stage.install_kinds().await?;
+            fixture.install_kinds().await?;
         }
         for world in &worlds {
             let has_grants = of_kind(world, "RoleGrant").next().is_some();
@@ -513,16 +517,19 @@ async fn explain_agrees_with_every_agent() -> anyhow::Result<()> {
                 (true, true) => &[Setup::Flags, Setup::Broker, Setup::Config],
             };
             number += 1;
-            let of_world = doors.iter().filter(|case| case.world.name == world.name);
+            let of_world = served.iter().filter(|case| case.world.name == world.name);
             let of_world: Vec<&Case> = of_world.copied().collect();
             let context = || format!("in the world {}", world.name);
-            stage.enter(world, &of_world).await.with_context(context)?;
-            let pods = stage
+            fixture
+                .enter(world, &of_world)
+                .await
+                .with_context(context)?;
+            let pods = fixture
                 .run_pods(number, &of_world)
                 .await
                 .with_context(context)?;
             for setup in setups {
-                let differ = tried(&stage, world, *setup, &pods).await;
+                let differ = tried(&fixture, world, *setup, &pods).await;
                 wrong.extend(differ.with_context(context)?);
             }
         }

@@ -1,4 +1,4 @@
-//! Plain HTTP requests from inside a namespace, each over a connection of its own.
+//! Plain HTTP requests from inside a namespace, each over a new connection.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -8,22 +8,22 @@ use anyhow::Context;
 use rolegate_redirect::rules::{METADATA_V4, METADATA_V6};
 use rolegate_testkit::lab::Namespace;
 
-/// Timeout for a connection: dropped packets are never answered.
+/// Timeout for a connection: a dropped packet gets no response.
 const CONNECT: Duration = Duration::from_secs(2);
-/// Timeout for an answer, on a busy machine.
+/// Timeout for a response, on a busy machine.
 const ANSWER: Duration = Duration::from_secs(20);
 
 /// The path where SDKs request credentials.
 pub(crate) const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/";
 
-/// The IPv4 metadata address, where pods ask.
+/// The IPv4 metadata address, to which pods send their requests.
 pub(crate) const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(METADATA_V4), 80);
 /// The IPv6 metadata address.
 pub(crate) const METADATA_6: SocketAddr = SocketAddr::new(IpAddr::V6(METADATA_V6), 80);
-/// The operators' port where no flag says otherwise, on the node's loopback.
+/// The default address of the operators' port, on the node's loopback.
 pub(crate) const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -38,17 +38,17 @@ impl Reply {
     }
 }
 
-/// `GET path` at the metadata address.
+/// Sends `GET path` to the metadata address.
 pub(crate) fn get(netns: &Namespace, path: &str) -> anyhow::Result<Reply> {
     get_at(netns, METADATA, path)
 }
 
-/// `GET path` at `target`.
+/// Sends `GET path` to `target`.
 pub(crate) fn get_at(netns: &Namespace, target: SocketAddr, path: &str) -> anyhow::Result<Reply> {
     request(netns, target, "GET", path, &[])
 }
 
-/// A metadata token of version 2.
+/// Requests a metadata token of version 2.
 pub(crate) fn token(netns: &Namespace) -> anyhow::Result<String> {
     let ttl = [("X-aws-ec2-metadata-token-ttl-seconds", "21600")];
     let reply = request(netns, METADATA, "PUT", "/latest/api/token", &ttl)?;
@@ -56,7 +56,7 @@ pub(crate) fn token(netns: &Namespace) -> anyhow::Result<String> {
     Ok(reply.body)
 }
 
-/// One request, its path written as given.
+/// Sends one request, with its path exactly as given.
 pub(crate) fn request(
     netns: &Namespace,
     target: SocketAddr,

@@ -1,4 +1,4 @@
-//! Requests that go on all the time while something happens to those who answer them.
+//! Requests that continue while the test changes the processes that answer them.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -10,27 +10,28 @@ use rolegate_testkit::lab::Namespace;
 use tokio::runtime::Handle;
 
 use crate::ask::{self, CREDENTIALS, METADATA};
-use crate::site::DEADLINE;
+use crate::fixture::DEADLINE;
 
-/// Those who ask at once.
+/// The number of concurrent clients.
 const ASKERS: usize = 4;
 
-/// A pod, and the role that it asks for.
+/// A pod, and the role that it requests.
 pub(crate) type Asker<'a> = (&'a Namespace, &'a str);
 
-/// Pods that ask for their roles' credentials on and on, over a new connection each time.
+/// Pods that continuously request their roles' credentials, over a new connection each time.
 pub(crate) struct Asking {
     stop: AtomicBool,
-    /// By pod.
+    /// The number of responses, by pod.
     answered: Vec<AtomicUsize>,
     failed: Mutex<Vec<String>>,
 }
 
 impl Asking {
-    /// One pod asks for `role` with these headers as long as `work` goes on.
+    /// Makes one pod request `role` with these headers as long as `work` runs.
     ///
     /// # Errors
-    /// That of the work, or the first request that failed. Needs a runtime of several threads.
+    /// Returns the error of the work, or of the first failed request. Needs a multi-threaded
+    /// runtime.
     pub(crate) fn during<T>(
         pod: &Namespace,
         role: &str,
@@ -40,7 +41,7 @@ impl Asking {
         Self::all_during(&[(pod, role)], headers, work)
     }
 
-    /// The same, of several pods.
+    /// Does the same for several pods.
     ///
     /// # Errors
     /// As [`Self::during`].
@@ -87,8 +88,7 @@ impl Asking {
         }
     }
 
-    /// Waits until as many more requests of each pod were answered; the first that fails ends the
-    /// wait.
+    /// Waits until this many more requests of each pod were answered, or one failed.
     pub(crate) async fn more(&self, count: usize) -> anyhow::Result<()> {
         let before = self.answered();
         eventually(DEADLINE, async || {
@@ -111,7 +111,7 @@ impl Asking {
     }
 }
 
-/// Ends the asking however a test goes.
+/// Stops the requests, even if the test panics.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {

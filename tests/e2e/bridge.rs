@@ -1,5 +1,5 @@
-//! Pods that share a bridge, one of which takes its neighbours' addresses: by frames that it makes
-//! itself with CAP_NET_RAW, and by what CAP_NET_ADMIN lets it write in its own namespace.
+//! Pods that share a bridge. One of them takes over its neighbors' addresses: with forged frames,
+//! by CAP_NET_RAW, and by configuring them in its own namespace, by CAP_NET_ADMIN.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command, Stdio};
@@ -12,12 +12,12 @@ use serde::Deserialize;
 use tokio::runtime::Handle;
 
 use crate::ask::{self, CREDENTIALS, METADATA, METADATA_6};
-use crate::site::{DEADLINE, Site, credentials};
+use crate::fixture::{AgentFixture, DEADLINE, credentials};
 
 /// The node's addresses on the bridge.
 const NODE: [&str; 2] = ["10.2.0.1", "fd02::1"];
 const CAP_NET_RAW: u64 = 1 << 13;
-/// Sends one HTTP request from an address of its own interface: ADDRESS TARGET PATH.
+/// Sends one HTTP request from an address of the pod's own interface: ADDRESS TARGET PATH.
 const FROM_ADDRESS: &str = r#"
 import socket, sys
 address, target, path = sys.argv[1:]
@@ -30,12 +30,12 @@ except OSError as error:
     print(error)
 "#;
 
-/// Ways in which a neighbour deceives the node.
+/// Ways in which a neighbor deceives the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Spoofing {
     /// It announces the victim's address at its own MAC address.
     Address,
-    /// It sends from the victim's MAC address, so that the bridge takes its port for the victim's.
+    /// It sends from the victim's MAC address, so that the bridge learns its port for that address.
     Mac,
 }
 
@@ -53,7 +53,7 @@ struct Try {
 
 impl Theft {
     fn of(mut child: Child) -> anyhow::Result<Self> {
-        // It goes on until it has no standard input any more.
+        // It continues until its standard input is closed.
         drop(child.stdin.take());
         let output = child.wait_with_output()?;
         ensure!(output.status.success(), "{output:?}");
@@ -88,7 +88,7 @@ impl Bridged {
         [self.pod.v4.into(), self.pod.v6.into()]
     }
 
-    /// Asks for its credentials as any SDK does.
+    /// Requests the pod's credentials as an SDK does.
     fn ask(&self, target: SocketAddr) -> anyhow::Result<()> {
         let reply = ask::get_at(&self.pod, target, &self.path())?;
         ensure!(
@@ -101,33 +101,35 @@ impl Bridged {
 
 struct Bridge<'a> {
     cluster: &'a Cluster,
-    site: Site,
+    fixture: AgentFixture,
     redirect: String,
 }
 
 impl<'a> Bridge<'a> {
     async fn new(cluster: &'a Cluster, backend: &str) -> anyhow::Result<Self> {
-        let site = Site::new(&format!("bridge-{backend}"), cluster).await?;
-        cluster.create_namespace(&site.namespace("a"), &[]).await?;
+        let fixture = AgentFixture::new(&format!("bridge-{backend}"), cluster).await?;
+        cluster
+            .create_namespace(&fixture.namespace("a"), &[])
+            .await?;
         Ok(Self {
             cluster,
-            site,
+            fixture,
             redirect: format!("--redirect={backend}"),
         })
     }
 
-    /// A pod that the runtime has joined to the bridge and recorded, and whose kubelet says that it
-    /// is in `phase`.
+    /// A pod that the runtime has connected to the bridge and recorded, and whose phase in
+    /// Kubernetes is `phase`.
     async fn pod(&self, name: &'static str, address: &str, phase: &str) -> anyhow::Result<Bridged> {
-        let pod = self.site.bridged(address)?;
-        let object = self.site.object("a", name, &pod).role(name);
+        let pod = self.fixture.bridged(address)?;
+        let object = self.fixture.object("a", name, &pod).role(name);
         let object = self.cluster.create_pod(&object).await?;
         let of = PodName {
-            namespace: &self.site.namespace("a"),
+            namespace: &self.fixture.namespace("a"),
             name,
             uid: object.metadata.uid.as_deref().context("no UID")?,
         };
-        pod.record(self.site.lab.node(), &self.site.results(), of)?;
+        pod.record(self.fixture.lab.node(), &self.fixture.results(), of)?;
         let bridged = Bridged { name, pod };
         self.cluster
             .set_pod_status(of.namespace, name, phase, &bridged.addresses())
@@ -138,29 +140,29 @@ impl<'a> Bridge<'a> {
     fn start(&self, flags: &[&str]) -> anyhow::Result<Rolegate> {
         let mut all = vec!["--host-interface=!eth0", self.redirect.as_str()];
         all.extend(flags);
-        self.site.agent(&all)
+        self.fixture.agent(&all)
     }
 
     async fn agent(&self, flags: &[&str]) -> anyhow::Result<Rolegate> {
         let mut agent = self.start(flags)?;
-        self.site.ready(&mut agent).await?;
+        self.fixture.ready(&mut agent).await?;
         Ok(agent)
     }
 
-    /// A neighbour with CAP_NET_RAW alone begins to take an address of the victim's.
+    /// A neighbor that has only CAP_NET_RAW starts to take over an address of the victim.
     fn begin(
         &self,
         thief: &Bridged,
         victim: &Bridged,
         v6: bool,
-        way: Way,
+        way: Spoofing,
         flags: &[&str],
     ) -> anyhow::Result<Child> {
-        let node = self.site.lab.node();
+        let node = self.fixture.lab.node();
         let own = thief.pod.mac("eth0")?;
         let (source, target) = match way {
-            Way::Address => (own, [METADATA, METADATA_6]),
-            Way::Mac => (victim.pod.mac("eth0")?, [METADATA, METADATA_6]),
+            Spoofing::Address => (own, [METADATA, METADATA_6]),
+            Spoofing::Mac => (victim.pod.mac("eth0")?, [METADATA, METADATA_6]),
         };
         let family = usize::from(v6);
         let (claim, target) = (
@@ -196,12 +198,13 @@ impl<'a> Bridge<'a> {
         thief: &Bridged,
         victim: &Bridged,
         v6: bool,
-        way: Way,
+        way: Spoofing,
     ) -> anyhow::Result<Theft> {
         Theft::of(self.begin(thief, victim, v6, way, &[])?)
     }
 
-    /// Every way to take either of the victim's addresses: the request arrives and gets nothing.
+    /// Takes over each of the victim's addresses in every way: the requests arrive and get no
+    /// credentials.
     fn gets_nothing(&self, case: &str, thief: &Bridged, victim: &Bridged) -> anyhow::Result<()> {
         for v6 in [false, true] {
             self.gets_nothing_by(case, thief, victim, v6)?;
@@ -216,20 +219,20 @@ impl<'a> Bridge<'a> {
         victim: &Bridged,
         v6: bool,
     ) -> anyhow::Result<()> {
-        for way in [Way::Address, Way::Mac] {
+        for way in [Spoofing::Address, Spoofing::Mac] {
             let theft = self.steal(thief, victim, v6, way)?;
             let seen = format!("{case}, IPv6 {v6}, {way:?}: {theft:?}");
             ensure!(
                 !theft.succeeded(),
                 "the neighbour has the credentials: {seen}"
             );
-            ensure!(theft.connected(), "nothing was tried: {seen}");
+            ensure!(theft.connected(), "no request was sent: {seen}");
         }
         Ok(())
     }
 
-    /// Has a neighbour with CAP_NET_ADMIN write into its own namespace: the victim's address, its
-    /// MAC address, and both.
+    /// Makes a neighbor with CAP_NET_ADMIN configure in its own namespace: the victim's address,
+    /// its MAC address, and both.
     fn writes_nothing_true(&self, thief: &Bridged, victim: &Bridged) -> anyhow::Result<()> {
         let own = thief.pod.mac("eth0")?;
         let victims = victim.pod.mac("eth0")?;
@@ -277,7 +280,7 @@ impl<'a> Bridge<'a> {
     }
 }
 
-/// A command in a pod's namespace that has one capability.
+/// A command that runs in a pod's namespace with one capability.
 fn with_only(pod: &lab::Pod, capability: &str) -> Command {
     let mut command = pod.command("setpriv");
     for set in ["--bounding-set", "--inh-caps"] {
@@ -296,7 +299,7 @@ async fn bridge_neighbour_gets_nothing() -> anyhow::Result<()> {
             neighbours(&bridge).await.context(backend)
         })
     };
-    // Most of the time is spent on waiting.
+    // Most of the time is spent waiting.
     tokio::task::block_in_place(|| {
         thread::scope(|scope| {
             let other = scope.spawn(|| on("iptables-nft"));
@@ -310,18 +313,18 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
     let thief = bridge.pod("thief", "10.2.0.66", "Running").await?;
     let silent = bridge.pod("silent", "10.2.0.5", "Running").await?;
 
-    // Without the runtime's records the theft works: the node believes what it is sent.
+    // Without the runtime's records the theft succeeds, because the node trusts the packets.
     let learn = ["--unrecorded-addresses=learn", "--cni-results-dir="];
     let mut open = bridge.agent(&learn).await?;
     for v6 in [false, true] {
-        let theft = bridge.steal(&thief, &silent, v6, Way::Address)?;
+        let theft = bridge.steal(&thief, &silent, v6, Spoofing::Address)?;
         ensure!(
             theft.succeeded(),
             "no theft to be kept from, IPv6 {v6}: {theft:?}"
         );
     }
     eventually(DEADLINE, async || {
-        let ready = bridge.site.admin("/readyz?verbose")?.body;
+        let ready = bridge.fixture.admin("/readyz?verbose")?.body;
         ensure!(ready.contains("unrecorded-addresses=learn"), "{ready}");
         Ok(())
     })
@@ -339,7 +342,7 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
     talk(bridge, &reachable)?;
     bridge.gets_nothing("reachable", &thief, &reachable)?;
     dual.ask(METADATA)?;
-    let theft = bridge.steal(&thief, &dual, true, Way::Address)?;
+    let theft = bridge.steal(&thief, &dual, true, Spoofing::Address)?;
     ensure!(theft.connected() && !theft.succeeded(), "{theft:?}");
     dual.ask(METADATA)
         .context("its other address is not touched")?;
@@ -349,17 +352,17 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
     known.ask(METADATA_6)?;
     let on = ["--until-eof"];
     for v6 in [false, true] {
-        let taking = bridge.begin(&thief, &known, v6, Way::Address, &on)?;
+        let taking = bridge.begin(&thief, &known, v6, Spoofing::Address, &on)?;
         agent.kill();
         agent = bridge.agent(&[]).await?;
         let theft = Theft::of(taking)?;
         ensure!(!theft.succeeded(), "restart, IPv6 {v6}: {theft:?}");
         bridge.gets_nothing_by("after a restart", &thief, &known, v6)?;
 
-        let taking = bridge.begin(&thief, &known, v6, Way::Address, &on)?;
+        let taking = bridge.begin(&thief, &known, v6, Spoofing::Address, &on)?;
         let mut next = bridge.start(&[])?;
         next.wait_for_line("took over", DEADLINE).await?;
-        bridge.site.ready(&mut next).await?;
+        bridge.fixture.ready(&mut next).await?;
         agent.stop().await?;
         agent = next;
         let theft = Theft::of(taking)?;
@@ -369,25 +372,25 @@ async fn neighbours(bridge: &Bridge<'_>) -> anyhow::Result<()> {
     bridge.writes_nothing_true(&thief, &silent)?;
     routed(bridge, &thief).await?;
 
-    // Once the neighbour is quiet, all are served, as themselves.
+    // Once the neighbor stops, all pods get their own credentials.
     for pod in [&silent, &pending, &reachable, &dual, &known, &thief] {
         for target in [METADATA, METADATA_6] {
             eventually(DEADLINE, async || pod.ask(target)).await?;
         }
     }
-    let ready = bridge.site.admin("/readyz?verbose")?;
+    let ready = bridge.fixture.admin("/readyz?verbose")?;
     ensure!(!ready.body.contains("no record"), "{}", ready.body);
     ensure!(agent.stop().await?.success());
     Ok(())
 }
 
-/// The victim has talked to the node, which knows its MAC address then.
+/// The victim has sent packets to the node, so the node knows its MAC address.
 fn talk(bridge: &Bridge<'_>, victim: &Bridged) -> anyhow::Result<()> {
     for (node, addr) in NODE.into_iter().zip(victim.addresses()) {
-        // A refused connection is an answer too.
+        // A refused connection is a response too.
         let _ = ask::get_at(&victim.pod, SocketAddr::new(node.parse()?, 9), "/");
         let known = bridge
-            .site
+            .fixture
             .lab
             .node()
             .exec(&format!("ip neigh show {addr} dev cni0"))?;
@@ -396,12 +399,12 @@ fn talk(bridge: &Bridge<'_>, victim: &Bridged) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A pod with a route of its own needs no record, and its addresses can't be borrowed.
+/// A pod with its own route needs no record, and other pods cannot take over its addresses.
 async fn routed(bridge: &Bridge<'_>, thief: &Bridged) -> anyhow::Result<()> {
-    let site = &bridge.site;
-    let pod = site.pod("10.1.0.5")?;
-    let neighbour = site.lab.pod("10.1.0.6", PodLink::Veth)?;
-    let object = site.object("a", "routed", &pod).role("routed");
+    let fixture = &bridge.fixture;
+    let pod = fixture.pod("10.1.0.5")?;
+    let neighbour = fixture.lab.pod("10.1.0.6", PodLink::Veth)?;
+    let object = fixture.object("a", "routed", &pod).role("routed");
     bridge.cluster.run_pod(&object).await?;
     eventually(DEADLINE, async || credentials(&pod, "routed")).await?;
     for (from, gateway) in [(&neighbour, false), (&thief.pod, true)] {

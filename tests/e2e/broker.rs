@@ -1,11 +1,11 @@
 //! Brokers from end to end: `rolegate broker` with the rights of the shipped manifest, agents that
-//! have nothing but a token bound to their pod, a real API server that says whose tokens are, and
-//! network namespaces as nodes that reach the brokers by addresses of their own.
+//! have only a token bound to their pod, a real API server that reviews the tokens, and network
+//! namespaces as nodes that reach the brokers by different addresses.
 
 mod failover;
+mod harness;
 mod moving;
 mod outages;
-mod place;
 mod rights;
 mod stolen;
 mod strangers;

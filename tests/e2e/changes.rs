@@ -1,4 +1,4 @@
-//! A revoked right is gone with the next answer, whatever was cached.
+//! A revocation applies to the next response, whatever is cached.
 
 use std::net::IpAddr;
 
@@ -9,11 +9,11 @@ use rolegate_testkit::{Cluster, eventually, repository};
 use serde_json::{Value, json};
 
 use crate::ask::{self, CREDENTIALS, Reply};
-use crate::site::{DEADLINE, Site, served};
+use crate::fixture::{AgentFixture, DEADLINE, served};
 
 const ALLOWED: &str = "iam.amazonaws.com/allowed-roles";
 
-/// Waits until the pod's answer for a role has this status.
+/// Waits until the pod's response for a role has this status.
 async fn answers(pod: &Namespace, role: &str, status: u16) -> anyhow::Result<Reply> {
     eventually(DEADLINE, async || {
         let reply = ask::get(pod, &format!("{CREDENTIALS}{role}"))?;
@@ -26,20 +26,21 @@ async fn answers(pod: &Namespace, role: &str, status: u16) -> anyhow::Result<Rep
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("changes", cluster).await?;
-    let namespace = site.namespace("a");
+    let fixture = AgentFixture::new("changes", cluster).await?;
+    let namespace = fixture.namespace("a");
     cluster
         .create_namespace(&namespace, &[(ALLOWED, r#"["reader", "writer"]"#)])
         .await?;
-    let pod = site.pod("10.1.0.5")?;
+    let pod = fixture.pod("10.1.0.5")?;
     cluster
-        .run_pod(&site.object("a", "app", &pod).role("reader"))
+        .run_pod(&fixture.object("a", "app", &pod).role("reader"))
         .await?;
-    let _agent = site.ready_agent(&["--namespace-restrictions"]).await?;
+    let _agent = fixture.ready_agent(&["--namespace-restrictions"]).await?;
     let arn = |role: &str| format!("arn:aws:iam::123456789012:role/{role}");
-    assert_eq!(served(&site, &pod, "reader").await?, arn("reader"));
+    assert_eq!(served(&fixture, &pod, "reader").await?, arn("reader"));
 
-    // The namespace no longer allows it: refused, with credentials that would be good for an hour.
+    // The namespace no longer allows the role: it is denied, although its credentials are valid for
+    // an hour.
     cluster
         .annotate_namespace(&namespace, &[(ALLOWED, Some(r#"["writer"]"#))])
         .await?;
@@ -48,12 +49,13 @@ async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
     for path in [CREDENTIALS, "/latest/meta-data/iam/info"] {
         assert_eq!(ask::get(&pod, path)?.status, 403);
     }
-    // A role for the pod that is allowed: that one, and the other one never again.
+    // The pod requests an allowed role instead: it gets that role, and the previous one is never
+    // served again.
     let role = [("iam.amazonaws.com/role", Some("writer"))];
     cluster.annotate_pod(&namespace, "app", &role).await?;
-    assert_eq!(served(&site, &pod, "writer").await?, arn("writer"));
+    assert_eq!(served(&fixture, &pod, "writer").await?, arn("writer"));
     assert_eq!(ask::get(&pod, &format!("{CREDENTIALS}reader"))?.status, 403);
-    // Allowed again.
+    // The role is allowed again.
     cluster
         .annotate_namespace(&namespace, &[(ALLOWED, Some(r#"["*"]"#))])
         .await?;
@@ -61,9 +63,9 @@ async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
         .annotate_pod(&namespace, "app", &[("iam.amazonaws.com/role", None)])
         .await?;
     answers(&pod, "writer", 404).await?;
-    // A finished pod has no address, and so no role.
+    // A finished pod owns no address, and so gets no role.
     cluster.annotate_pod(&namespace, "app", &role).await?;
-    served(&site, &pod, "writer").await?;
+    served(&fixture, &pod, "writer").await?;
     let addresses: [IpAddr; 2] = [pod.v4.into(), pod.v6.into()];
     cluster
         .set_pod_status(&namespace, "app", "Succeeded", &addresses)
@@ -76,26 +78,27 @@ async fn rule_04_a_role_change_takes_effect_at_once() -> anyhow::Result<()> {
 async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() -> anyhow::Result<()>
 {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("reuse", cluster).await?;
-    let namespace = site.namespace("a");
+    let fixture = AgentFixture::new("reuse", cluster).await?;
+    let namespace = fixture.namespace("a");
     cluster.create_namespace(&namespace, &[]).await?;
-    let old = site.pod("10.1.0.5")?;
+    let old = fixture.pod("10.1.0.5")?;
     cluster
-        .run_pod(&site.object("a", "old", &old).role("old"))
+        .run_pod(&fixture.object("a", "old", &old).role("old"))
         .await?;
-    let _agent = site.ready_agent(&[]).await?;
-    served(&site, &old, "old").await?;
+    let _agent = fixture.ready_agent(&[]).await?;
+    served(&fixture, &old, "old").await?;
 
-    // The network plugin gives the address to the next pod before the cluster tells of any of it.
+    // The network plugin assigns the address to the next pod before the cluster reports either
+    // change.
     drop(old);
-    let new = site.pod("10.1.0.5")?;
+    let new = fixture.pod("10.1.0.5")?;
     for path in [CREDENTIALS.to_owned(), format!("{CREDENTIALS}old")] {
         let reply = ask::get(&new, &path)?;
         assert_eq!(reply.status, 404, "{reply:?}");
     }
-    // Nor while both are known, or the old one alone.
+    // No pod is served while both are known, or only the old one is.
     cluster
-        .run_pod(&site.object("a", "new", &new).role("new"))
+        .run_pod(&fixture.object("a", "new", &new).role("new"))
         .await?;
     for _ in 0..3 {
         let reply = ask::get(&new, &format!("{CREDENTIALS}old"))?;
@@ -108,12 +111,13 @@ async fn an_address_used_again_gives_the_new_pods_role_and_never_the_old_ones() 
         let reply = ask::get(&new, &format!("{CREDENTIALS}new"))?;
         ensure!(reply.status == 200, "{reply:?}");
         let document = reply.json()?;
-        site.sts
+        fixture
+            .sts
             .role_of(document["AccessKeyId"].as_str().context("no key")?)
     });
     assert_eq!(role.await?, "arn:aws:iam::123456789012:role/new");
 
-    // Deleted, and its namespace still there: nothing.
+    // The pod is deleted and its namespace still exists: no credentials.
     cluster.delete_pod(&namespace, "new").await?;
     answers(&new, "new", 404).await?;
     Ok(())
@@ -145,7 +149,7 @@ deny[msg] {
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once()
 -> anyhow::Result<()> {
-    // The cluster's configuration would count for the other tests too.
+    // A RolegateConfig would apply to the other tests too.
     let cluster = &Cluster::start().await?;
     let crds = repository().join("deploy/crds.yaml");
     cluster.apply_file(&crds).await?;
@@ -160,8 +164,8 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
         admin.post(&path, &config).await?.object().map(drop)
     })
     .await?;
-    let site = Site::new("rules", cluster).await?;
-    let namespace = site.namespace("a");
+    let fixture = AgentFixture::new("rules", cluster).await?;
+    let namespace = fixture.namespace("a");
     for name in [&namespace, "opa"] {
         cluster.create_namespace(name, &[]).await?;
     }
@@ -173,15 +177,15 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
     });
     let give = async || cluster.apply_manifest(&grant.to_string()).await;
     give().await?;
-    let pod = site.pod("10.1.0.5")?;
+    let pod = fixture.pod("10.1.0.5")?;
     cluster
-        .run_pod(&site.object("a", "app", &pod).role("reader"))
+        .run_pod(&fixture.object("a", "app", &pod).role("reader"))
         .await?;
-    let mut agent = site.ready_agent(&[]).await?;
+    let mut agent = fixture.ready_agent(&[]).await?;
     let arn = "arn:aws:iam::123456789012:role/reader";
-    assert_eq!(served(&site, &pod, "reader").await?, arn);
+    assert_eq!(served(&fixture, &pod, "reader").await?, arn);
 
-    // The grant is taken away, with credentials that would be good for an hour, and given back.
+    // The grant is deleted, although its credentials are valid for an hour, and created again.
     let path = format!("{RULES}/rolegrants/reader");
     admin.delete(&path).await?.object()?;
     let denied = answers(&pod, "reader", 403).await?;
@@ -190,9 +194,9 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
         "{denied:?}"
     );
     give().await?;
-    served(&site, &pod, "reader").await?;
+    served(&fixture, &pod, "reader").await?;
 
-    // A layer is only to tell: it is served, and told by a metric and the log.
+    // A layer in audit mode: the request is served and reported by a metric and the log.
     admin.delete(&path).await?.object()?;
     answers(&pod, "reader", 403).await?;
     let layers = async |layers: Value| {
@@ -204,14 +208,14 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
             .object()
     };
     layers(json!({ "grants": "audit" })).await?;
-    served(&site, &pod, "reader").await?;
-    // An Event is not repeated for a while, so this is about another pod.
-    let other = site.pod("10.1.0.6")?;
+    served(&fixture, &pod, "reader").await?;
+    // An Event is not repeated for a while, so this one is about another pod.
+    let other = fixture.pod("10.1.0.6")?;
     cluster
-        .run_pod(&site.object("a", "other", &other).role("reader"))
+        .run_pod(&fixture.object("a", "other", &other).role("reader"))
         .await?;
-    served(&site, &other, "reader").await?;
-    let metrics = site.admin("/metrics")?.body;
+    served(&fixture, &other, "reader").await?;
+    let metrics = fixture.admin("/metrics")?.body;
     let counted = |line: &str| {
         let count = line.strip_prefix("rolegate_decisions_total{enforcement_point=\"agent\",layer=\"grants\",mode=\"audit\",result=\"denied\"} ");
         count.is_some_and(|count| count != "0")
@@ -221,9 +225,9 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
         .wait_for_line("request would be denied", DEADLINE)
         .await?;
 
-    // A policy that is asked at doors comes and goes.
+    // A policy for agents is created and deleted.
     layers(json!({ "grants": "off", "rego": "enforce" })).await?;
-    served(&site, &pod, "reader").await?;
+    served(&fixture, &pod, "reader").await?;
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {
@@ -237,6 +241,6 @@ async fn rule_04_a_change_of_the_clusters_rules_counts_for_running_pods_at_once(
     let denied = answers(&pod, "reader", 403).await?;
     assert!(denied.body.contains("readers are not wanted"), "{denied:?}");
     admin.delete(&format!("{maps}/door")).await?.object()?;
-    assert_eq!(served(&site, &pod, "reader").await?, arn);
+    assert_eq!(served(&fixture, &pod, "reader").await?, arn);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `rolegate policy` against a live cluster, by the binary and a kubeconfig, with the rights that its
-//! documentation asks for and no others. What it says is held against the gate of the same cluster.
+//! `rolegate policy` against a live cluster, with the real binary, a kubeconfig and only the
+//! documented rights. The results are compared with the webhook of the same cluster.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,10 @@ use rolegate_testkit::{Cluster, TestPod, eventually};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use crate::admission::stage::{DEADLINE, Stage, deployment, pod, taken};
+use crate::admission::harness::{DEADLINE, WebhookHarness, deployment, pod, taken};
 use crate::policy_command::{Ran, run_as};
 
-/// Grants and a policy that is asked everywhere; the policy reads objects of the cluster.
+/// Grants, and a policy for all enforcement points, which reads objects of the cluster.
 const RULES: &str = r#"
 apiVersion: rolegate.dev/v1alpha1
 kind: RolegateConfig
@@ -70,7 +70,8 @@ roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: policy-
 subjects: [{ kind: ServiceAccount, name: reader, namespace: people }]
 "#;
 
-/// Gate and controller may read what policies have replicated, which its manifest can't know.
+/// The webhook and the controller may read the kinds that policies replicate. The manifest cannot
+/// list them.
 const REPLICATED: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -86,14 +87,14 @@ subjects: [{ kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:ser
 "#;
 
 /// A cluster with its webhook, its workloads, and a user's kubeconfig.
-struct Site {
-    stage: Stage,
+struct Fixture {
+    harness: WebhookHarness,
     kubeconfig: PathBuf,
 }
 
-impl Site {
+impl Fixture {
     async fn shared() -> anyhow::Result<&'static Self> {
-        static SHARED: OnceCell<Site> = OnceCell::const_new();
+        static SHARED: OnceCell<Fixture> = OnceCell::const_new();
         SHARED.get_or_try_init(Self::start).await
     }
 
@@ -120,7 +121,7 @@ impl Site {
                     "annotations": { "iam.amazonaws.com/role": "shop-reader" } },
                 "spec": { "containers": [{ "name": "app", "image": "app" }] } } } });
         cluster.apply_manifest(&owner.to_string()).await?;
-        // They are there before the gate is.
+        // They exist before the webhook starts.
         let pods = [
             TestPod::new("shop", "api", "node").role("shop-reader"),
             TestPod::new("shop", "old", "node").role("shop-legacy"),
@@ -133,16 +134,19 @@ impl Site {
         for (number, pod) in (10..).zip(pods) {
             cluster.run_pod(&pod.address([10, 9, 0, number])).await?;
         }
-        let stage = Stage::start(cluster, RULES).await?;
-        let site = Self { stage, kubeconfig };
-        // What was just bound may be known a moment later.
+        let harness = WebhookHarness::start(cluster, RULES).await?;
+        let fixture = Self {
+            harness,
+            kubeconfig,
+        };
+        // A new binding may take effect a moment later.
         eventually(DEADLINE, async || {
-            let ran = site.run(&["explain", "pod/api", "-n", "shop"]).await?;
+            let ran = fixture.run(&["explain", "pod/api", "-n", "shop"]).await?;
             ensure!(ran.code == 0, "{}{}", ran.out, ran.err);
             Ok(())
         })
         .await?;
-        Ok(site)
+        Ok(fixture)
     }
 
     async fn run(&self, arguments: &[&str]) -> anyhow::Result<Ran> {
@@ -150,7 +154,7 @@ impl Site {
     }
 
     fn admin(&self) -> anyhow::Result<Requests> {
-        self.stage.cluster.requests()
+        self.harness.cluster.requests()
     }
 
     /// Returns the explanation of a pod, as JSON.
@@ -163,8 +167,8 @@ impl Site {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn explain_tells_of_pods_of_a_cluster_and_of_thoughts() -> anyhow::Result<()> {
-    let site = Site::shared().await?;
-    let api = site.explained("api", "shop", 0).await?;
+    let fixture = Fixture::shared().await?;
+    let api = fixture.explained("api", "shop", 0).await?;
     assert_eq!(api["decision"], "allowed");
     assert_eq!(
         api["session"]["roleArn"],
@@ -175,37 +179,40 @@ async fn explain_tells_of_pods_of_a_cluster_and_of_thoughts() -> anyhow::Result<
     assert_eq!(api["layers"][0]["layer"], "grants");
     assert_eq!(api["policies"][0]["name"], "opa/legacy");
 
-    let old = site.explained("old", "shop", 3).await?;
+    let old = fixture.explained("old", "shop", 3).await?;
     assert_eq!(old["denial"]["layer"], "rego");
     let reason = old["denial"]["reason"].as_str().unwrap_or_default();
     assert!(
         reason.contains("not for namespaces with Services"),
         "{reason}"
     );
-    let thief = site.explained("thief", "web", 3).await?;
+    let thief = fixture.explained("thief", "web", 3).await?;
     assert_eq!(thief["denial"]["layer"], "reserved-role");
     assert_eq!(thief["grant"], Value::Null);
-    let plain = site.explained("plain", "web", 3).await?;
+    let plain = fixture.explained("plain", "web", 3).await?;
     assert_eq!(plain["decision"], "noRole");
 
-    // What is missing is ready to apply, and then counts.
+    // The missing grant is ready to apply, and then takes effect.
     let ask = ["explain", "--role=lab-reader", "-n", "shop", "-o", "json"];
-    let thought = site.run(&ask).await?.ended(3).json()?;
+    let thought = fixture.run(&ask).await?.ended(3).json()?;
     assert_eq!(thought["workload"]["name"], "");
-    let refused = site.stage.try_pod("shop", "lab-reader").await?;
+    let refused = fixture.harness.try_pod("shop", "lab-reader").await?;
     assert!(refused.is_refused_by_webhook());
     let grant = &thought["grant"];
-    site.stage
+    fixture
+        .harness
         .cluster
         .apply_manifest(&grant.to_string())
         .await?;
-    let thought = site.run(&ask).await?.ended(0).json()?;
+    let thought = fixture.run(&ask).await?.ended(0).json()?;
     assert_eq!(thought["decision"], "allowed");
-    site.stage.until_allowed("shop", "lab-reader").await?;
+    fixture.harness.until_allowed("shop", "lab-reader").await?;
 
-    let text = site.run(&["explain", "pod/api", "-n", "shop"]).await?;
+    let text = fixture.run(&["explain", "pod/api", "-n", "shop"]).await?;
     assert!(text.ended(0).out.contains("shop-reader"));
-    let stranger = site.run(&["explain", "pod/stranger", "-n", "shop"]).await?;
+    let stranger = fixture
+        .run(&["explain", "pod/stranger", "-n", "shop"])
+        .await?;
     let stranger = stranger.ended(1);
     assert!(
         stranger
@@ -214,19 +221,19 @@ async fn explain_tells_of_pods_of_a_cluster_and_of_thoughts() -> anyhow::Result<
         "{}",
         stranger.err
     );
-    let absent = site.run(&["explain", "deployment/x"]).await?.ended(1);
+    let absent = fixture.run(&["explain", "deployment/x"]).await?.ended(1);
     let told = "cannot find deployment x in namespace default";
     assert!(absent.err.contains(told), "{}", absent.err);
     let owner = ["explain", "deployment/owner", "-n", "shop", "-o", "json"];
-    let owner = site.run(&owner).await?.ended(0).json()?;
+    let owner = fixture.run(&owner).await?.ended(0).json()?;
     assert_eq!(owner["session"]["sessionName"], "shop.default");
-    site.run(&["explain", "service/x"]).await?.ended(64);
+    fixture.run(&["explain", "service/x"]).await?.ended(64);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_says_of_manifests_what_the_gate_says() -> anyhow::Result<()> {
-    let site = Site::shared().await?;
+    let fixture = Fixture::shared().await?;
     let folder = tempfile::tempdir()?;
     let write = |name: &str, objects: &[Value]| -> anyhow::Result<String> {
         let path = folder.path().join(name);
@@ -234,7 +241,7 @@ async fn check_says_of_manifests_what_the_gate_says() -> anyhow::Result<()> {
         std::fs::write(&path, texts.join("\n---\n"))?;
         Ok(path.display().to_string())
     };
-    let jane = site.stage.jane()?;
+    let jane = fixture.harness.jane()?;
     let pods = "/api/v1/namespaces/shop/pods?dryRun=All";
     let deployments = "/apis/apps/v1/namespaces/shop/deployments?dryRun=All";
     let objects = [
@@ -253,7 +260,7 @@ async fn check_says_of_manifests_what_the_gate_says() -> anyhow::Result<()> {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let file = write("one.yaml", std::slice::from_ref(object))?;
         let check = ["check", "-f", &file, "-n", "shop", "-o", "json"];
-        let ran = site.run(&check).await?;
+        let ran = fixture.run(&check).await?;
         let answer = jane.post(path, object).await?;
         ensure!(
             answer.status.is_success() || answer.is_refused_by_webhook(),
@@ -273,7 +280,7 @@ async fn check_says_of_manifests_what_the_gate_says() -> anyhow::Result<()> {
         }
     }
     let file = write("all.yaml", &all)?;
-    let ran = site
+    let ran = fixture
         .run(&["check", "-f", &file, "-n", "shop", "-o", "json"])
         .await?;
     let report = ran.ended(3).json()?;
@@ -286,26 +293,26 @@ async fn check_says_of_manifests_what_the_gate_says() -> anyhow::Result<()> {
         ("sarif", "\"version\": \"2.1.0\""),
         ("github", "::error file="),
     ] {
-        let ran = site
+        let ran = fixture
             .run(&["check", "-f", &file, "-n", "shop", "-o", format])
             .await?;
         let ran = ran.ended(3);
         assert!(ran.out.contains(says), "{format}: {}", ran.out);
     }
-    let nowhere = site.run(&["check", "-f", "/nowhere"]).await?;
+    let nowhere = fixture.run(&["check", "-f", "/nowhere"]).await?;
     assert!(matches!(nowhere.code, 1 | 64), "{}", nowhere.err);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn simulate_tells_whom_a_change_cuts_off_before_it_does() -> anyhow::Result<()> {
-    let site = Site::shared().await?;
+    let fixture = Fixture::shared().await?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("change.yaml");
     let path = file.display().to_string();
     let simulate = async |change: Value, code: i32| {
         std::fs::write(&file, change.to_string())?;
-        let ran = site
+        let ran = fixture
             .run(&["simulate", "--rules", &path, "-o", "json"])
             .await?;
         ran.ended(code).json()
@@ -329,8 +336,8 @@ async fn simulate_tells_whom_a_change_cuts_off_before_it_does() -> anyhow::Resul
     let same = simulate(grant("other", "nobodys", "web"), 0).await?;
     assert_eq!(same["pods"], same["unchanged"], "{same:#}");
 
-    // Without the configuration everything is refused, which is reported too.
-    let ran = site
+    // Without the configuration all requests are denied, which is reported too.
+    let ran = fixture
         .run(&["simulate", "--rules", &path, "--replace", "-o", "json"])
         .await?;
     let gone = ran.ended(3).json()?;
@@ -338,26 +345,26 @@ async fn simulate_tells_whom_a_change_cuts_off_before_it_does() -> anyhow::Resul
         .as_str()
         .unwrap_or_default();
     assert!(reason.contains("RolegateConfig"), "{gone:#}");
-    // Nothing of it was written.
-    site.explained("api", "shop", 0).await?;
-    site.explained("front", "web", 3).await?;
-    let text = site.run(&["simulate", "--rules", &path]).await?;
+    // The command wrote nothing.
+    fixture.explained("api", "shop", 0).await?;
+    fixture.explained("front", "web", 3).await?;
+    let text = fixture.run(&["simulate", "--rules", &path]).await?;
     assert!(text.ended(0).out.starts_with("nothing changes"));
-    site.run(&["simulate"]).await?.ended(64);
+    fixture.run(&["simulate"]).await?.ended(64);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn suggest_covers_what_runs_and_nothing_else() -> anyhow::Result<()> {
-    let site = Site::shared().await?;
-    // What runs while nothing is restricted.
+    let fixture = Fixture::shared().await?;
+    // Pods that run while nothing is restricted.
     let open = [
         "suggest",
         "--cluster-config=off",
         "--base-role-arn=arn:aws:iam::123456789012:role/",
         "--reserved-role=eks-node",
     ];
-    let suggested = site.run(&open).await?.ended(0);
+    let suggested = fixture.run(&open).await?.ended(0);
     let grants = suggested.objects()?;
     let front: Vec<_> = grants
         .iter()
@@ -375,9 +382,9 @@ async fn suggest_covers_what_runs_and_nothing_else() -> anyhow::Result<()> {
         "our own role is suggested: {}",
         suggested.out
     );
-    // As JSON, and taken by the API server as it is.
+    // The output is JSON, which the API server accepts unchanged.
     let role_name = open.iter().chain(&["-o", "json"]).copied();
-    let role_name = site
+    let role_name = fixture
         .run(&role_name.collect::<Vec<_>>())
         .await?
         .ended(0)
@@ -386,19 +393,22 @@ async fn suggest_covers_what_runs_and_nothing_else() -> anyhow::Result<()> {
     assert_eq!(items.len(), grants.len());
     let path = "/apis/rolegate.dev/v1alpha1/rolegrants?dryRun=All";
     for grant in items {
-        taken("a suggested grant", site.admin()?.post(path, grant).await?)?;
+        taken(
+            "a suggested grant",
+            fixture.admin()?.post(path, grant).await?,
+        )?;
     }
     // By the current rules, each pod with a role is covered.
-    let now = site.run(&["suggest"]).await?.ended(0);
+    let now = fixture.run(&["suggest"]).await?.ended(0);
     assert_eq!(now.objects()?.len(), 0, "{}", now.out);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn export_writes_what_the_api_server_takes() -> anyhow::Result<()> {
-    let site = Site::shared().await?;
-    let admin = site.admin()?;
-    let vap = site.run(&["export", "--format=vap"]).await?.ended(0);
+    let fixture = Fixture::shared().await?;
+    let admin = fixture.admin()?;
+    let vap = fixture.run(&["export", "--format=vap"]).await?.ended(0);
     assert!(
         vap.err.contains("Rego policies are not enforced"),
         "{}",
@@ -421,7 +431,7 @@ async fn export_writes_what_the_api_server_takes() -> anyhow::Result<()> {
     }
     assert!(vap.out.contains("eks-node"), "our own roles are left out");
 
-    // The registration is the one that the controller keeps, but for how the gate is reached.
+    // The exported configuration is the controller's, except for the webhook's address.
     let bare = |mut registration: Value| {
         for webhook in registration["webhooks"]
             .as_array_mut()
@@ -429,7 +439,7 @@ async fn export_writes_what_the_api_server_takes() -> anyhow::Result<()> {
             .flatten()
         {
             webhook["clientConfig"] = Value::Null;
-            // What the API server fills in.
+            // Fields that the API server fills in.
             if webhook["objectSelector"] == json!({}) {
                 webhook["objectSelector"] = Value::Null;
             }
@@ -441,7 +451,7 @@ async fn export_writes_what_the_api_server_takes() -> anyhow::Result<()> {
         without_nulls(webhooks)
     };
     eventually(DEADLINE, async || {
-        let exported = site.run(&["export", "--format=webhook"]).await?.ended(0);
+        let exported = fixture.run(&["export", "--format=webhook"]).await?.ended(0);
         let exported = exported.objects()?.into_iter().next().context("nothing")?;
         let kept = admin.get(rolegate_testkit::admission::REGISTRATION).await?;
         let kept = taken("the registration", kept)?;
@@ -451,14 +461,14 @@ async fn export_writes_what_the_api_server_takes() -> anyhow::Result<()> {
     })
     .await?;
 
-    let crds = site.run(&["export", "--format=crds"]).await?.ended(0);
+    let crds = fixture.run(&["export", "--format=crds"]).await?.ended(0);
     let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions?dryRun=All";
     for definition in crds.objects()? {
         let answer = admin.post(path, &definition).await?;
-        // It is there already, and nothing else is wrong with it.
+        // The object exists already, and has no other fault.
         ensure!(answer.status == 409, "{}", answer.message());
     }
-    site.run(&["export"]).await?.ended(64);
+    fixture.run(&["export"]).await?.ended(64);
     Ok(())
 }
 
@@ -477,13 +487,14 @@ fn without_nulls(value: Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn convert_reads_the_annotations_of_a_cluster() -> anyhow::Result<()> {
-    let site = Site::shared().await?;
+    let fixture = Fixture::shared().await?;
     let allowed = [("iam.amazonaws.com/allowed-roles", r#"["old-*"]"#)];
-    site.stage
+    fixture
+        .harness
         .cluster
         .create_namespace("annotated", &allowed)
         .await?;
-    let converted = site
+    let converted = fixture
         .run(&["convert", "-o", "json"])
         .await?
         .ended(0)
@@ -495,14 +506,14 @@ async fn convert_reads_the_annotations_of_a_cluster() -> anyhow::Result<()> {
     let one = one.with_context(|| converted.to_string())?;
     assert_eq!(one["spec"]["roles"], json!(["old-*"]));
     let path = "/apis/rolegate.dev/v1alpha1/rolegrants?dryRun=All";
-    taken("a converted grant", site.admin()?.post(path, one).await?)?;
+    taken("a converted grant", fixture.admin()?.post(path, one).await?)?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_be_read_and_who_is_away_is_told() -> anyhow::Result<()> {
-    let site = Site::shared().await?;
-    let cluster = &site.stage.cluster;
+    let fixture = Fixture::shared().await?;
+    let cluster = &fixture.harness.cluster;
     cluster.create_service_account("people", "stranger").await?;
     let token = cluster.service_account_token("people", "stranger").await?;
     let stranger = cluster.kubeconfig_for_token("stranger", &token)?;

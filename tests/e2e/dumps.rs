@@ -1,4 +1,4 @@
-//! Tests of how much of the real program's memory the kernel exposes.
+//! Tests of the memory of the real program that the kernel exposes to other processes.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -41,14 +41,14 @@ impl Running {
         )
     }
 
-    /// The owner of what the kernel shows of its memory: the user, where other processes of the user
-    /// may read it, and root where it can't be dumped.
+    /// Returns the owner of the process's files in /proc: the user if other processes of the user
+    /// can read its memory, and root if it cannot be dumped.
     fn owner(&self) -> Option<u32> {
         let folder = Path::new("/proc").join(self.0.id().to_string());
         Some(fs::metadata(folder.join("mem")).ok()?.uid())
     }
 
-    /// The name of the program that it is by now.
+    /// Returns the name of the running program.
     fn program(&self) -> Option<String> {
         let folder = Path::new("/proc").join(self.0.id().to_string());
         Some(
@@ -70,7 +70,7 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 
 #[test]
 fn rule_06_no_process_that_holds_secrets_can_be_dumped() -> anyhow::Result<()> {
-    // The binary is where an ordinary user may read it.
+    // The binary is in a directory that an ordinary user can read.
     let folder = tempfile::tempdir()?;
     let program = folder.path().join("rolegate");
     fs::copy(Rolegate::path()?, &program)?;
@@ -87,7 +87,7 @@ fn rule_06_no_process_that_holds_secrets_can_be_dumped() -> anyhow::Result<()> {
         "the look tells both apart"
     );
 
-    // No API server is there, and each command goes on asking for one.
+    // No API server exists, so each command keeps retrying.
     let api = "--api-server=http://127.0.0.1:9";
     let admin = "--metrics-address=127.0.0.1:0";
     let commands: [&[&str]; 4] = [
@@ -113,7 +113,7 @@ fn rule_06_no_process_that_holds_secrets_can_be_dumped() -> anyhow::Result<()> {
     ];
     for arguments in commands {
         let running = Running::start(&program, arguments);
-        // Until it is set, or the process ended, which would leave no owner.
+        // Until the process has set it, or has exited, which would leave no owner.
         eventually(&format!("{arguments:?}"), || {
             running.program().as_deref() == Some("rolegate") && running.owner() == Some(0)
         });

@@ -1,4 +1,4 @@
-//! A pod's owner reads in `kubectl describe pod` why there are no credentials.
+//! A pod's owner finds the reason for missing credentials in `kubectl describe pod`.
 
 use std::collections::BTreeMap;
 
@@ -9,32 +9,32 @@ use kube::api::ListParams;
 use rolegate_testkit::{Cluster, eventually};
 
 use crate::ask::{self, CREDENTIALS};
-use crate::site::{DEADLINE, Site, no_secrets};
+use crate::fixture::{AgentFixture, DEADLINE, no_secrets};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_03_a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("events", cluster).await?;
-    let namespace = site.namespace("a");
+    let fixture = AgentFixture::new("events", cluster).await?;
+    let namespace = fixture.namespace("a");
     let annotations = [("iam.amazonaws.com/allowed-roles", r#"["reader"]"#)];
     cluster.create_namespace(&namespace, &annotations).await?;
-    let pods = ["10.1.0.5", "10.1.0.6", "10.1.0.7"].map(|address| site.pod(address).unwrap());
+    let pods = ["10.1.0.5", "10.1.0.6", "10.1.0.7"].map(|address| fixture.pod(address).unwrap());
     for (pod, (name, role)) in
         pods.iter()
             .zip([("admin", "admin"), ("node", "node"), ("fine", "reader")])
     {
         cluster
-            .run_pod(&site.object("a", name, pod).role(role))
+            .run_pod(&fixture.object("a", name, pod).role(role))
             .await?;
     }
-    let agent = site.ready_agent(&["--namespace-restrictions"]).await?;
+    let agent = fixture.ready_agent(&["--namespace-restrictions"]).await?;
 
     for _ in 0..30 {
         assert_eq!(ask::get(&pods[0], CREDENTIALS)?.status, 403);
     }
     let answer = ask::get(&pods[0], CREDENTIALS)?.body;
     assert_eq!(ask::get(&pods[2], CREDENTIALS)?.status, 200);
-    // Events are written one after the other: with this one there, the others would be too.
+    // Events are written one after another: once this one exists, earlier ones do too.
     assert_eq!(ask::get(&pods[1], CREDENTIALS)?.status, 403);
     let events = Api::<Event>::namespaced(cluster.admin()?, &namespace);
     let found = eventually(DEADLINE, async || {
@@ -68,7 +68,7 @@ async fn rule_03_a_denial_becomes_one_event_on_the_pod() -> anyhow::Result<()> {
             .and_then(|event| event.note.clone())
             .unwrap_or_default()
     };
-    // The Event says what the pod is answered, the role once, and what to do.
+    // The Event contains the pod's response, names the role once, and says what to do.
     assert_eq!(note("admin"), answer.trim_end());
     assert_eq!(note("admin").matches("role/admin").count(), 1, "{answer}");
     assert!(note("admin").contains("allowed-roles"), "{answer}");

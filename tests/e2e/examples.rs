@@ -1,4 +1,4 @@
-//! The manifests in the pages of `docs/` change nothing for pods that work.
+//! The manifests in the pages of `docs/` change nothing for working pods.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,13 +9,13 @@ use rolegate_testkit::{Cluster, Rolegate, eventually, repository};
 use serde_json::{Value, json};
 
 use crate::ask::{self, CREDENTIALS};
-use crate::site::{DEADLINE, Pod, Site, credentials};
+use crate::fixture::{AgentFixture, DEADLINE, Pod, credentials};
 
 /// The base ARN of all pages and examples.
 const BASE: &str = "arn:aws:iam::123456789012:role/k8s/";
 const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
 
-/// The files of `deploy/` that pages apply by their commands, in code blocks or fences.
+/// The files of `deploy/` that the pages apply, in commands or code blocks.
 fn applied() -> anyhow::Result<BTreeSet<String>> {
     fn pages(folder: &Path, all: &mut Vec<String>) -> anyhow::Result<()> {
         for entry in std::fs::read_dir(folder)? {
@@ -52,15 +52,15 @@ fn applied() -> anyhow::Result<BTreeSet<String>> {
 }
 
 /// Returns the requests to STS: roles, names, tags and the rest of a session.
-fn sessions(site: &Site, since: usize) -> BTreeSet<BTreeMap<String, String>> {
-    let assumed = site.sts.assumed().into_iter().skip(since);
+fn sessions(fixture: &AgentFixture, since: usize) -> BTreeSet<BTreeMap<String, String>> {
+    let assumed = fixture.sts.assumed().into_iter().skip(since);
     assumed.map(|session| session.asked).collect()
 }
 
-/// An agent with the flags of the shipped manifest but for this one about the base ARN.
-async fn agent(site: &Site, base: &str) -> anyhow::Result<Rolegate> {
-    let node = format!("--node={}", site.node);
-    let mut agent = site.spawn(&[
+/// Starts an agent with the flags of the shipped manifest, except for the base ARN.
+async fn agent(fixture: &AgentFixture, base: &str) -> anyhow::Result<Rolegate> {
+    let node = format!("--node={}", fixture.node);
+    let mut agent = fixture.spawn(&[
         "agent",
         "--redirect=nftables",
         "--host-interface=eni+",
@@ -69,11 +69,11 @@ async fn agent(site: &Site, base: &str) -> anyhow::Result<Rolegate> {
         &node,
         base,
     ])?;
-    site.ready(&mut agent).await?;
+    fixture.ready(&mut agent).await?;
     Ok(agent)
 }
 
-/// Fails unless the pod gets credentials of the role that is role_name.
+/// Fails unless the pod gets credentials of the role `role_name`.
 fn is_served(pod: &Pod) -> anyhow::Result<()> {
     let role_name = ask::get(pod, CREDENTIALS)?;
     ensure!(role_name.status == 200, "{role_name:?}");
@@ -91,15 +91,16 @@ async fn all_served(pods: &[Pod]) -> anyhow::Result<()> {
 async fn examples_change_nothing() -> anyhow::Result<()> {
     let mut files = applied()?;
     ensure!(files.contains("deploy/crds.yaml"), "{files:?}");
-    // Pages start from `policy adopt`; a reader who takes the example instead loses nothing either.
+    // The pages start with `policy adopt`. A reader who uses the example instead loses nothing
+    // either.
     files.insert("deploy/examples/rolegateconfig.yaml".into());
     let all_fields = "deploy/examples/rolegateconfig-all-fields.yaml";
     ensure!(!files.contains(all_fields), "a page applies {all_fields}");
 
-    // Its configuration would count for the other tests too.
+    // A RolegateConfig would apply to the other tests too.
     let cluster = &Cluster::start().await?;
-    let site = Site::new("examples", cluster).await?;
-    let namespaces = ["plain", "limited"].map(|name| site.namespace(name));
+    let fixture = AgentFixture::new("examples", cluster).await?;
+    let namespaces = ["plain", "limited"].map(|name| fixture.namespace(name));
     cluster.create_namespace(&namespaces[0], &[]).await?;
     let allowed = [("iam.amazonaws.com/allowed-roles", r#"["other"]"#)];
     cluster.create_namespace(&namespaces[1], &allowed).await?;
@@ -113,15 +114,15 @@ async fn examples_change_nothing() -> anyhow::Result<()> {
         ),
         ("limited", "reader", "10.1.0.7"),
     ] {
-        let pod = site.pod(address)?;
-        let object = site.object(namespace, &format!("pod-{}", pods.len()), &pod);
+        let pod = fixture.pod(address)?;
+        let object = fixture.object(namespace, &format!("pod-{}", pods.len()), &pod);
         cluster.run_pod(&object.role(role)).await?;
         pods.push(pod);
     }
     let by_flags = format!("--base-role-arn={BASE}");
-    let mut agent = agent(&site, &by_flags).await?;
+    let mut agent = agent(&fixture, &by_flags).await?;
     all_served(&pods).await?;
-    let before = sessions(&site, 0);
+    let before = sessions(&fixture, 0);
     ensure!(before.len() == 3, "{before:?}");
 
     cluster
@@ -142,14 +143,14 @@ async fn examples_change_nothing() -> anyhow::Result<()> {
         "a webhook that is not there is registered"
     );
 
-    // An agent that starts now goes by the configuration from the beginning.
+    // An agent that starts now uses the configuration from the beginning.
     agent.stop().await?;
-    let since = site.sts.assumed().len();
-    let mut agent = self::agent(&site, "--auto-discover-base-arn").await?;
+    let since = fixture.sts.assumed().len();
+    let mut agent = self::agent(&fixture, "--auto-discover-base-arn").await?;
     all_served(&pods).await?;
-    assert_eq!(sessions(&site, since), before);
+    assert_eq!(sessions(&fixture, since), before);
 
-    // It does go by it.
+    // The configuration is in effect.
     let enforced = json!({ "spec": {
         "namespaceRestrictionsDefault": "deny", "layers": { "namespace": "enforce" } } });
     let patched = admin.patch(CONFIG, PatchKind::Merge, &enforced).await?;

@@ -1,4 +1,4 @@
-//! kube2iam's DaemonSet with nothing but the image changed.
+//! kube2iam's DaemonSet with only the image changed.
 
 use std::net::SocketAddr;
 
@@ -7,25 +7,25 @@ use rolegate_testkit::lab::NODE_V4;
 use rolegate_testkit::{Cluster, eventually};
 
 use crate::ask;
-use crate::site::{DEADLINE, Site, served};
+use crate::fixture::{AgentFixture, DEADLINE, served};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kube2iam_daemonset_flags_work_with_the_image_changed() -> anyhow::Result<()> {
     const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(NODE_V4), 8182);
     let cluster = Cluster::shared().await?;
-    let site = Site::new("kube2iam", cluster).await?;
+    let fixture = AgentFixture::new("kube2iam", cluster).await?;
     let annotations = [("iam.amazonaws.com/allowed-roles", r#"["reader"]"#)];
     cluster
-        .create_namespace(&site.namespace("a"), &annotations)
+        .create_namespace(&fixture.namespace("a"), &annotations)
         .await?;
-    let pods = [site.pod("10.1.0.5")?, site.pod("10.1.0.6")?];
+    let pods = [fixture.pod("10.1.0.5")?, fixture.pod("10.1.0.6")?];
     for (name, pod, role) in [("reader", &pods[0], "reader"), ("admin", &pods[1], "admin")] {
         cluster
-            .run_pod(&site.object("a", name, pod).role(role))
+            .run_pod(&fixture.object("a", name, pod).role(role))
             .await?;
     }
 
-    let mut agent = site.spawn(&[
+    let mut agent = fixture.spawn(&[
         "--app-port=8181",
         "--auto-discover-base-arn",
         "--iptables=true",
@@ -47,12 +47,12 @@ async fn kube2iam_daemonset_flags_work_with_the_image_changed() -> anyhow::Resul
     ])?;
     agent
         .until(DEADLINE, async || {
-            let reply = ask::get_at(site.lab.node(), METRICS, "/readyz")?;
+            let reply = ask::get_at(fixture.lab.node(), METRICS, "/readyz")?;
             ensure!(reply.status == 200, "{}", reply.body);
             Ok(())
         })
         .await?;
-    let role = served(&site, &pods[0], "reader").await?;
+    let role = served(&fixture, &pods[0], "reader").await?;
     assert_eq!(role, "arn:aws:iam::123456789012:role/reader");
     let names = ask::get(&pods[0], ask::CREDENTIALS.trim_end_matches('/'))?;
     assert_eq!((names.status, names.body.as_str()), (200, "reader"));
@@ -62,10 +62,10 @@ async fn kube2iam_daemonset_flags_work_with_the_image_changed() -> anyhow::Resul
     );
     assert_eq!(ask::get(&pods[1], ask::CREDENTIALS)?.status, 403);
 
-    // The probe of its DaemonSet asks the pods' port at the node's address.
+    // The DaemonSet's probe requests the pods' port at the node's address.
     let probed = (NODE_V4, 8181).into();
     let health = eventually(DEADLINE, async || {
-        let reply = ask::get_at(site.lab.node(), probed, "/healthz")?;
+        let reply = ask::get_at(fixture.lab.node(), probed, "/healthz")?;
         ensure!(reply.status == 200, "{reply:?}");
         Ok(reply)
     });
@@ -73,17 +73,17 @@ async fn kube2iam_daemonset_flags_work_with_the_image_changed() -> anyhow::Resul
     assert_eq!(health["hostIP"], "10.0.0.1");
     assert_eq!(health["instanceId"], "i-0de0de0de0de0de0d");
 
-    let store = ask::get_at(site.lab.node(), METRICS, "/debug/store")?;
+    let store = ask::get_at(fixture.lab.node(), METRICS, "/debug/store")?;
     assert_eq!(store.status, 200);
     let store = store.json()?;
-    assert_eq!(store["namespaceByIP"]["10.1.0.5"], site.namespace("a"));
+    assert_eq!(store["namespaceByIP"]["10.1.0.5"], fixture.namespace("a"));
     assert_eq!(store["rolesByIP"]["10.1.0.5"], role);
-    for (netns, target) in [(&**pods[0], ask::METADATA), (site.lab.node(), probed)] {
+    for (netns, target) in [(&**pods[0], ask::METADATA), (fixture.lab.node(), probed)] {
         for path in ["/debug/store", "/metrics", "/readyz"] {
             let reply = ask::get_at(netns, target, path)?;
             assert!(reply.status >= 400, "{path}: {reply:?}");
         }
     }
-    assert!(!site.reached("/debug") && !site.reached("/metrics"));
+    assert!(!fixture.reached("/debug") && !fixture.reached("/metrics"));
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! An agent of the real binary on loopback: pods are addresses of 127.0.0.0/8, what lies around it
-//! are stand-ins. For what hundreds of connections do, and for agents that come and go.
+//! An agent of the real binary on loopback: pods have addresses of 127.0.0.0/8, and the
+//! surroundings are stand-ins. Used for tests with hundreds of connections, and with agents that
+//! start and stop.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -13,15 +14,15 @@ use rolegate_devkit::{
 use rolegate_testkit::Rolegate;
 use rustix::net::{AddressFamily, SocketType};
 
-use crate::site::DEADLINE;
+use crate::fixture::DEADLINE;
 
 const NODE: &str = "node-a";
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const ROLE: &str = "/latest/meta-data/iam/security-credentials/reader";
-/// The time limit for an answer on a busy machine.
+/// Timeout of a response on a busy machine.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// The environment of an agent, and the folder that outlives it.
+/// The surroundings of an agent, and the directory that outlives it.
 pub(crate) struct Surroundings {
     pub(crate) imds: Imds,
     pub(crate) kube: KubeApi,
@@ -29,7 +30,7 @@ pub(crate) struct Surroundings {
     pub(crate) runtime: tempfile::TempDir,
 }
 
-/// An agent, and where it listens.
+/// An agent, and its addresses.
 pub(crate) struct Agent {
     pub(crate) process: Rolegate,
     pods: u16,
@@ -54,7 +55,7 @@ impl Surroundings {
         })
     }
 
-    /// A pod at these addresses.
+    /// Creates a pod with these addresses.
     pub(crate) fn pod(&self, name: &str, addresses: &[Ipv4Addr]) {
         let addresses: Vec<_> = addresses.iter().map(Ipv4Addr::to_string).collect();
         let pod = Pod::new("default", name)
@@ -64,7 +65,7 @@ impl Surroundings {
         self.kube.put_pod(pod);
     }
 
-    /// Starts an agent, which may open `files` files before it asks for more.
+    /// Starts an agent, whose soft limit of open files is `files`.
     pub(crate) async fn agent(&self, files: u32, flags: &[&str]) -> anyhow::Result<Agent> {
         let mut command = Command::new("prlimit");
         command
@@ -96,22 +97,22 @@ impl Surroundings {
 }
 
 impl Agent {
-    /// A connection of a pod.
+    /// Opens a connection of a pod.
     pub(crate) fn connect(&self, from: Ipv4Addr) -> anyhow::Result<Client> {
         connect(from, self.pods)
     }
 
-    /// The same for other threads.
+    /// Returns the address of pods' requests, for other threads.
     pub(crate) fn port(&self) -> u16 {
         self.pods
     }
 
-    /// Asks the operators' port.
+    /// Sends a request to the operators' port.
     pub(crate) fn admin(&self, path: &str) -> anyhow::Result<Answer> {
         connect(Ipv4Addr::LOCALHOST, self.admin)?.request("GET", path, &[])
     }
 
-    /// Waits until it serves a pod, and is ready.
+    /// Waits until the agent is ready and serves a pod.
     pub(crate) async fn serves(&mut self, from: Ipv4Addr) -> anyhow::Result<()> {
         let (pods, admin) = (self.pods, self.admin);
         self.process
@@ -125,23 +126,23 @@ impl Agent {
             .await
     }
 
-    /// The value of a metric with these labels.
+    /// Returns the value of a metric with these labels.
     pub(crate) fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let text = self.admin("/metrics")?.body;
         let line = text.lines().find_map(|line| line.strip_prefix(name));
         Ok(line.context("no such metric")?.trim().parse()?)
     }
 
-    /// Its entry memory, bytes.
+    /// Returns the memory of the agent, in bytes.
     pub(crate) fn memory(&self) -> anyhow::Result<f64> {
         self.metric("process_resident_memory_bytes ")
     }
 }
 
-/// A kept connection.
+/// An open connection.
 pub(crate) struct Client(TcpStream);
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -149,7 +150,7 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
-/// Connects from an address of loopback.
+/// Connects from a loopback address.
 pub(crate) fn connect(from: Ipv4Addr, port: u16) -> anyhow::Result<Client> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
     rustix::net::bind(&socket, &SocketAddr::from((from, 0)))?;
@@ -160,12 +161,12 @@ pub(crate) fn connect(from: Ipv4Addr, port: u16) -> anyhow::Result<Client> {
 }
 
 impl Client {
-    /// Asks for the credentials of the pod's role.
+    /// Requests the credentials of the pod's role.
     pub(crate) fn credentials(&mut self) -> anyhow::Result<Answer> {
         self.request("GET", ROLE, &[])
     }
 
-    /// Sends a request and reads its answer, or fails where the connection ends before.
+    /// Sends a request and reads the response; fails if the connection is closed before.
     pub(crate) fn request(
         &mut self,
         method: &str,
@@ -202,7 +203,7 @@ impl Client {
         }
     }
 
-    /// Returns whether the agent has closed it, in order and without losing data.
+    /// Returns true if the agent has closed the connection gracefully, without losing data.
     pub(crate) fn is_closed(&self) -> anyhow::Result<bool> {
         self.0.set_nonblocking(true)?;
         let peeked = self.0.peek(&mut [0]);

@@ -1,6 +1,6 @@
-//! `rolegate agent` from end to end, with independent parts instead of stand-ins: a
-//! real API server, network namespaces as node and pods, real redirect rules, moto as STS, and
-//! boto3 and the AWS CLI as they are published. Needs root.
+//! `rolegate agent` from end to end, with independent components instead of stand-ins: a real API
+//! server, network namespaces as node and pods, real redirect rules, moto as STS, and unmodified
+//! boto3 and AWS CLI. Needs root.
 
 #![cfg(test)]
 #![allow(
@@ -19,6 +19,7 @@ mod commands;
 mod dumps;
 mod events;
 mod examples;
+mod fixture;
 mod kube2iam;
 mod lifecycle;
 mod loopback;
@@ -30,7 +31,6 @@ mod redirect;
 mod sdk;
 mod shares;
 mod shim;
-mod site;
 mod tokens;
 mod upgrade;
 mod usage;

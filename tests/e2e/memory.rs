@@ -1,5 +1,5 @@
-//! Text that tenants write into pods that never run takes no memory of agents and brokers: the real
-//! binary against a fake API server, which can be made to expire a watch.
+//! Text that tenants write into pods that never run uses no memory of agents and brokers. The real
+//! binary runs against a fake API server that can expire a watch.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Pod};
 use rolegate_testkit::{Rolegate, eventually};
 
-use crate::site::DEADLINE;
+use crate::fixture::DEADLINE;
 
 const MIB: u64 = 1024 * 1024;
 const NODE: &str = "node-a";
@@ -25,7 +25,7 @@ enum Process {
     Broker,
 }
 
-/// PodEntry memory, bytes: after a list that came after a gap, and the maximum.
+/// The process's memory in bytes: after a list that followed a gap, and the maximum.
 #[derive(Debug, Clone, Copy)]
 struct Memory {
     now: u64,
@@ -158,7 +158,7 @@ async fn measure(process: Process, pods: Vec<Pod>, streaming: bool) -> anyhow::R
         Ok(())
     })
     .await?;
-    // The end of the list arrives only in the list.
+    // The last pod arrives only with the list after the gap, not as an event.
     api.delay_events(DEADLINE);
     api.put_pod(Pod::new("default", "zzz").node(NODE).ip("127.1.0.99"));
     api.expire_watches();

@@ -13,7 +13,7 @@ use rolegate_testkit::promlint::promlint;
 use rolegate_testkit::{Rolegate, eventually, repository};
 use serde_json::json;
 
-use crate::site::DEADLINE;
+use crate::fixture::DEADLINE;
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// Prometheus's `Accept` header for the text format alone.
@@ -36,7 +36,7 @@ fn get(port: u16, host: &str, path: &str, accept: &str) -> anyhow::Result<String
     Ok(answer)
 }
 
-/// The processes, with a series that each has once it works.
+/// The processes, with a series that each of them has once it works.
 const PROCESSES: [(&str, &[&str], &str); 5] = [
     (
         "agent",
@@ -124,7 +124,7 @@ async fn metrics_are_clean_and_documented() -> anyhow::Result<()> {
             .until(DEADLINE, async || {
                 if process == "agent" && !brokered {
                     let text = get(admin, "x", "/metrics", TEXT)?;
-                    // One request is enough, and all of them would be counted.
+                    // One request is enough, and a repeated one would be counted again.
                     if !text.contains("result=\"allowed\"} 1") {
                         get(pods, "169.254.169.254", CREDENTIALS, "*/*")?;
                     }
@@ -156,7 +156,7 @@ async fn metrics_are_clean_and_documented() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The linter finds what it is there for.
+/// The linter finds faults that it must find.
 #[test]
 fn promlint_finds_problems() -> anyhow::Result<()> {
     let problems = promlint("# TYPE a counter\na 1\n")?;

@@ -1,13 +1,13 @@
-//! `rolegate policy` where what is in force can't be known, and the RolegateConfig that says what flags
-//! say. The API server is real, and only the command reads it.
+//! `rolegate policy` when the effective rules cannot be determined, and the RolegateConfig that is
+//! equivalent to the flags. The API server is real, and only the command reads it.
 
 use std::path::PathBuf;
 
 use rolegate_testkit::{Cluster, TestPod, eventually, repository};
 use serde_json::{Value, json};
 
+use crate::fixture::DEADLINE;
 use crate::policy_command::{Ran, run_as};
-use crate::site::DEADLINE;
 
 const HOME: &str = "rolegate-system";
 const BASE: &str = "--base-role-arn=arn:aws:iam::123456789012:role/";
@@ -28,12 +28,12 @@ roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: rules-r
 subjects: [{ kind: ServiceAccount, name: default, namespace: shop }]
 "#;
 
-struct Stage {
+struct Fixture {
     cluster: Cluster,
     kubeconfig: PathBuf,
 }
 
-impl Stage {
+impl Fixture {
     async fn start() -> anyhow::Result<Self> {
         let cluster = Cluster::start().await?;
         cluster.create_namespace(HOME, &[]).await?;
@@ -83,14 +83,14 @@ impl Stage {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Result<()> {
-    let stage = Stage::start().await?;
+    let fixture = Fixture::start().await?;
     let folder = tempfile::tempdir()?;
     let manifest = folder.path().join("pod.yaml");
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "namespace": "shop",
         "annotations": {"iam.amazonaws.com/role": "admin"}}, "spec": {"containers": []}});
     std::fs::write(&manifest, pod.to_string())?;
     let manifest = manifest.display().to_string();
-    // No agents: every command says how to tell it.
+    // No agents: every command names the flags to set.
     for command in [
         &["explain", "pod/reader", "-n", "shop"][..],
         &["check", "-f", &manifest],
@@ -98,45 +98,48 @@ async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Re
         &["suggest"],
         &["adopt"],
     ] {
-        let ran = stage.run(command).await?;
+        let ran = fixture.run(command).await?;
         ran.fails_for("cannot find DaemonSet rolegate-agent in namespace rolegate-system");
     }
     let flags = [BASE, "--namespace-restrictions"];
-    let told = stage.explain("admin", &flags).await?.ended(3).json()?;
+    let told = fixture.explain("admin", &flags).await?.ended(3).json()?;
     assert_eq!(told["rules"]["source"]["kind"], "Flags");
 
-    // The shipped flags: agents find out the base ARN.
+    // The shipped flags: agents detect the base ARN.
     let restricted = json!({"args": ["agent", "--namespace-restrictions", "--auto-discover-base-arn",
         "--node=$(NODE_NAME)"],
         "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]});
-    stage.daemon_set("rolegate-agent", restricted).await?;
+    fixture.daemon_set("rolegate-agent", restricted).await?;
     for pod in ["reader", "admin", "whole"] {
-        let ran = stage.explain(pod, &[]).await?;
+        let ran = fixture.explain(pod, &[]).await?;
         ran.fails_for("the answer depends on the base ARN");
     }
     for command in [&["suggest"][..], &["check", "-f", &manifest]] {
-        let ran = stage.run(command).await?;
+        let ran = fixture.run(command).await?;
         ran.fails_for("the answer depends on the base ARN");
     }
-    let plain = stage.explain("plain", &[]).await?.ended(3).json()?;
+    let plain = fixture.explain("plain", &[]).await?.ended(3).json()?;
     assert_eq!(plain["decision"], "noRole");
     assert_eq!(plain["rules"]["baseRoleArn"], Value::Null);
     for (pod, code) in [("reader", 0), ("admin", 3), ("whole", 0)] {
-        let told = stage.explain(pod, &[BASE]).await?.ended(code).json()?;
+        let told = fixture.explain(pod, &[BASE]).await?.ended(code).json()?;
         assert_eq!(told["rules"]["source"]["kind"], "Workloads", "{told:#}");
         assert_eq!(told["rules"]["layers"]["namespace"], "enforce");
         assert_eq!(told["rules"]["flags"], json!(["--base-role-arn"]));
     }
-    let checked = stage.run(&["check", "-f", &manifest, BASE]).await?.ended(3);
+    let checked = fixture
+        .run(&["check", "-f", &manifest, BASE])
+        .await?
+        .ended(3);
     let says = "flags of DaemonSet rolegate-system/rolegate-agent, generation 1";
     assert!(checked.out.contains(says), "{}", checked.out);
 
     // A user who may not read workloads.
-    let token = stage
+    let token = fixture
         .cluster
         .service_account_token("shop", "default")
         .await?;
-    let reader = stage.cluster.kubeconfig_for_token("reader", &token)?;
+    let reader = fixture.cluster.kubeconfig_for_token("reader", &token)?;
     let explain = ["explain", "pod/reader", "-n", "shop"];
     eventually(DEADLINE, async || {
         let ran = run_as(&reader, &explain).await?;
@@ -150,29 +153,34 @@ async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Re
     })
     .await?;
 
-    // Agents that disagree, and flags that are elsewhere.
-    stage
+    // Agents with different flags, and flags that come from other objects.
+    fixture
         .daemon_set("other", json!({"args": ["agent", BASE]}))
         .await?;
-    stage
+    fixture
         .explain("reader", &[])
         .await?
         .fails_for("have different flags");
-    let one = stage.explain("admin", &["--agent-daemonset=other"]).await?;
+    let one = fixture
+        .explain("admin", &["--agent-daemonset=other"])
+        .await?;
     assert_eq!(one.ended(0).json()?["rules"]["layers"]["namespace"], "off");
     let other = ["--agent-daemonset=other"];
     let file = json!({"args": ["agent", "--config=/etc/rolegate.yaml"]});
-    stage.daemon_set("other", file).await?;
-    stage.explain("reader", &other).await?.fails_for("--config");
+    fixture.daemon_set("other", file).await?;
+    fixture
+        .explain("reader", &other)
+        .await?
+        .fails_for("--config");
     let secret = json!({"args": ["agent", BASE, "--default-role=$(ROLE)"],
         "env": [{"name": "ROLE", "valueFrom": {"secretKeyRef": {"name": "role", "key": "x"}}}]});
-    stage.daemon_set("other", secret).await?;
-    stage
+    fixture.daemon_set("other", secret).await?;
+    fixture
         .explain("plain", &other)
         .await?
         .fails_for("Secret role");
     let named = ["--agent-daemonset=other", "--default-role=basic"];
-    let told = stage.explain("plain", &named).await?.ended(0).json()?;
+    let told = fixture.explain("plain", &named).await?.ended(0).json()?;
     assert_eq!(
         told["session"]["roleArn"],
         "arn:aws:iam::123456789012:role/basic"
@@ -182,62 +190,63 @@ async fn what_is_in_force_is_read_or_asked_for_and_never_guessed() -> anyhow::Re
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_adopted_config_decides_as_the_flags_do() -> anyhow::Result<()> {
-    let stage = Stage::start().await?;
+    let fixture = Fixture::start().await?;
     let flags = json!({
         "args": ["--default-role=basic", "--reserved-role=admin", "--session-scope=pod"],
         "env": [{"name": "ROLEGATE_NAMESPACE_RESTRICTIONS", "value": "true"},
             {"name": "ROLEGATE_BASE_ROLE_ARN", "value": "arn:aws:iam::123456789012:role/"}],
     });
-    stage.daemon_set("rolegate-agent", flags).await?;
+    fixture.daemon_set("rolegate-agent", flags).await?;
     let pods = ["reader", "admin", "whole", "plain"];
     let mut before = Vec::new();
     for pod in pods {
-        let mut told = stage.explain(pod, &[]).await?.json()?;
+        let mut told = fixture.explain(pod, &[]).await?.json()?;
         assert_eq!(told["rules"]["source"]["kind"], "Workloads");
         told["rules"] = Value::Null;
         before.push(told);
     }
-    let adopted = stage.run(&["adopt"]).await?.ended(0);
+    let adopted = fixture.run(&["adopt"]).await?.ended(0);
     assert!(adopted.err.contains("--session-scope"), "{}", adopted.err);
-    // Nothing was written.
-    let kinds = stage.cluster.requests()?;
+    // The command wrote nothing.
+    let kinds = fixture.cluster.requests()?;
     let path = "/apis/rolegate.dev/v1alpha1/rolegateconfigs";
     assert_eq!(kinds.get(path).await?.status, 404);
 
     let definitions = repository().join("deploy/crds.yaml");
-    stage.cluster.apply_file(&definitions).await?;
+    fixture.cluster.apply_file(&definitions).await?;
     eventually(DEADLINE, async || kinds.get(path).await?.object().map(drop)).await?;
-    // The kind without the object: agents refuse everything, and that is what is explained.
-    let missing = stage.explain("reader", &[]).await?.ended(3).json()?;
+    // The definition without an object: agents deny everything, and the explanation reports that.
+    let missing = fixture.explain("reader", &[]).await?.ended(3).json()?;
     assert_eq!(missing["denial"]["layer"], "rules");
     assert_eq!(missing["rules"]["source"]["kind"], "Missing");
-    stage.cluster.apply_manifest(&adopted.out).await?;
+    fixture.cluster.apply_manifest(&adopted.out).await?;
     for (pod, before) in pods.iter().zip(before) {
-        let mut told = stage.explain(pod, &[]).await?.json()?;
+        let mut told = fixture.explain(pod, &[]).await?.json()?;
         let source = &told["rules"]["source"];
         assert_eq!(source["kind"], "RolegateConfig");
         assert_eq!(source["generation"], 1);
         told["rules"] = Value::Null;
         assert_eq!(told, before, "{pod}");
     }
-    let again = stage.run(&["adopt"]).await?;
+    let again = fixture.run(&["adopt"]).await?;
     again.fails_for("a RolegateConfig exists already");
-    let idle = stage
+    let idle = fixture
         .explain("reader", &["--layer=grants=audit"])
         .await?
         .ended(64);
     assert!(idle.err.contains("--layer has no effect"), "{}", idle.err);
     // The error names the context if nothing is found.
-    let lost = stage.run(&["explain", "pod/reader"]).await?;
+    let lost = fixture.run(&["explain", "pod/reader"]).await?;
     lost.fails_for("cannot find pod reader in namespace default (context test)");
     Ok(())
 }
 
-/// The layer is off, so nothing of policies is read for it: the simulation still has to see whole pods.
+/// The layer is off, so no objects are read for policies. The simulation still has to see whole
+/// pods.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proposed_policy_is_simulated_while_its_layer_is_off() -> anyhow::Result<()> {
-    let stage = Stage::start().await?;
-    stage.cluster.create_namespace("opa", &[]).await?;
+    let fixture = Fixture::start().await?;
+    fixture.cluster.create_namespace("opa", &[]).await?;
     let map = |name: &str, text: &str| {
         json!({"apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": name, "namespace": "opa",
@@ -258,17 +267,17 @@ async fn a_proposed_policy_is_simulated_while_its_layer_is_off() -> anyhow::Resu
     let images = "package kubernetes.admission\n\n\
         deny[msg] { input.request.object.spec.containers[_].image; msg := \"no images\" }\n";
     std::fs::write(&file, map("images", images).to_string())?;
-    let found = stage.run(&simulate).await?.ended(3).json()?;
+    let found = fixture.run(&simulate).await?.ended(3).json()?;
     assert!(found.to_string().contains("no images"), "{found:#}");
 
-    // A policy that is there and was never evaluated counts as well.
-    stage
+    // An existing policy that was never evaluated is included as well.
+    fixture
         .cluster
         .apply_manifest(&map("images", images).to_string())
         .await?;
     let nothing = "package kubernetes.admission\n\ndeny[msg] { false; msg := \"\" }\n";
     std::fs::write(&file, map("nothing", nothing).to_string())?;
-    let found = stage.run(&simulate).await?.ended(3).json()?;
+    let found = fixture.run(&simulate).await?.ended(3).json()?;
     assert!(found.to_string().contains("no images"), "{found:#}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Runs `rolegate policy` as a user with a kubeconfig does.
+//! Runs `rolegate policy` like a user with a kubeconfig.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ impl Ran {
         serde_json::from_str(&self.out).with_context(|| format!("{}{}", self.out, self.err))
     }
 
-    /// The objects of a stream of YAML.
+    /// Returns the objects of a stream of YAML.
     pub(crate) fn objects(&self) -> anyhow::Result<Vec<Value>> {
         Ok(serde_saphyr::from_multiple(&self.out)?)
     }

@@ -1,4 +1,4 @@
-//! The redirect without an agent behind it, and by hand.
+//! The redirect without an agent, and the `rolegate redirect` command.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,12 +14,12 @@ use rolegate_testkit::lab::{Lab, PodLink, in_netns};
 use rolegate_testkit::{Cluster, eventually};
 
 use crate::ask::{self, METADATA, METADATA_6, Reply};
-use crate::site::{DEADLINE, Site, clean, rolegate, start_imds};
+use crate::fixture::{AgentFixture, DEADLINE, clean, rolegate, start_imds};
 
-/// The exit code of `redirect check` where nothing answers pods.
+/// The exit code of `redirect check` if pods get no response.
 const BLOCKED: i32 = 2;
 
-/// Returns true for an answer of the agent, which knows no pod here.
+/// Returns true for a response of the agent, which knows no pod in this test.
 fn is_agent(reply: &Reply) -> bool {
     reply.status == 404 && reply.body.contains("no pod of this node is known")
 }
@@ -27,24 +27,27 @@ fn is_agent(reply: &Reply) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_07_redirect_stays_when_the_agent_stops() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("stays", cluster).await?;
-    let pod = site.pod("10.1.0.5")?;
-    let mut agent = site.ready_agent(&[]).await?;
+    let fixture = AgentFixture::new("stays", cluster).await?;
+    let pod = fixture.pod("10.1.0.5")?;
+    let mut agent = fixture.ready_agent(&[]).await?;
     assert!(agent.stop().await?.success());
     for target in [METADATA, METADATA_6] {
         let answer = ask::get_at(&pod, target, "/latest/user-data");
         assert!(answer.is_err(), "{answer:?}");
     }
-    assert!(!site.reached("user-data"));
+    assert!(!fixture.reached("user-data"));
     let netns = pod.path().display().to_string();
-    let check = rolegate(site.lab.node(), &["redirect", "check", "--netns", &netns])?;
+    let check = rolegate(
+        fixture.lab.node(),
+        &["redirect", "check", "--netns", &netns],
+    )?;
     assert_eq!(check.status.code(), Some(BLOCKED), "{check:?}");
 
-    // Killed is no different, and the next agent begins where the last one ended.
-    let mut agent = site.ready_agent(&[]).await?;
+    // A killed agent leaves the same state, and the next agent continues from it.
+    let mut agent = fixture.ready_agent(&[]).await?;
     agent.kill();
-    assert!(ask::get(&pod, "/latest/user-data").is_err() && !site.reached("user-data"));
-    let _agent = site.ready_agent(&[]).await?;
+    assert!(ask::get(&pod, "/latest/user-data").is_err() && !fixture.reached("user-data"));
+    let _agent = fixture.ready_agent(&[]).await?;
     assert!(is_agent(&ask::get(&pod, "/latest/user-data")?));
     Ok(())
 }
@@ -52,9 +55,9 @@ async fn rule_07_redirect_stays_when_the_agent_stops() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn pain_04_redirect_remove_at_exit_opens_it() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("opens", cluster).await?;
-    let pod = site.pod("10.1.0.5")?;
-    let mut agent = site.ready_agent(&["--redirect-remove-at-exit"]).await?;
+    let fixture = AgentFixture::new("opens", cluster).await?;
+    let pod = fixture.pod("10.1.0.5")?;
+    let mut agent = fixture.ready_agent(&["--redirect-remove-at-exit"]).await?;
     assert!(is_agent(&ask::get(&pod, "/latest/user-data")?));
     assert!(
         agent.log().contains("--redirect-remove-at-exit"),
@@ -66,7 +69,10 @@ async fn pain_04_redirect_remove_at_exit_opens_it() -> anyhow::Result<()> {
         assert!(open.body.contains(NODE_SECRET_MARKER), "{open:?}");
     }
     let netns = pod.path().display().to_string();
-    let check = rolegate(site.lab.node(), &["redirect", "check", "--netns", &netns])?;
+    let check = rolegate(
+        fixture.lab.node(),
+        &["redirect", "check", "--netns", &netns],
+    )?;
     assert_eq!(check.status.code(), Some(1), "{check:?}");
     Ok(())
 }
@@ -112,11 +118,11 @@ async fn redirect_by_hand() -> anyhow::Result<()> {
         );
         let (code, json) = run(&["check", "--netns", &netns, "-o", "json"])?;
         let json: serde_json::Value = serde_json::from_str(&json)?;
-        // No agent runs.
+        // No agent is running.
         assert_eq!(code, Some(BLOCKED), "{json}");
         assert_eq!(json["state"], "blocked");
         assert_eq!(json["v4"]["state"], "blocked");
-        // iptables is one of both others, and its rules are shown once.
+        // iptables is one of the other two backends, and its rules are printed once.
         assert_eq!(shown.matches("10.0.0.1:8181").count(), 1, "{shown}");
         assert_eq!(json["routingRules"], "inPlace");
 
@@ -135,33 +141,33 @@ async fn redirect_by_hand() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redirect_that_somebody_removes_is_put_back() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("put-back", cluster).await?;
-    let pod = site.pod("10.1.0.5")?;
-    let _agent = site.ready_agent(&["--redirect-interval=100ms"]).await?;
-    site.lab.node().exec("nft flush ruleset")?;
+    let fixture = AgentFixture::new("put-back", cluster).await?;
+    let pod = fixture.pod("10.1.0.5")?;
+    let _agent = fixture.ready_agent(&["--redirect-interval=100ms"]).await?;
+    fixture.lab.node().exec("nft flush ruleset")?;
     eventually(DEADLINE, async || {
         let reply = ask::get(&pod, "/latest/user-data")?;
         ensure!(is_agent(&reply), "{reply:?}");
-        let metrics = site.admin("/metrics")?.body;
+        let metrics = fixture.admin("/metrics")?.body;
         ensure!(metrics.contains("redirect_restored_total 1"), "{metrics}");
         Ok(())
     })
     .await
 }
 
-/// Each backend: the rules that close the metadata address hold, and no pod gets anything.
+/// With each backend, the rules that close the metadata address stay, and no pod gets a response.
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_interface_is_not_ready() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("wrong-interface", cluster).await?;
-    let pod = site.pod("10.1.0.5")?;
+    let fixture = AgentFixture::new("wrong-interface", cluster).await?;
+    let pod = fixture.pod("10.1.0.5")?;
     let metric = |state: &str| format!("rolegate_redirect_pods{{state=\"{state}\"}} 1");
     for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
         let redirect = format!("--redirect={backend}");
-        let mut agent = site.agent(&[&redirect, "--host-interface=cali+"])?;
+        let mut agent = fixture.agent(&[&redirect, "--host-interface=cali+"])?;
         let why = agent
             .until(DEADLINE, async || {
-                let reply = site.admin("/readyz")?;
+                let reply = fixture.admin("/readyz")?;
                 let mut lines = reply.body.lines();
                 let line = lines.find(|line| line.contains("pods are blocked"));
                 let line = line.map(str::to_owned).context(reply.body.clone())?;
@@ -177,31 +183,34 @@ async fn wrong_interface_is_not_ready() -> anyhow::Result<()> {
             why.contains("--host-interface=cali+ does not match"),
             "{why}"
         );
-        let metrics = site.admin("/metrics")?.body;
+        let metrics = fixture.admin("/metrics")?.body;
         assert!(metrics.contains(&metric("blocked")), "{metrics}");
         assert!(ask::get(&pod, "/latest/user-data").is_err());
         assert!(agent.stop().await?.success());
 
-        // With the right one it is ready, on the same node.
-        let mut agent = site.agent(&[&redirect])?;
-        site.ready(&mut agent).await?;
+        // With the right interface the agent is ready, on the same node.
+        let mut agent = fixture.agent(&[&redirect])?;
+        fixture.ready(&mut agent).await?;
         eventually(DEADLINE, async || {
-            let metrics = site.admin("/metrics")?.body;
+            let metrics = fixture.admin("/metrics")?.body;
             ensure!(metrics.contains(&metric("ok")), "{metrics}");
             Ok(())
         })
         .await?;
         let netns = pod.path().display().to_string();
-        let check = rolegate(site.lab.node(), &["redirect", "check", "--netns", &netns])?;
+        let check = rolegate(
+            fixture.lab.node(),
+            &["redirect", "check", "--netns", &netns],
+        )?;
         assert_eq!(check.status.code(), Some(0), "{check:?}");
         assert!(agent.stop().await?.success());
-        let removed = rolegate(site.lab.node(), &["redirect", "remove"])?;
+        let removed = rolegate(fixture.lab.node(), &["redirect", "remove"])?;
         assert!(removed.status.success(), "{removed:?}");
     }
     Ok(())
 }
 
-/// Without the capability nothing can be said about the rules, which are there.
+/// Without the capability the state of the installed rules is unknown.
 #[tokio::test(flavor = "multi_thread")]
 async fn show_without_rights_is_an_error() -> anyhow::Result<()> {
     let lab = Lab::new()?;
@@ -226,15 +235,15 @@ async fn show_without_rights_is_an_error() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks for what the agent never passes on, from several threads and without a pause, until it is
-/// dropped.
-struct Insistent {
+/// Requests a path that the agent never forwards, from several threads and without a pause, until
+/// it is dropped.
+struct RequestLoop {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicUsize>,
     asking: Vec<JoinHandle<()>>,
 }
 
-impl Insistent {
+impl RequestLoop {
     fn start(netns: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::new(AtomicUsize::new(0));
@@ -244,7 +253,7 @@ impl Insistent {
                 let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
                 let netns = netns.to_owned();
                 thread::spawn(move || {
-                    // The thread stays in the pod's namespace, and ends with it.
+                    // The thread runs in the pod's namespace, which exists as long as the thread.
                     let _ = in_netns(&netns, || {
                         while !stop.load(Ordering::Relaxed) {
                             let _ = knock(target);
@@ -261,7 +270,7 @@ impl Insistent {
         }
     }
 
-    /// Waits until it has asked so often again.
+    /// Waits until this many more requests were sent.
     async fn asks(&self, more: usize) -> anyhow::Result<()> {
         let until = self.asked.load(Ordering::Relaxed) + more;
         eventually(DEADLINE, async || {
@@ -273,7 +282,7 @@ impl Insistent {
     }
 }
 
-impl Drop for Insistent {
+impl Drop for RequestLoop {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.asking.drain(..) {
@@ -282,7 +291,7 @@ impl Drop for Insistent {
     }
 }
 
-/// One request over a connection of its own, whose answer is not waited for long.
+/// Sends one request over a new connection, with a short timeout.
 fn knock(target: SocketAddr) -> std::io::Result<()> {
     let patience = Duration::from_millis(200);
     let mut stream = TcpStream::connect_timeout(&target, patience)?;
@@ -293,7 +302,7 @@ fn knock(target: SocketAddr) -> std::io::Result<()> {
     stream.read(&mut [0; 64]).map(|_| ())
 }
 
-/// Flushes of all kinds, for each backend, as a host's own programs run them.
+/// Flushes of all kinds, for each backend, as other programs on a host run them.
 fn flushes(backend: &str) -> Vec<Vec<String>> {
     let words = |commands: &[&str]| commands.iter().map(ToString::to_string).collect();
     if backend == "nftables" {
@@ -316,28 +325,28 @@ fn flushes(backend: &str) -> Vec<Vec<String>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn flush_opens_nothing() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("flush", cluster).await?;
-    let pod = site.pod("10.1.0.5")?;
-    let node = site.lab.node();
+    let fixture = AgentFixture::new("flush", cluster).await?;
+    let pod = fixture.pod("10.1.0.5")?;
+    let node = fixture.lab.node();
     for target in [METADATA, METADATA_6] {
         let open = ask::get_at(&pod, target, "/latest/user-data")?;
         assert!(open.body.contains(NODE_SECRET_MARKER), "the lab is real");
     }
-    let before = site.asked_for("user-data");
+    let before = fixture.asked_for("user-data");
     for backend in ["nftables", "iptables-nft", "iptables-legacy"] {
         let redirect = format!("--redirect={backend}");
-        let mut agent = site.agent(&[&redirect])?;
-        site.ready(&mut agent).await?;
-        let pods = Insistent::start(&pod.path());
+        let mut agent = fixture.agent(&[&redirect])?;
+        fixture.ready(&mut agent).await?;
+        let pods = RequestLoop::start(&pod.path());
         for commands in flushes(backend) {
             for _ in 0..3 {
                 for command in &commands {
-                    // The flushed rules may not be back yet.
+                    // The flushed rules may not be restored yet.
                     let _ = node.exec(command);
                 }
                 pods.asks(8).await?;
             }
-            // The node's own way stays open, and the redirect comes back.
+            // The node's own path stays open, and the redirect is restored.
             let own = ask::get_at(node, METADATA, "/latest/meta-data/instance-id")?;
             assert_eq!(own.status, 200, "{own:?}");
             eventually(DEADLINE, async || {
@@ -349,9 +358,9 @@ async fn flush_opens_nothing() -> anyhow::Result<()> {
             })
             .await?;
         }
-        let answered = site.asked_for("user-data") - before;
+        let answered = fixture.asked_for("user-data") - before;
         assert_eq!(answered, 0, "{backend}: answers of the node's own service");
-        // No agent is left to put anything back: the routing rules hold alone.
+        // No agent is running that could restore rules: the routing rules protect alone.
         agent.kill();
         for command in flushes(backend).concat() {
             let _ = node.exec(&command);
@@ -366,7 +375,7 @@ async fn flush_opens_nothing() -> anyhow::Result<()> {
             "{text}"
         );
         drop(pods);
-        let answered = site.asked_for("user-data") - before;
+        let answered = fixture.asked_for("user-data") - before;
         assert_eq!(answered, 0, "{backend}: answers of the node's own service");
         let removed = rolegate(node, &["redirect", "remove"])?;
         assert!(removed.status.success(), "{removed:?}");

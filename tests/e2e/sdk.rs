@@ -1,4 +1,4 @@
-//! The main job: unmodified SDKs in pods get the pods' own roles.
+//! The main function: unmodified SDKs in pods get the pods' own roles.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use rolegate_testkit::{Cluster, python};
 use serde_json::Value;
 
 use crate::ask::{self, CREDENTIALS, METADATA, METADATA_6};
+use crate::fixture::{AgentFixture, Pod, clean, no_secrets, served};
 use crate::shim::Sts;
-use crate::site::{Pod, Site, clean, no_secrets, served};
 
-/// Says who STS takes us for, or that there are no credentials.
+/// Prints the caller's identity according to STS, or that there are no credentials.
 const WHO_AM_I: &str = "
 import boto3, botocore.exceptions, json
 session = boto3.Session()
@@ -22,9 +22,9 @@ except botocore.exceptions.NoCredentialsError:
     print(json.dumps({'arn': None}))
 ";
 
-/// One process that works on until its first credentials have expired and it has seen a third key.
-/// Each piece of work finds its credentials anew, since botocore stretches the life of what a
-/// metadata service gives, by 12 minutes at least, when less than that is left of it.
+/// A process that runs until its first credentials have expired and it has seen a third key. Each
+/// step loads credentials again, since botocore extends the lifetime of metadata credentials by at
+/// least 12 minutes when they are about to expire.
 const WORK_ON: &str = "
 import boto3, botocore.exceptions, json, time
 def work(session):
@@ -62,7 +62,7 @@ mod iptables {
     }
 }
 
-/// Runs a program of the Python environment in a pod, which knows nothing but where STS is.
+/// Runs a program of the Python environment in a pod, in which only the STS endpoint is configured.
 pub(crate) fn run(
     sts: &Sts,
     pod: &Pod,
@@ -94,46 +94,48 @@ pub(crate) fn boto3(sts: &Sts, pod: &Pod) -> anyhow::Result<Option<String>> {
 
 async fn sdk_in_pod_gets_its_role(backend: &str) -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new(&format!("sdk-{backend}"), cluster).await?;
+    let fixture = AgentFixture::new(&format!("sdk-{backend}"), cluster).await?;
     for (namespace, allowed) in [("open", r#"["*"]"#), ("shut", r#"["other-*"]"#)] {
         let annotations = [("iam.amazonaws.com/allowed-roles", allowed)];
         cluster
-            .create_namespace(&site.namespace(namespace), &annotations)
+            .create_namespace(&fixture.namespace(namespace), &annotations)
             .await?;
     }
     cluster
-        .create_service_account(&site.namespace("open"), "api")
+        .create_service_account(&fixture.namespace("open"), "api")
         .await?;
     let pods = ["10.1.0.5", "10.1.0.6", "10.1.0.7", "10.1.0.8", "10.1.0.9"];
-    let pods = pods.map(|address| site.pod(address).unwrap());
+    let pods = pods.map(|address| fixture.pod(address).unwrap());
     let [reader, external, denied, bare, greedy] = &pods;
     let objects = [
-        site.object("open", "reader", reader)
+        fixture
+            .object("open", "reader", reader)
             .role("reader")
             .service_account("api"),
-        site.object("open", "external", external)
+        fixture
+            .object("open", "external", external)
             .role("arn:aws:iam::123456789012:role/team/partner")
             .annotation("iam.amazonaws.com/external-id", "customer-a"),
-        site.object("shut", "denied", denied).role("reader"),
-        site.object("open", "bare", bare),
+        fixture.object("shut", "denied", denied).role("reader"),
+        fixture.object("open", "bare", bare),
         // The node's own role.
-        site.object("open", "greedy", greedy).role("node"),
+        fixture.object("open", "greedy", greedy).role("node"),
     ];
     for object in &objects {
         cluster.run_pod(object).await?;
     }
     let redirect = format!("--redirect={backend}");
-    let mut agent = site.agent(&[&redirect, "--namespace-restrictions"])?;
-    site.ready(&mut agent).await?;
+    let mut agent = fixture.agent(&[&redirect, "--namespace-restrictions"])?;
+    fixture.ready(&mut agent).await?;
 
-    let namespace = site.namespace("open");
+    let namespace = fixture.namespace("open");
     let session = |role: &str, account: &str| {
         format!("arn:aws:sts::123456789012:assumed-role/{role}/{namespace}.{account}")
     };
-    served(&site, reader, "reader").await?;
-    assert_eq!(boto3(&site.sts, reader)?, Some(session("reader", "api")));
+    served(&fixture, reader, "reader").await?;
+    assert_eq!(boto3(&fixture.sts, reader)?, Some(session("reader", "api")));
     let (done, output) = run(
-        &site.sts,
+        &fixture.sts,
         reader,
         "aws",
         &["sts", "get-caller-identity", "--output", "json"],
@@ -143,20 +145,20 @@ async fn sdk_in_pod_gets_its_role(backend: &str) -> anyhow::Result<()> {
         "{output}"
     );
     assert_eq!(
-        boto3(&site.sts, external)?,
+        boto3(&fixture.sts, external)?,
         Some(session("partner", "default"))
     );
     for pod in [denied, bare, greedy] {
-        assert_eq!(boto3(&site.sts, pod)?, None);
+        assert_eq!(boto3(&fixture.sts, pod)?, None);
     }
-    let (done, output) = run(&site.sts, denied, "aws", &["sts", "get-caller-identity"])?;
+    let (done, output) = run(&fixture.sts, denied, "aws", &["sts", "get-caller-identity"])?;
     assert!(
         !done && output.contains("Unable to locate credentials"),
         "{output}"
     );
 
-    // Each session is made for its pod alone, and none for those that may have none.
-    for assumed in site.sts.assumed() {
+    // Each session is created for one pod, and none for pods without a role.
+    for assumed in fixture.sts.assumed() {
         let asked = |key: &str| assumed.asked.get(key).map(String::as_str);
         let external_id = match asked("RoleArn") {
             Some("arn:aws:iam::123456789012:role/reader") => None,
@@ -181,15 +183,15 @@ async fn sdk_in_pod_gets_its_role(backend: &str) -> anyhow::Result<()> {
         "eu-west-1"
     );
 
-    the_node_keeps_its_secrets(&site, &pods)?;
+    the_node_keeps_its_secrets(&fixture, &pods)?;
     no_secrets(&agent.log())?;
-    let metrics = site.admin("/metrics")?;
+    let metrics = fixture.admin("/metrics")?;
     assert_eq!(metrics.status, 200);
     no_secrets(&metrics.body)
 }
 
-/// Asks for the node's secrets by many spellings, in each pod, at both addresses.
-fn the_node_keeps_its_secrets(site: &Site, pods: &[Pod]) -> anyhow::Result<()> {
+/// Requests the node's secrets with many spellings, in each pod, at both addresses.
+fn the_node_keeps_its_secrets(fixture: &AgentFixture, pods: &[Pod]) -> anyhow::Result<()> {
     const SPELLINGS: &[&str] = &[
         "/latest/meta-data/iam/security-credentials/node",
         "/latest/meta-data/iam/security-credentials//node",
@@ -220,7 +222,7 @@ fn the_node_keeps_its_secrets(site: &Site, pods: &[Pod]) -> anyhow::Result<()> {
             }
         }
     }
-    // The agent asks for the role's name and its own credentials; for nothing else that is secret.
+    // The agent itself requests the role's name and its own credentials, and no other secret.
     for secret in [
         "user-data",
         "identity-credentials",
@@ -230,7 +232,7 @@ fn the_node_keeps_its_secrets(site: &Site, pods: &[Pod]) -> anyhow::Result<()> {
         "//",
     ] {
         assert!(
-            !site.reached(secret),
+            !fixture.reached(secret),
             "{secret} was asked for at the metadata service"
         );
     }
@@ -240,23 +242,25 @@ fn the_node_keeps_its_secrets(site: &Site, pods: &[Pod]) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn sdk_refreshes_across_an_expiry() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("expiry", cluster).await?;
-    site.sts.set_life(Duration::from_secs(12));
-    cluster.create_namespace(&site.namespace("a"), &[]).await?;
-    let pod = site.pod("10.1.0.5")?;
+    let fixture = AgentFixture::new("expiry", cluster).await?;
+    fixture.sts.set_life(Duration::from_secs(12));
     cluster
-        .run_pod(&site.object("a", "worker", &pod).role("worker"))
+        .create_namespace(&fixture.namespace("a"), &[])
         .await?;
-    let _agent = site.ready_agent(&[]).await?;
-    served(&site, &pod, "worker").await?;
+    let pod = fixture.pod("10.1.0.5")?;
+    cluster
+        .run_pod(&fixture.object("a", "worker", &pod).role("worker"))
+        .await?;
+    let _agent = fixture.ready_agent(&[]).await?;
+    served(&fixture, &pod, "worker").await?;
 
-    let (done, output) = run(&site.sts, &pod, "python", &["-c", WORK_ON])?;
+    let (done, output) = run(&fixture.sts, &pod, "python", &["-c", WORK_ON])?;
     ensure!(done, "boto3: {output}");
     let report: Value = serde_json::from_str(&output).context(output)?;
     assert_eq!(report["first"], "ExpiredToken", "{report}");
     let arn = format!(
         "arn:aws:sts::123456789012:assumed-role/worker/{}.default",
-        site.namespace("a")
+        fixture.namespace("a")
     );
     assert_eq!(report["arn"], arn, "{report}");
     let keys: BTreeSet<&str> = report["keys"]
@@ -266,9 +270,9 @@ async fn sdk_refreshes_across_an_expiry() -> anyhow::Result<()> {
         .filter_map(Value::as_str)
         .collect();
     assert!(keys.len() >= 3, "{report}");
-    // STS is asked when a session has aged, not when a pod asks.
+    // The agent calls STS when a session needs a refresh, not when a pod requests credentials.
     let calls = report["calls"].as_u64().unwrap();
-    let sessions = site.sts.assumed().len() as u64;
+    let sessions = fixture.sts.assumed().len() as u64;
     assert!(
         sessions < calls,
         "{sessions} sessions for {calls} calls: {report}"

@@ -1,4 +1,4 @@
-//! Shares of a node's pods in what its agent has for all of them.
+//! The shares of a node's pods in the resources of its agent.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,20 +8,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use rolegate_testkit::eventually;
 
+use crate::fixture::DEADLINE;
 use crate::loopback::{Agent, Client, Surroundings, connect};
-use crate::site::DEADLINE;
 
-/// Pods that take all they can get.
+/// The number of greedy pods.
 const GREEDY: u8 = 32;
-/// Connections that each of them tries to hold: together more than the agent has.
+/// The number of connections that each greedy pod tries to hold: together more than the agent
+/// accepts.
 const EACH: usize = 80;
-/// New connections that each of them opens for those it loses.
+/// The number of new connections that each of them opens for lost ones.
 const REOPENED: usize = 1000;
-/// Requests of a neighbour meanwhile.
+/// The number of a neighbor's requests meanwhile.
 const REQUESTS: usize = 100;
-/// Worker processes of one pod.
+/// The number of worker processes of one pod.
 const WORKERS: usize = 200;
-/// The connections that an agent has for all pods.
+/// The number of connections that an agent accepts from all pods.
 const ALL: f64 = 2048.0;
 
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(127, 2, 0, 1);
@@ -31,12 +32,12 @@ fn greedy(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 1, 0, n)
 }
 
-/// The other address of a pod that has two.
+/// The second address of a pod with two.
 fn second(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 1, 1, n)
 }
 
-/// A connection on which credentials were served.
+/// An open connection on which credentials were served.
 fn served(from: Ipv4Addr, port: u16) -> anyhow::Result<Client> {
     let mut client = connect(from, port)?;
     let answer = client.credentials()?;
@@ -47,15 +48,16 @@ fn served(from: Ipv4Addr, port: u16) -> anyhow::Result<Client> {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_pod_starves_no_neighbour() -> anyhow::Result<()> {
     more_files()?;
-    let site = Surroundings::new().await?;
-    site.pod("neighbour", &[NEIGHBOUR]);
-    site.pod("worker", &[WORKER]);
+    let fixture = Surroundings::new().await?;
+    fixture.pod("neighbour", &[NEIGHBOUR]);
+    fixture.pod("worker", &[WORKER]);
     for n in 1..=GREEDY {
-        site.pod(&format!("greedy-{n}"), &[greedy(n), second(n)]);
+        fixture.pod(&format!("greedy-{n}"), &[greedy(n), second(n)]);
     }
-    // Fewer files than connections, until it asks for more.
+    // The soft limit of open files is lower than the number of connections, until the agent raises
+    // it.
     let flags = ["--metadata-allow=meta-data/tags/.*"];
-    let mut agent = site.agent(1024, &flags).await?;
+    let mut agent = fixture.agent(1024, &flags).await?;
     agent.serves(NEIGHBOUR).await?;
     agent.serves(second(GREEDY)).await?;
     all_workers_are_served(&agent)?;
@@ -90,7 +92,7 @@ async fn one_pod_starves_no_neighbour() -> anyhow::Result<()> {
     })
     .await?;
     neighbours_are_served(&agent, &mut kept, held)?;
-    forwards_are_shared(&site, &agent)?;
+    forwards_are_shared(&fixture, &agent)?;
     let stranger = strangers_leave_room(&agent)?;
     drop(stranger);
     let rss = agent.memory()? / 1024.0 / 1024.0;
@@ -98,7 +100,8 @@ async fn one_pod_starves_no_neighbour() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All connections of a large machine's worker processes are served, and none is closed before.
+/// The agent serves all connections of a large machine's worker processes, and closes none of them
+/// before.
 fn all_workers_are_served(agent: &Agent) -> anyhow::Result<()> {
     let workers = (0..WORKERS).map(|_| agent.connect(WORKER));
     let mut workers = workers.collect::<anyhow::Result<Vec<_>>>()?;
@@ -106,7 +109,7 @@ fn all_workers_are_served(agent: &Agent) -> anyhow::Result<()> {
         let answer = worker.credentials().context("a worker's first request")?;
         ensure!(answer.status == 200, "{answer:?}");
     }
-    // Those that were asked to close open another; the others go on.
+    // Clients that were asked to close their connection open another; the others continue.
     for mut worker in workers {
         if worker.is_closed()? {
             worker = agent.connect(WORKER)?;
@@ -122,7 +125,7 @@ fn all_workers_are_served(agent: &Agent) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A neighbour is served while greedy pods open anew what they lose.
+/// A neighbor is served while greedy pods reopen lost connections.
 fn neighbours_are_served(
     agent: &Agent,
     kept: &mut Client,
@@ -147,7 +150,7 @@ fn neighbours_are_served(
                         {
                             left -= 1;
                             *client = new;
-                            // Not all of them wait for their answers.
+                            // Not all of them wait for their responses.
                             if left.is_multiple_of(2) {
                                 let _ = client.credentials();
                             }
@@ -172,10 +175,10 @@ fn neighbours_are_served(
                 times[times.len() / 2],
                 times[times.len() - 1],
             );
-            // It holds one connection, and keeps it.
+            // The neighbor keeps its one connection.
             let answer = kept.credentials().context("the kept connection")?;
             ensure!(answer.status == 200, "{answer:?}");
-            // A pod of many workers has its share, and each of them is served.
+            // A pod with many workers has its share, and each worker is served.
             let workers = (0..WORKERS).map(|_| served(WORKER, port));
             let workers = workers.collect::<anyhow::Result<Vec<_>>>();
             workers.context("a worker next to greedy pods").map(drop)
@@ -185,9 +188,8 @@ fn neighbours_are_served(
     })
 }
 
-/// Four pods that ask for all they can get leave a fifth its share of the pass-through, and what is
-/// kept of it.
-fn forwards_are_shared(site: &Surroundings, agent: &Agent) -> anyhow::Result<()> {
+/// Four greedy pods leave a fifth pod its share of forwarded requests and of their cache.
+fn forwards_are_shared(fixture: &Surroundings, agent: &Agent) -> anyhow::Result<()> {
     let port = agent.port();
     let region = "/latest/meta-data/placement/region";
     let mut neighbour = connect(NEIGHBOUR, port)?;
@@ -200,7 +202,7 @@ fn forwards_are_shared(site: &Surroundings, agent: &Agent) -> anyhow::Result<()>
             if stop.load(Ordering::Relaxed) {
                 break;
             }
-            // Made-up names are remembered too, each in turn.
+            // Nonexistent paths are cached too, each in turn.
             let name = place * 200 + n;
             let path = format!("/latest/meta-data/placement/made-up-{name}");
             let answer = client.request("GET", &path, &[])?;
@@ -231,7 +233,7 @@ fn forwards_are_shared(site: &Surroundings, agent: &Agent) -> anyhow::Result<()>
         }
         let done = (|| {
             for n in 0..100 {
-                // The pace of the pod: less than a fifth of 200 a second.
+                // The rate of the pod: less than a fifth of 200 per second.
                 thread::sleep(Duration::from_millis(30));
                 let path = format!("/latest/meta-data/tags/instance/{n}");
                 let answer = neighbour.request("GET", &path, &[])?;
@@ -246,7 +248,7 @@ fn forwards_are_shared(site: &Surroundings, agent: &Agent) -> anyhow::Result<()>
     println!("of four greedy pods {passed} requests were passed on and {limited} refused");
     ensure!(limited > 0 && passed > 0);
     ensure!(neighbour.request("GET", region, &[])?.status == 200);
-    let requests = site.imds.requests();
+    let requests = fixture.imds.requests();
     let of_region = requests
         .iter()
         .filter(|it| it.path == region && it.method == "GET");
@@ -258,7 +260,7 @@ fn forwards_are_shared(site: &Surroundings, agent: &Agent) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Addresses of no pod take no more than their share, and make room.
+/// Addresses of no pod get at most their share, and are evicted for pods.
 fn strangers_leave_room(agent: &Agent) -> anyhow::Result<Vec<Client>> {
     let stranger = |n: u8| Ipv4Addr::new(127, 3, 0, n);
     let held = (0..=u8::MAX).flat_map(|n| (0..3).map(move |_| n));
@@ -270,7 +272,7 @@ fn strangers_leave_room(agent: &Agent) -> anyhow::Result<Vec<Client>> {
     ensure!(
         agent.metric("rolegate_limit_reached_total{limit=\"unknown_peer_connections\"} ")? > 0.0
     );
-    // One that comes later is served in turn, such as a pod that is not known yet.
+    // A later client is served in turn, such as a pod that is not known yet.
     let mut late = agent.connect(Ipv4Addr::new(127, 3, 1, 1))?;
     ensure!(late.request("GET", "/", &[])?.status == 200);
     Ok(held)
@@ -282,7 +284,7 @@ fn eventually_closed(held: &[Client]) -> anyhow::Result<usize> {
     Ok(open.iter().filter(|closed| !**closed).count())
 }
 
-/// Lets this test hold its own ends.
+/// Raises this test's own limit of open files for its ends of the connections.
 fn more_files() -> anyhow::Result<()> {
     let now = rolegate_runtime::process::raise_open_files();
     ensure!(

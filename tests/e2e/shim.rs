@@ -1,5 +1,5 @@
-//! A shim before moto: remembers who was given what, shortens lives, which moto (as AWS) never makes
-//! shorter than 15 minutes, and refuses sessions that are over, which moto doesn't.
+//! A proxy before moto. It records the sessions and their requests, shortens lifetimes, for which
+//! moto, like AWS, has a minimum of 15 minutes, and rejects expired sessions, which moto does not.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -32,12 +32,12 @@ use tokio_util::task::AbortOnDropHandle;
 pub(crate) struct Assumed {
     /// The parameters of the request: `RoleArn`, `RoleSessionName`, `ExternalId`…
     pub(crate) asked: BTreeMap<String, String>,
-    /// The access key that was given.
+    /// The access key of the session.
     pub(crate) access_key: String,
     end: Timestamp,
 }
 
-/// An STS on this host's loopback; it ends when dropped.
+/// An STS on this host's loopback, which stops when dropped.
 pub(crate) struct Sts {
     port: u16,
     state: Arc<State>,
@@ -51,7 +51,7 @@ struct State {
     assumed: Mutex<Vec<Assumed>>,
 }
 
-/// The moto that all tests share; it keeps nothing that could set them apart.
+/// The moto that all tests share. It stores nothing that tests could see of each other.
 async fn moto() -> anyhow::Result<&'static Moto> {
     static MOTO: OnceCell<Moto> = OnceCell::const_new();
     MOTO.get_or_try_init(Moto::start).await
@@ -62,7 +62,7 @@ impl Sts {
         Self::before(moto().await?).await
     }
 
-    /// Before a moto of the test's own, which may end.
+    /// Starts a proxy before a separate moto, which the test may stop.
     pub(crate) async fn before(moto: &Moto) -> anyhow::Result<Self> {
         let state = Arc::new(State {
             moto: moto.port().into(),
@@ -78,32 +78,32 @@ impl Sts {
         })
     }
 
-    /// Its port on 127.0.0.1.
+    /// Returns the port on 127.0.0.1.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its URL, in whatever namespace the port is forwarded to.
+    /// Returns the URL, in any namespace to which the port is forwarded.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Passes requests on to this moto from now on.
+    /// Forwards requests to this moto from now on.
     pub(crate) fn lead_to(&self, moto: &Moto) {
         self.state.moto.store(moto.port(), Ordering::SeqCst);
     }
 
-    /// Makes sessions end this far from now.
+    /// Sets the lifetime of sessions.
     pub(crate) fn set_life(&self, life: Duration) {
         *self.state.life.lock() = Some(life);
     }
 
-    /// All sessions given so far.
+    /// Returns all sessions so far.
     pub(crate) fn assumed(&self) -> Vec<Assumed> {
         self.state.assumed.lock().clone()
     }
 
-    /// The role whose session an access key belongs to.
+    /// Returns the role of the session with an access key.
     pub(crate) fn role_of(&self, access_key: &str) -> anyhow::Result<String> {
         self.assumed()
             .into_iter()
@@ -188,7 +188,7 @@ fn expired() -> Response<Full<Bytes>> {
     response
 }
 
-/// The text of an XML element that has no others inside.
+/// Returns the text of an XML element without child elements.
 fn element<'a>(xml: &'a str, name: &str) -> anyhow::Result<&'a str> {
     let (_, rest) = xml
         .split_once(&format!("<{name}>"))

@@ -1,12 +1,12 @@
-//! Metadata tokens, which clients keep for hours whatever happens to the agent.
+//! Metadata tokens, which clients keep for hours while agents restart.
 
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, ensure};
 
+use crate::fixture::DEADLINE;
 use crate::loopback::{Agent, Surroundings};
-use crate::site::DEADLINE;
 
 const POD: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
 const OTHER: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 2);
@@ -27,7 +27,7 @@ fn status(agent: &Agent, from: Ipv4Addr, token: &str) -> anyhow::Result<u16> {
     Ok(agent.connect(from)?.request("GET", ROLE, &token)?.status)
 }
 
-/// All tokens are good for the pod that they were given to, and for no other.
+/// Each token is valid for the pod that requested it, and for no other pod.
 fn all_are_good(agent: &Agent, tokens: &[String], when: &str) -> anyhow::Result<()> {
     for (number, token) in tokens.iter().enumerate() {
         let found = status(agent, POD, token)?;
@@ -42,10 +42,10 @@ fn all_are_good(agent: &Agent, tokens: &[String], when: &str) -> anyhow::Result<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_survive_a_restart() -> anyhow::Result<()> {
-    let site = Surroundings::new().await?;
-    site.pod("pod", &[POD]);
-    site.pod("other", &[OTHER]);
-    let mut agent = site.agent(FILES, &[]).await?;
+    let fixture = Surroundings::new().await?;
+    fixture.pod("pod", &[POD]);
+    fixture.pod("other", &[OTHER]);
+    let mut agent = fixture.agent(FILES, &[]).await?;
     agent.serves(POD).await?;
     ensure!(!agent.admin("/readyz")?.body.contains("token-keys"));
     let mut tokens = vec![token(&agent)?];
@@ -53,21 +53,21 @@ async fn tokens_survive_a_restart() -> anyhow::Result<()> {
     // A crash.
     agent.process.kill();
     drop(agent);
-    let mut agent = site.agent(FILES, &[]).await?;
+    let mut agent = fixture.agent(FILES, &[]).await?;
     agent.serves(POD).await?;
     all_are_good(&agent, &tokens, "a crash")?;
     tokens.push(token(&agent)?);
 
-    // A plain restart.
+    // A graceful restart.
     ensure!(agent.process.stop().await?.success());
     drop(agent);
-    let mut agent = site.agent(FILES, &[]).await?;
+    let mut agent = fixture.agent(FILES, &[]).await?;
     agent.serves(POD).await?;
     all_are_good(&agent, &tokens, "a restart")?;
     tokens.push(token(&agent)?);
 
-    // A hand-over, and a crash of the one that took over.
-    let mut next = site.agent(FILES, &[]).await?;
+    // A handover, and a crash of the new agent.
+    let mut next = fixture.agent(FILES, &[]).await?;
     ensure!(
         next.process.log().contains("took over"),
         "{}",
@@ -79,12 +79,12 @@ async fn tokens_survive_a_restart() -> anyhow::Result<()> {
     tokens.push(token(&next)?);
     next.process.kill();
     drop((agent, next));
-    let mut agent = site.agent(FILES, &[]).await?;
+    let mut agent = fixture.agent(FILES, &[]).await?;
     agent.serves(POD).await?;
     all_are_good(&agent, &tokens, "a crash after a hand-over")?;
 
     // Only root can read the keys.
-    let mut keys = std::fs::read_dir(site.runtime.path())?.filter_map(|entry| {
+    let mut keys = std::fs::read_dir(fixture.runtime.path())?.filter_map(|entry| {
         let path = entry.ok()?.path();
         (path.extension()? == "keys").then_some(path)
     });
@@ -94,14 +94,14 @@ async fn tokens_survive_a_restart() -> anyhow::Result<()> {
         found.is_file() && found.mode() & 0o7777 == 0o600,
         "{found:?}"
     );
-    ensure!(std::fs::metadata(site.runtime.path())?.mode() & 0o7777 == 0o700);
+    ensure!(std::fs::metadata(fixture.runtime.path())?.mode() & 0o7777 == 0o700);
 
-    // A file that another user could have written is not trusted: tokens end, and new ones are
-    // issued.
+    // A file that another user could have written is not trusted: its tokens become invalid, and
+    // new ones are issued.
     ensure!(agent.process.stop().await?.success());
     drop(agent);
     std::os::unix::fs::chown(&keys, Some(65_534), None)?;
-    let mut agent = site.agent(FILES, &[]).await?;
+    let mut agent = fixture.agent(FILES, &[]).await?;
     agent.serves(POD).await?;
     ensure!(
         agent.process.log().contains("it belongs to another user"),
@@ -116,12 +116,12 @@ async fn tokens_survive_a_restart() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_of_tokens_are_on_no_disk() -> anyhow::Result<()> {
-    let mut site = Surroundings::new().await?;
-    // The folder of the build is on one.
+    let mut fixture = Surroundings::new().await?;
+    // The build directory is on a disk.
     let test = std::env::current_exe()?;
-    site.runtime = tempfile::tempdir_in(test.parent().context("no folder")?)?;
-    site.pod("pod", &[POD]);
-    let mut agent = site.agent(FILES, &[]).await?;
+    fixture.runtime = tempfile::tempdir_in(test.parent().context("no folder")?)?;
+    fixture.pod("pod", &[POD]);
+    let mut agent = fixture.agent(FILES, &[]).await?;
     agent.serves(POD).await?;
     let ready = agent.admin("/readyz")?;
     ensure!(
@@ -138,7 +138,7 @@ async fn keys_of_tokens_are_on_no_disk() -> anyhow::Result<()> {
     );
     let token = token(&agent)?;
     ensure!(status(&agent, POD, &token)? == 200);
-    for entry in std::fs::read_dir(site.runtime.path())? {
+    for entry in std::fs::read_dir(fixture.runtime.path())? {
         let path = entry?.path();
         ensure!(
             path.extension().is_some_and(|it| it == "sock"),
@@ -146,8 +146,8 @@ async fn keys_of_tokens_are_on_no_disk() -> anyhow::Result<()> {
             path.display()
         );
     }
-    // A hand-over keeps them all the same.
-    let mut next = site.agent(FILES, &[]).await?;
+    // A handover keeps the tokens nevertheless.
+    let mut next = fixture.agent(FILES, &[]).await?;
     next.process.wait_for_line("took over", DEADLINE).await?;
     next.serves(POD).await?;
     ensure!(status(&next, POD, &token)? == 200);

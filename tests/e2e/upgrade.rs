@@ -1,48 +1,51 @@
-//! A new agent takes over from the old one while pods go on asking.
+//! A new agent takes over from the old one while pods continuously send requests.
 
 use anyhow::ensure;
 use rolegate_testkit::{Cluster, Rolegate};
 
 use crate::ask::{self, CREDENTIALS};
 use crate::asking::Asking;
-use crate::site::{DEADLINE, Site, served};
+use crate::fixture::{AgentFixture, DEADLINE, served};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn upgrade_without_a_gap() -> anyhow::Result<()> {
     let cluster = Cluster::shared().await?;
-    let site = Site::new("upgrade", cluster).await?;
-    cluster.create_namespace(&site.namespace("a"), &[]).await?;
-    let pod = site.pod("10.1.0.5")?;
+    let fixture = AgentFixture::new("upgrade", cluster).await?;
     cluster
-        .run_pod(&site.object("a", "reader", &pod).role("reader"))
+        .create_namespace(&fixture.namespace("a"), &[])
         .await?;
-    // An agent that hands over must keep the rules, in spite of --redirect-remove-at-exit.
+    let pod = fixture.pod("10.1.0.5")?;
+    cluster
+        .run_pod(&fixture.object("a", "reader", &pod).role("reader"))
+        .await?;
+    // An agent that hands over must leave the rules in place despite --redirect-remove-at-exit.
     let flags = ["--imds-v2=required", "--redirect-remove-at-exit"];
-    let old = site.ready_agent(&["--redirect-remove-at-exit"]).await?;
-    served(&site, &pod, "reader").await?;
+    let old = fixture.ready_agent(&["--redirect-remove-at-exit"]).await?;
+    served(&fixture, &pod, "reader").await?;
     let token = ask::token(&pod)?;
 
     let header = ("X-aws-ec2-metadata-token", token.as_str());
     let mut new = Asking::during(&pod, "reader", &[header], async |asking| {
-        take_over(&site, asking, old, &flags).await
+        take_over(&fixture, asking, old, &flags).await
     })?;
-    // It is the new one that answers, and the rules are still there.
+    // The new agent responds, and the rules are still in place.
     assert_eq!(ask::get(&pod, CREDENTIALS)?.status, 401);
     assert!(
-        site.lab
+        fixture
+            .lab
             .node()
             .exec("nft list table inet rolegate")?
             .contains("8181")
     );
     assert_eq!(ask::get(&pod, "/latest/user-data")?.status, 401);
-    assert!(!site.reached("user-data"));
+    assert!(!fixture.reached("user-data"));
     assert!(new.stop().await?.success());
     Ok(())
 }
 
-/// Starts the next agent, and ends the old one when the next is ready, as a rolling update does.
+/// Starts the next agent, and stops the old one when the next is ready, as a rolling update does.
 async fn take_over(
-    site: &Site,
+    fixture: &AgentFixture,
     asking: &Asking,
     mut old: Rolegate,
     flags: &[&str],
@@ -53,9 +56,9 @@ async fn take_over(
         .chain(flags)
         .copied()
         .collect();
-    let mut new = site.agent(&all)?;
+    let mut new = fixture.agent(&all)?;
     new.wait_for_line("took over", DEADLINE).await?;
-    site.ready(&mut new).await?;
+    fixture.ready(&mut new).await?;
     asking.more(50).await?;
     ensure!(
         old.exited()?.is_none(),

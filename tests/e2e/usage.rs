@@ -1,4 +1,4 @@
-//! Wrong usage is refused at start, with a sentence that says what to do.
+//! Wrong usage is rejected at start, with a sentence that says what to do.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -6,11 +6,11 @@ use std::process::Command;
 use anyhow::Context;
 use rolegate_testkit::Rolegate;
 
-/// Runs `rolegate` to its end; gives its exit code and what it said on standard error.
+/// Runs `rolegate` until it exits; returns its exit code and its standard error.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<(Option<i32>, String)> {
     let mut command = Command::new("timeout");
     command
-        // What starts though it should refuse ends the test.
+        // A process that starts although it should reject its arguments ends the test.
         .args(["-k", "1", "60"])
         .arg(Rolegate::path()?)
         .args(arguments)
@@ -172,7 +172,7 @@ fn what_is_wrong_in_the_configuration_file_is_named() -> anyhow::Result<()> {
 
 #[test]
 fn an_empty_value_switches_a_folder_off() -> anyhow::Result<()> {
-    // Something else is wrong: what was accepted is not complained of.
+    // The fault is elsewhere, so the accepted value is not reported.
     let flags = [
         "--runtime-dir=",
         "--redirect-check-dir=",
@@ -199,7 +199,7 @@ fn an_empty_value_switches_a_folder_off() -> anyhow::Result<()> {
 fn command_line_goes_before_environment_before_file() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("rolegate.yaml");
-    // What a value is refused for tells which one was taken.
+    // The reason of the rejection shows which value was used.
     std::fs::write(&path, "wait: from-file\nreserved-role: [a, b]\n")?;
     let file = format!("--config={}", path.display());
     let environment = ("ROLEGATE_WAIT", "from-environment");
@@ -216,7 +216,7 @@ fn command_line_goes_before_environment_before_file() -> anyhow::Result<()> {
             "{taken}: {said}"
         );
     }
-    // A good value hides a bad one further back.
+    // A valid value must not hide an invalid one further back.
     let (code, said) = run(&[&file, "--wait=1s", "--max-staleness=1s"], &[environment])?;
     assert!(
         code == Some(64) && said.contains("--max-staleness"),

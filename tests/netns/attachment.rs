@@ -1,5 +1,5 @@
-//! An address belongs to its pod's place: on a network that pods share, where the container runtime
-//! recorded it; elsewhere where the routing table says.
+//! An address belongs to the attachment of its pod: on a network that pods share, the port that the
+//! container runtime recorded; on other networks, the interface in the routing table.
 
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -16,27 +16,27 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::scene::{Client, DIRECT, Scene, fetch, on};
+use crate::harness::{Client, DIRECT, RedirectHarness, fetch, on};
 
-/// For what happens elsewhere, on a machine that has other things to do too.
+/// Timeout for events on a machine that may be busy.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The node's addresses, with a folder for the container runtime's records.
-pub(crate) struct Place {
+/// The node's addresses, with a directory for the container runtime's records.
+pub(crate) struct Fixture {
     attachments: Attachments,
     results: TempDir,
 }
 
-fn open(scene: &Scene, pattern: Option<&str>) -> anyhow::Result<Place> {
-    open_with(scene, pattern, EVENT_BUFFER)
+fn open(harness: &RedirectHarness, pattern: Option<&str>) -> anyhow::Result<Fixture> {
+    open_with(harness, pattern, EVENT_BUFFER)
 }
 
-/// With a buffer of so many bytes for the kernel's events.
+/// Creates the harness with a buffer of this size, in bytes, for the kernel's events.
 pub(crate) fn open_with(
-    scene: &Scene,
+    harness: &RedirectHarness,
     pattern: Option<&str>,
     event_buffer: usize,
-) -> anyhow::Result<Place> {
+) -> anyhow::Result<Fixture> {
     let results = tempfile::tempdir()?;
     let options = AttachmentOptions {
         interface: pattern.map(str::parse).transpose()?,
@@ -46,14 +46,14 @@ pub(crate) fn open_with(
         unrecorded: Unrecorded::Refuse,
         event_buffer,
     };
-    let attachments = scene.lab.node().run(|| Attachments::open(options))??;
-    Ok(Place {
+    let attachments = harness.lab.node().run(|| Attachments::open(options))??;
+    Ok(Fixture {
         attachments,
         results,
     })
 }
 
-impl Deref for Place {
+impl Deref for Fixture {
     type Target = Attachments;
 
     fn deref(&self) -> &Attachments {
@@ -61,15 +61,20 @@ impl Deref for Place {
     }
 }
 
-impl Place {
-    /// The runtime recorded the pod by this UID.
-    pub(crate) fn record(&self, scene: &Scene, pod: &Pod, uid: &str) -> anyhow::Result<PathBuf> {
+impl Fixture {
+    /// The container runtime recorded the pod with this UID.
+    pub(crate) fn record(
+        &self,
+        harness: &RedirectHarness,
+        pod: &Pod,
+        uid: &str,
+    ) -> anyhow::Result<PathBuf> {
         let of = PodName {
             namespace: "shop",
             name: uid,
             uid,
         };
-        let file = pod.record(scene.lab.node(), self.results.path(), of)?;
+        let file = pod.record(harness.lab.node(), self.results.path(), of)?;
         self.read_records();
         Ok(file)
     }
@@ -94,7 +99,8 @@ pub(crate) fn pod_id(uid: &str) -> PodId {
     }
 }
 
-/// The pod's answers come from where its requests do: the node knows its MAC address and port.
+/// The node knows the MAC address and port of the pod, because the pod's responses come from the
+/// same interface as its requests.
 pub(crate) fn talk(pod: &Pod) -> anyhow::Result<()> {
     for direct in DIRECT {
         fetch(pod, direct)?;
@@ -108,21 +114,21 @@ pub(crate) fn addresses(pod: &Pod) -> [IpAddr; 2] {
 
 #[test]
 fn threat_01_an_address_is_found_on_its_interface_and_others_are_not_pods() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::None)?;
-    let veth = scene.pod()?;
-    let bridged = scene.lab.pod("10.2.0.7", PodLink::Bridge)?;
-    let macvlan = scene.lab.pod("10.3.0.7", PodLink::Macvlan)?;
-    let place = open(&scene, None)?;
+    let harness = RedirectHarness::new(Backend::None)?;
+    let veth = harness.pod()?;
+    let bridged = harness.lab.pod("10.2.0.7", PodLink::Bridge)?;
+    let macvlan = harness.lab.pod("10.3.0.7", PodLink::Macvlan)?;
+    let fixture = open(&harness, None)?;
     for pod in [&veth, &bridged, &macvlan] {
         for (addr, direct) in addresses(pod).into_iter().zip(DIRECT) {
             fetch(pod, direct)?;
-            let found = place.resolve(addr)?.unwrap();
+            let found = fixture.resolve(addr)?.unwrap();
             assert_eq!(found.name, pod.interface);
             assert_eq!(found.can_be_forged(), pod.interface == "mac0");
             match found.kind {
                 Kind::PointToPoint => assert_eq!(pod.interface, veth.interface),
                 Kind::Bridge { mac, port } => {
-                    let index = scene.lab.node().exec(&format!(
+                    let index = harness.lab.node().exec(&format!(
                         "ip -o link show {}",
                         bridged.port.as_deref().unwrap()
                     ))?;
@@ -137,7 +143,7 @@ fn threat_01_an_address_is_found_on_its_interface_and_others_are_not_pods() -> a
             }
         }
     }
-    let node = scene.lab.node();
+    let node = harness.lab.node();
     node.exec("ip route add 192.0.2.0/24 via 10.2.0.7")?;
     node.exec("ip route add 2001:db8::/64 via fd02::7")?;
     for other in [
@@ -151,9 +157,9 @@ fn threat_01_an_address_is_found_on_its_interface_and_others_are_not_pods() -> a
         "fd10::fe",
         "2001:db8::1",
     ] {
-        assert_eq!(place.resolve(other.parse()?)?, None, "{other}");
+        assert_eq!(fixture.resolve(other.parse()?)?, None, "{other}");
     }
-    let only = open(&scene, Some("cni0"))?;
+    let only = open(&harness, Some("cni0"))?;
     assert_eq!(only.resolve(veth.v4.into())?, None);
     assert!(only.resolve(bridged.v4.into())?.is_some());
     Ok(())
@@ -161,41 +167,48 @@ fn threat_01_an_address_is_found_on_its_interface_and_others_are_not_pods() -> a
 
 #[test]
 fn threat_02_an_address_that_moves_is_nobody_s_until_its_new_pod_is_known() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::None)?;
-    let place = open(&scene, Some("eni+"))?;
-    let old = scene.pod()?;
-    assert_eq!(place.verdicts("old", &old)?, [Verdict::Unknown; 2]);
-    place.seen(pod_id("old"), &addresses(&old));
-    assert_eq!(place.verdicts("old", &old)?, [Verdict::Same; 2]);
+    let harness = RedirectHarness::new(Backend::None)?;
+    let fixture = open(&harness, Some("eni+"))?;
+    let old = harness.pod()?;
+    assert_eq!(fixture.verdicts("old", &old)?, [Verdict::Unknown; 2]);
+    fixture.seen(pod_id("old"), &addresses(&old));
+    assert_eq!(fixture.verdicts("old", &old)?, [Verdict::Same; 2]);
     drop(old);
-    let new = scene.pod()?;
-    assert_eq!(place.verdicts("old", &new)?, [Verdict::Changed; 2]);
-    place.seen(pod_id("old"), &addresses(&new));
-    assert_eq!(place.verdicts("old", &new)?, [Verdict::Changed; 2]);
-    place.seen(pod_id("new"), &addresses(&new));
-    assert_eq!(place.verdicts("new", &new)?, [Verdict::Same; 2]);
-    assert_eq!(place.verdicts("old", &new)?, [Verdict::Changed; 2]);
-    place.forget("old");
-    assert_eq!(place.verdicts("old", &new)?, [Verdict::Unknown; 2]);
-    assert_eq!(place.verdicts("new", &new)?, [Verdict::Same; 2]);
+    let new = harness.pod()?;
+    assert_eq!(fixture.verdicts("old", &new)?, [Verdict::Changed; 2]);
+    fixture.seen(pod_id("old"), &addresses(&new));
+    assert_eq!(fixture.verdicts("old", &new)?, [Verdict::Changed; 2]);
+    fixture.seen(pod_id("new"), &addresses(&new));
+    assert_eq!(fixture.verdicts("new", &new)?, [Verdict::Same; 2]);
+    assert_eq!(fixture.verdicts("old", &new)?, [Verdict::Changed; 2]);
+    fixture.forget("old");
+    assert_eq!(fixture.verdicts("old", &new)?, [Verdict::Unknown; 2]);
+    assert_eq!(fixture.verdicts("new", &new)?, [Verdict::Same; 2]);
     Ok(())
 }
 
 #[test]
 fn of_two_pods_with_one_address_the_one_that_is_left_keeps_its_place() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::None)?;
-    let place = open(&scene, None)?;
-    let (veth, bridged) = (scene.pod()?, scene.lab.pod("10.2.0.7", PodLink::Bridge)?);
-    place.record(&scene, &bridged, "alive")?;
+    let harness = RedirectHarness::new(Backend::None)?;
+    let fixture = open(&harness, None)?;
+    let (veth, bridged) = (
+        harness.pod()?,
+        harness.lab.pod("10.2.0.7", PodLink::Bridge)?,
+    );
+    fixture.record(&harness, &bridged, "alive")?;
     for pod in [&veth, &bridged] {
         talk(pod)?;
         for first in ["alive", "ending"] {
             let second = if first == "alive" { "ending" } else { "alive" };
-            place.seen(pod_id(first), &addresses(pod));
-            place.seen(pod_id(second), &addresses(pod));
-            place.forget("ending");
-            assert_eq!(place.verdicts("alive", pod)?, [Verdict::Same; 2], "{first}");
-            place.forget("alive");
+            fixture.seen(pod_id(first), &addresses(pod));
+            fixture.seen(pod_id(second), &addresses(pod));
+            fixture.forget("ending");
+            assert_eq!(
+                fixture.verdicts("alive", pod)?,
+                [Verdict::Same; 2],
+                "{first}"
+            );
+            fixture.forget("alive");
         }
     }
     Ok(())
@@ -203,30 +216,31 @@ fn of_two_pods_with_one_address_the_one_that_is_left_keeps_its_place() -> anyhow
 
 #[test]
 fn a_bridge_s_address_is_bound_by_the_record_and_by_nothing_else() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::None)?;
-    let place = open(&scene, None)?;
-    let pod = scene.lab.pod("10.2.0.7", PodLink::Bridge)?;
-    let other = scene.lab.pod("10.2.0.8", PodLink::Bridge)?;
-    place.seen(pod_id("pod"), &addresses(&pod));
+    let harness = RedirectHarness::new(Backend::None)?;
+    let fixture = open(&harness, None)?;
+    let pod = harness.lab.pod("10.2.0.7", PodLink::Bridge)?;
+    let other = harness.lab.pod("10.2.0.8", PodLink::Bridge)?;
+    fixture.seen(pod_id("pod"), &addresses(&pod));
     talk(&pod)?;
-    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
-    place.read_records();
-    let concern = place.concern().unwrap();
+    assert_eq!(fixture.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
+    fixture.read_records();
+    let concern = fixture.concern().unwrap();
     assert!(concern.starts_with("2 addresses"), "{concern}");
 
-    // Another life of the same pod, and a record whose interface is another pod's.
-    place.record(&scene, &pod, "before")?;
-    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
+    // The record of a previous sandbox of the same pod, and a record whose interface belongs to
+    // another pod.
+    fixture.record(&harness, &pod, "before")?;
+    assert_eq!(fixture.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
     let of = |uid| PodName {
         namespace: "shop",
         name: uid,
         uid,
     };
-    let file = place.results.path().join("lab-pod-eth0");
-    let node = scene.lab.node();
+    let file = fixture.results.path().join("lab-pod-eth0");
+    let node = harness.lab.node();
     let record = pod.cni_result(node, of("pod"))?;
     std::fs::remove_file(
-        place
+        fixture
             .results
             .path()
             .join(format!("lab-{}-eth0", pod.name())),
@@ -249,52 +263,52 @@ fn a_bridge_s_address_is_bound_by_the_record_and_by_nothing_else() -> anyhow::Re
         let mut wrong = record.clone();
         *wrong.pointer_mut(pointer).unwrap() = value.clone();
         write_record(&file, &wrong)?;
-        place.read_records();
-        let verdicts = place.verdicts("pod", &pod)?;
+        fixture.read_records();
+        let verdicts = fixture.verdicts("pod", &pod)?;
         assert_eq!(verdicts, [Verdict::Unrecorded; 2], "{pointer} {value}");
     }
     write_record(&file, &record)?;
     let port = pod.port.as_deref().unwrap();
     node.exec(&format!("ip link set {port} nomaster"))?;
-    assert!(!place.read_records(), "no port of the bridge");
+    assert!(!fixture.read_records(), "no port of the bridge");
     node.exec(&format!("ip link set {port} master cni0"))?;
-    assert!(place.read_records());
+    assert!(fixture.read_records());
     talk(&pod)?;
-    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
-    assert_eq!(place.concern(), None);
+    assert_eq!(fixture.verdicts("pod", &pod)?, [Verdict::Same; 2]);
+    assert_eq!(fixture.concern(), None);
 
-    // An address of two namespaces that exist is neither's.
+    // An address in two existing namespaces belongs to neither.
     let mut second = other.cni_result(node, of("other"))?;
     second["result"]["ips"] = record["result"]["ips"].clone();
-    let doubled = place.results.path().join("lab-other-eth0");
+    let doubled = fixture.results.path().join("lab-other-eth0");
     write_record(&doubled, &second)?;
-    assert!(place.read_records());
-    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
+    assert!(fixture.read_records());
+    assert_eq!(fixture.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
     std::fs::remove_file(doubled)?;
-    place.read_records();
-    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
+    fixture.read_records();
+    assert_eq!(fixture.verdicts("pod", &pod)?, [Verdict::Same; 2]);
     std::fs::remove_file(file)?;
-    place.read_records();
-    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
-    // The pod is ending: nothing that an operator should look at.
-    assert_eq!(place.concern(), None);
+    fixture.read_records();
+    assert_eq!(fixture.verdicts("pod", &pod)?, [Verdict::Unrecorded; 2]);
+    // The pod is terminating, which operators need not look into.
+    assert_eq!(fixture.concern(), None);
     Ok(())
 }
 
 #[test]
 fn a_new_record_is_followed_without_being_asked() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::None)?;
-    let place = open(&scene, None)?;
-    let pod = scene.lab.pod("10.2.0.7", PodLink::Bridge)?;
-    let file = place.record(&scene, &pod, "pod")?;
-    place.seen(pod_id("pod"), &addresses(&pod));
+    let harness = RedirectHarness::new(Backend::None)?;
+    let fixture = open(&harness, None)?;
+    let pod = harness.lab.pod("10.2.0.7", PodLink::Bridge)?;
+    let file = fixture.record(&harness, &pod, "pod")?;
+    fixture.seen(pod_id("pod"), &addresses(&pod));
     talk(&pod)?;
-    assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
+    assert_eq!(fixture.verdicts("pod", &pod)?, [Verdict::Same; 2]);
     let (bound, changes) = mpsc::channel();
     let on_bound = move || {
         let _ = bound.send(());
     };
-    following(&scene, &place, on_bound, || {
+    following(&harness, &fixture, on_bound, || {
         std::fs::remove_file(&file)?;
         changes.recv_timeout(DEADLINE)?;
         let of = PodName {
@@ -302,21 +316,21 @@ fn a_new_record_is_followed_without_being_asked() -> anyhow::Result<()> {
             name: "pod",
             uid: "pod",
         };
-        let record = pod.cni_result(scene.lab.node(), of)?;
+        let record = pod.cni_result(harness.lab.node(), of)?;
         write_record(&file, &record)?;
         changes.recv_timeout(DEADLINE)?;
-        assert_eq!(place.verdicts("pod", &pod)?, [Verdict::Same; 2]);
+        assert_eq!(fixture.verdicts("pod", &pod)?, [Verdict::Same; 2]);
 
         // The folder is removed and recreated while no check runs; the pod's next request triggers
         // one.
         std::fs::remove_file(&file)?;
         changes.recv_timeout(DEADLINE)?;
-        std::fs::remove_dir(place.results.path())?;
-        std::fs::create_dir(place.results.path())?;
+        std::fs::remove_dir(fixture.results.path())?;
+        std::fs::create_dir(fixture.results.path())?;
         write_record(&file, &record)?;
         eventually(|| {
             matches!(
-                place.verdicts("pod", &pod),
+                fixture.verdicts("pod", &pod),
                 Ok([Verdict::Same, Verdict::Same])
             )
         });
@@ -324,7 +338,8 @@ fn a_new_record_is_followed_without_being_asked() -> anyhow::Result<()> {
     })
 }
 
-/// The neighbour takes the victim's addresses: it answers for them, and sends from them.
+/// The neighbor takes over the victim's addresses: it answers ARP requests for them and sends
+/// packets from them.
 fn forge(thief: &Pod, victim: &Pod) -> anyhow::Result<()> {
     thief.exec(&format!("ip addr add {}/16 dev eth0", victim.v4))?;
     thief.exec(&format!("ip addr add {}/64 dev eth0 nodad", victim.v6))?;
@@ -334,32 +349,32 @@ fn forge(thief: &Pod, victim: &Pod) -> anyhow::Result<()> {
 #[test]
 fn threat_03_a_forged_arp_reply_does_not_move_an_address() -> anyhow::Result<()> {
     for link in [PodLink::Bridge, PodLink::Macvlan] {
-        let scene = Scene::new(Backend::None)?;
+        let harness = RedirectHarness::new(Backend::None)?;
         let net = if link == PodLink::Bridge { 2 } else { 3 };
-        let victim = scene.lab.pod(&format!("10.{net}.0.5"), link)?;
-        let thief = scene.lab.pod(&format!("10.{net}.0.66"), link)?;
-        let place = open(&scene, None)?;
-        place.record(&scene, &victim, "victim")?;
-        place.seen(pod_id("victim"), &addresses(&victim));
+        let victim = harness.lab.pod(&format!("10.{net}.0.5"), link)?;
+        let thief = harness.lab.pod(&format!("10.{net}.0.66"), link)?;
+        let fixture = open(&harness, None)?;
+        fixture.record(&harness, &victim, "victim")?;
+        fixture.seen(pod_id("victim"), &addresses(&victim));
         talk(&victim)?;
-        assert_eq!(place.verdicts("victim", &victim)?, [Verdict::Same; 2]);
+        assert_eq!(fixture.verdicts("victim", &victim)?, [Verdict::Same; 2]);
         following(
-            &scene,
-            &place,
+            &harness,
+            &fixture,
             || (),
             || {
                 forge(&thief, &victim)?;
-                // The node asks who has the address; the victim is kept from answering first.
+                // The node sends an ARP request. The victim is prevented from answering first.
                 for (addr, direct) in addresses(&victim).into_iter().zip(DIRECT) {
-                    let before = place.generation();
+                    let before = fixture.generation();
                     let neighbours = format!("ip neigh del {addr} dev {}", victim.interface);
-                    scene.lab.node().exec(&neighbours)?;
+                    harness.lab.node().exec(&neighbours)?;
                     victim.exec("ip link set eth0 down")?;
                     let taken = Client::connect(&thief, Some(addr), direct);
                     assert!(taken.is_ok(), "the theft is real");
-                    eventually(|| place.generation() > before);
+                    eventually(|| fixture.generation() > before);
                     victim.exec("ip link set eth0 up")?;
-                    assert_eq!(place.check("victim", addr)?, Verdict::Changed);
+                    assert_eq!(fixture.check("victim", addr)?, Verdict::Changed);
                 }
                 Ok(())
             },
@@ -370,48 +385,51 @@ fn threat_03_a_forged_arp_reply_does_not_move_an_address() -> anyhow::Result<()>
 
 #[test]
 fn threat_03_what_a_neighbour_undid_before_the_look_is_seen_by_it() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::None)?;
-    let victim = scene.lab.pod("10.2.0.5", PodLink::Bridge)?;
-    let place = open(&scene, None)?;
-    place.record(&scene, &victim, "victim")?;
-    place.seen(pod_id("victim"), &addresses(&victim));
+    let harness = RedirectHarness::new(Backend::None)?;
+    let victim = harness.lab.pod("10.2.0.5", PodLink::Bridge)?;
+    let fixture = open(&harness, None)?;
+    fixture.record(&harness, &victim, "victim")?;
+    fixture.seen(pod_id("victim"), &addresses(&victim));
     talk(&victim)?;
     let mac = victim.mac("eth0")?;
     for addr in addresses(&victim) {
-        assert_eq!(place.check("victim", addr)?, Verdict::Same);
-        // No task follows the kernel's events here.
+        assert_eq!(fixture.check("victim", addr)?, Verdict::Same);
+        // No task reads the kernel's events in this test.
         for now in ["02:00:00:00:00:66", &mac] {
             let neighbour = format!("ip neigh replace {addr} lladdr {now} dev cni0");
-            scene.lab.node().exec(&neighbour)?;
+            harness.lab.node().exec(&neighbour)?;
         }
-        assert_eq!(place.check("victim", addr)?, Verdict::Changed);
+        assert_eq!(fixture.check("victim", addr)?, Verdict::Changed);
     }
     Ok(())
 }
 
 #[test]
 fn an_interface_that_goes_is_told_at_once() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::None)?;
-    let place = open(&scene, None)?;
-    let (veth, bridged) = (scene.pod()?, scene.lab.pod("10.2.0.7", PodLink::Bridge)?);
-    place.record(&scene, &bridged, "bridged")?;
+    let harness = RedirectHarness::new(Backend::None)?;
+    let fixture = open(&harness, None)?;
+    let (veth, bridged) = (
+        harness.pod()?,
+        harness.lab.pod("10.2.0.7", PodLink::Bridge)?,
+    );
+    fixture.record(&harness, &bridged, "bridged")?;
     for (uid, pod) in [("veth", &veth), ("bridged", &bridged)] {
-        place.seen(pod_id(uid), &addresses(pod));
+        fixture.seen(pod_id(uid), &addresses(pod));
         talk(pod)?;
-        assert_eq!(place.verdicts(uid, pod)?, [Verdict::Same; 2]);
+        assert_eq!(fixture.verdicts(uid, pod)?, [Verdict::Same; 2]);
     }
     following(
-        &scene,
-        &place,
+        &harness,
+        &fixture,
         || (),
         || {
             for (uid, pod) in [("veth", &veth), ("bridged", &bridged)] {
-                let before = place.generation();
+                let before = fixture.generation();
                 let port = pod.port.as_deref().unwrap();
-                scene.lab.node().exec(&format!("ip link del {port}"))?;
-                eventually(|| place.generation() > before);
+                harness.lab.node().exec(&format!("ip link del {port}"))?;
+                eventually(|| fixture.generation() > before);
                 for addr in addresses(pod) {
-                    assert_ne!(place.check(uid, addr)?, Verdict::Same);
+                    assert_ne!(fixture.check(uid, addr)?, Verdict::Same);
                 }
             }
             Ok(())
@@ -419,18 +437,21 @@ fn an_interface_that_goes_is_told_at_once() -> anyhow::Result<()> {
     )
 }
 
-/// Asks until it is so.
+/// Polls until the verdict is the expected one.
 pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !is_so() {
-        assert!(Instant::now() < deadline, "it never came to be");
+        assert!(
+            Instant::now() < deadline,
+            "the condition was not met in time"
+        );
         std::thread::yield_now();
     }
 }
 
-/// Does something while the kernel's events and the records are followed.
+/// Runs a future while the kernel's events and the records are followed.
 fn following(
-    scene: &Scene,
+    harness: &RedirectHarness,
     attachments: &Attachments,
     on_bound: impl Fn() + Send + Sync,
     work: impl FnOnce() -> anyhow::Result<()>,
@@ -439,7 +460,7 @@ fn following(
     std::thread::scope(|scope| {
         let run = cancel.clone();
         let follow = scope.spawn(move || {
-            on(scene.lab.node(), || {
+            on(harness.lab.node(), || {
                 run.run_until_cancelled(attachments.run(on_bound))
             })
         });

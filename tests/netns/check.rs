@@ -1,14 +1,15 @@
-//! The check from inside a pod tells the agent, nothing and the node's metadata apart.
+//! The check from inside a pod distinguishes the agent, no response, and the node's metadata
+//! service.
 
 use rolegate_redirect::Backend;
 use rolegate_redirect::check::{Outcome, SelfCheck, probe};
 use rolegate_testkit::lab::{Pod, PodLink};
 
-use crate::scene::{Scene, on};
+use crate::harness::{RedirectHarness, on};
 
 fn outcomes(pod: &Pod) -> [Outcome; 2] {
     let path = pod.path();
-    // From the test's own namespace: the check enters the pod's by itself.
+    // The check runs in the test's namespace and enters the pod's namespace itself.
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -24,20 +25,20 @@ fn outcomes(pod: &Pod) -> [Outcome; 2] {
 
 #[test]
 fn agent_nothing_and_metadata_are_told_apart() -> anyhow::Result<()> {
-    let mut scene = Scene::new(Backend::Nftables)?;
-    let pod = scene.pod()?;
-    let other = scene.lab.pod("10.1.0.6", PodLink::VethNamed("vlan6"))?;
+    let mut harness = RedirectHarness::new(Backend::Nftables)?;
+    let pod = harness.pod()?;
+    let other = harness.lab.pod("10.1.0.6", PodLink::VethNamed("vlan6"))?;
     for outcome in outcomes(&pod) {
         assert!(matches!(outcome, Outcome::Open(_)), "{outcome:?}");
     }
-    scene.apply("eni+")?;
+    harness.apply("eni+")?;
     for outcome in outcomes(&pod) {
         assert_eq!(outcome, Outcome::Redirected);
     }
     for outcome in outcomes(&other) {
         assert!(matches!(outcome, Outcome::Blocked(_)), "{outcome:?}");
     }
-    scene.agent = None;
+    harness.agent = None;
     for outcome in outcomes(&pod) {
         assert!(matches!(outcome, Outcome::Blocked(_)), "{outcome:?}");
     }
@@ -46,21 +47,21 @@ fn agent_nothing_and_metadata_are_told_apart() -> anyhow::Result<()> {
 
 #[test]
 fn namespaces_are_looked_at_in_turn_and_the_host_s_is_left_out() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::Nftables)?;
+    let harness = RedirectHarness::new(Backend::Nftables)?;
     let pods = [
-        scene.pod()?,
-        scene.lab.pod("10.1.0.6", PodLink::VethNamed("vlan6"))?,
+        harness.pod()?,
+        harness.lab.pod("10.1.0.6", PodLink::VethNamed("vlan6"))?,
     ];
-    scene.apply("eni+")?;
+    harness.apply("eni+")?;
     let dir = tempfile::tempdir()?;
     for (name, netns) in [
         ("a", &*pods[0]),
         ("b", &*pods[1]),
-        ("host", scene.lab.node()),
+        ("host", harness.lab.node()),
     ] {
         std::os::unix::fs::symlink(netns.path(), dir.path().join(name))?;
     }
-    let seen = on(scene.lab.node(), || async {
+    let seen = on(harness.lab.node(), || async {
         let mut check = SelfCheck::new(dir.path());
         let mut seen = Vec::new();
         for _ in 0..3 {

@@ -1,4 +1,5 @@
-//! Lost events of the kernel about pods' addresses, when there are more of them than it keeps.
+//! Lost kernel events about pods' addresses, when more events arrive than the kernel's buffer
+//! holds.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -8,17 +9,17 @@ use rolegate_agent::attachment::{EVENT_BUFFER, Kind, Verdict};
 use rolegate_redirect::Backend;
 use rolegate_testkit::lab::{Pod, PodLink};
 
-use crate::attachment::{Place, addresses, eventually, open_with, pod_id, talk};
-use crate::scene::Scene;
+use crate::attachment::{Fixture, addresses, eventually, open_with, pod_id, talk};
+use crate::harness::RedirectHarness;
 
-/// Bytes in which the kernel keeps some ten events.
+/// Size of a buffer in which the kernel holds about ten events, in bytes.
 const SMALL: usize = 4096;
-/// More events than a buffer of `net.core.rmem_max` keeps, which is at most 4 MiB by default, and
-/// fewer than ours does.
+/// A number of events that exceeds a buffer of `net.core.rmem_max`, which is at most 4 MiB by
+/// default, but not the agent's buffer.
 const MANY: u32 = 15_000;
 
-/// A pod sends from ever new MAC addresses: what the bridge learns from it, and tells.
-fn flood(scene: &Scene, pod: &Pod) -> anyhow::Result<()> {
+/// A pod sends from many MAC addresses. The bridge learns each of them, which causes events.
+fn flood(harness: &RedirectHarness, pod: &Pod) -> anyhow::Result<()> {
     let port = pod.port.as_deref().unwrap();
     let mut commands = String::new();
     for number in 0..MANY {
@@ -29,42 +30,45 @@ fn flood(scene: &Scene, pod: &Pod) -> anyhow::Result<()> {
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), commands)?;
     let batch = format!("bridge -batch {}", file.path().display());
-    scene.lab.node().exec(&batch).map(|_| ())
+    harness.lab.node().exec(&batch).map(|_| ())
 }
 
-/// A pod with an interface of its own, and one on a bridge.
+/// A pod with its own interface, and one on a bridge.
 struct Pods {
     routed: Pod,
     bridged: Pod,
 }
 
 impl Pods {
-    fn new(scene: &Scene) -> anyhow::Result<Self> {
-        let (routed, bridged) = (scene.pod()?, scene.lab.pod("10.2.0.5", PodLink::Bridge)?);
+    fn new(harness: &RedirectHarness) -> anyhow::Result<Self> {
+        let (routed, bridged) = (
+            harness.pod()?,
+            harness.lab.pod("10.2.0.5", PodLink::Bridge)?,
+        );
         talk(&routed)?;
         talk(&bridged)?;
         Ok(Self { routed, bridged })
     }
 
-    /// Both are where they belong, for a connection that is accepted from now on.
-    fn settle(&self, scene: &Scene, place: &Place) -> anyhow::Result<()> {
-        place.record(scene, &self.bridged, "bridged")?;
+    /// Asserts that both pods have their addresses, for a connection that is accepted from now on.
+    fn settle(&self, harness: &RedirectHarness, fixture: &Fixture) -> anyhow::Result<()> {
+        fixture.record(harness, &self.bridged, "bridged")?;
         for (uid, pod) in [("routed", &self.routed), ("bridged", &self.bridged)] {
-            place.seen(pod_id(uid), &addresses(pod));
-            // To set up a scene makes events, too.
+            fixture.seen(pod_id(uid), &addresses(pod));
+            // The setup of the harness causes events too.
             eventually(|| {
-                let verdicts = place.verdicts(uid, pod);
+                let verdicts = fixture.verdicts(uid, pod);
                 verdicts.is_ok_and(|verdicts| verdicts == [Verdict::Same; 2])
             });
         }
         Ok(())
     }
 
-    fn verdicts(&self, place: &Place, accepted: Instant) -> anyhow::Result<[Verdict; 2]> {
+    fn verdicts(&self, fixture: &Fixture, accepted: Instant) -> anyhow::Result<[Verdict; 2]> {
         let check = |uid, pod| {
             let [addr, _] = addresses(pod);
-            // Not that of `Place`, which is for connections of now.
-            std::ops::Deref::deref(place).check(uid, addr, accepted)
+            // `Fixture::check` uses the current time; this test passes the time of the accept.
+            std::ops::Deref::deref(fixture).check(uid, addr, accepted)
         };
         Ok([
             check("routed", &self.routed)?,
@@ -75,64 +79,64 @@ impl Pods {
 
 #[test]
 fn threat_03_a_connection_is_refused_for_good_once_events_were_lost() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::None)?;
-    let pods = Pods::new(&scene)?;
-    let place = open_with(&scene, None, SMALL)?;
-    pods.settle(&scene, &place)?;
+    let harness = RedirectHarness::new(Backend::None)?;
+    let pods = Pods::new(&harness)?;
+    let fixture = open_with(&harness, None, SMALL)?;
+    pods.settle(&harness, &fixture)?;
     let accepted = Instant::now();
-    assert_eq!(pods.verdicts(&place, accepted)?, [Verdict::Same; 2]);
-    let losses = place.losses();
-    let (losses_before, generation) = (losses.get(), place.generation());
+    assert_eq!(pods.verdicts(&fixture, accepted)?, [Verdict::Same; 2]);
+    let losses = fixture.losses();
+    let (losses_before, generation) = (losses.get(), fixture.generation());
 
-    // The theft and its end are among the events that the kernel drops.
+    // The kernel drops events, among them those about the takeover of the address and its end.
     let [addr, _] = addresses(&pods.bridged);
-    let before = place.resolve(addr)?;
-    flood(&scene, &pods.bridged)?;
+    let before = fixture.resolve(addr)?;
+    flood(&harness, &pods.bridged)?;
     let mac = pods.bridged.mac("eth0")?;
     for now in ["02:00:00:00:00:66", &mac] {
         let neighbour = format!("ip neigh replace {addr} lladdr {now} dev cni0");
-        scene.lab.node().exec(&neighbour)?;
+        harness.lab.node().exec(&neighbour)?;
     }
-    assert_eq!(place.resolve(addr)?, before);
+    assert_eq!(fixture.resolve(addr)?, before);
     let lost = [Verdict::Same, Verdict::EventsLost];
-    assert_eq!(pods.verdicts(&place, accepted)?, lost);
+    assert_eq!(pods.verdicts(&fixture, accepted)?, lost);
     assert!(losses.get() > losses_before);
     assert_ne!(
-        place.generation(),
+        fixture.generation(),
         generation,
         "each connection is looked at again"
     );
 
-    // New connections are served again, and that one never.
+    // New connections are served again; the connection from before the loss never is.
     eventually(|| {
-        place
+        fixture
             .check("bridged", addr)
             .is_ok_and(|now| now == Verdict::Same)
     });
-    assert_eq!(pods.verdicts(&place, accepted)?, lost);
+    assert_eq!(pods.verdicts(&fixture, accepted)?, lost);
     Ok(())
 }
 
 #[test]
 fn a_burst_of_events_is_kept() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::None)?;
-    let pods = Pods::new(&scene)?;
-    let place = open_with(&scene, None, EVENT_BUFFER)?;
-    pods.settle(&scene, &place)?;
+    let harness = RedirectHarness::new(Backend::None)?;
+    let pods = Pods::new(&harness)?;
+    let fixture = open_with(&harness, None, EVENT_BUFFER)?;
+    pods.settle(&harness, &fixture)?;
     let accepted = Instant::now();
-    assert_eq!(pods.verdicts(&place, accepted)?, [Verdict::Same; 2]);
-    flood(&scene, &pods.bridged)?;
-    assert_eq!(pods.verdicts(&place, accepted)?, [Verdict::Same; 2]);
-    assert_eq!(place.losses().get(), 0);
+    assert_eq!(pods.verdicts(&fixture, accepted)?, [Verdict::Same; 2]);
+    flood(&harness, &pods.bridged)?;
+    assert_eq!(pods.verdicts(&fixture, accepted)?, [Verdict::Same; 2]);
+    assert_eq!(fixture.losses().get(), 0);
     Ok(())
 }
 
 #[test]
 fn an_interface_that_went_with_lost_events_is_not_remembered() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::None)?;
-    let pods = Pods::new(&scene)?;
-    let place = open_with(&scene, None, SMALL)?;
-    pods.settle(&scene, &place)?;
+    let harness = RedirectHarness::new(Backend::None)?;
+    let pods = Pods::new(&harness)?;
+    let fixture = open_with(&harness, None, SMALL)?;
+    pods.settle(&harness, &fixture)?;
     let addr: IpAddr = "10.9.0.5".parse()?;
     let make = |name: &str, kind: &str| {
         for command in [
@@ -140,18 +144,18 @@ fn an_interface_that_went_with_lost_events_is_not_remembered() -> anyhow::Result
             format!("ip link set {name} up"),
             format!("ip route add {addr}/32 dev {name}"),
         ] {
-            scene.lab.node().exec(&command)?;
+            harness.lab.node().exec(&command)?;
         }
         anyhow::Ok(())
     };
     make("own0", "veth peer name own1")?;
-    let found = place.resolve(addr)?.unwrap();
+    let found = fixture.resolve(addr)?.unwrap();
     assert_eq!((&*found.name, found.kind), ("own0", Kind::PointToPoint));
-    flood(&scene, &pods.bridged)?;
-    scene.lab.node().exec("ip link del own0")?;
+    flood(&harness, &pods.bridged)?;
+    harness.lab.node().exec("ip link del own0")?;
     make("br0", "bridge")?;
-    place.verdicts("bridged", &pods.bridged)?;
-    let found = place.resolve(addr)?.unwrap();
+    fixture.verdicts("bridged", &pods.bridged)?;
+    let found = fixture.resolve(addr)?.unwrap();
     assert_eq!(&*found.name, "br0");
     assert!(matches!(found.kind, Kind::Bridge { .. }));
     Ok(())

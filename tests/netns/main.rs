@@ -1,11 +1,11 @@
-//! Real rules and real packets: pods as network namespaces, a node that forwards, and behind it
-//! a host that has the metadata addresses. Needs root, `ip`, `nft` and `iptables`.
+//! Real rules and real packets: pods as network namespaces, a node that forwards, and a host behind
+//! it with the metadata addresses. Needs root, `ip`, `nft` and `iptables`.
 
 #![cfg(test)]
 
 mod attachment;
 mod check;
+mod harness;
 mod losses;
 mod reconciler;
 mod redirect;
-mod scene;

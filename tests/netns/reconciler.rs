@@ -1,4 +1,5 @@
-//! The reconciler puts back what others remove or alter, and leaves the rules when it ends.
+//! The reconciler restores rules that other programs remove or change, and leaves the rules when it
+//! exits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use rolegate_redirect::{Backend, Flavour, RedirectReconciler, State};
 use rolegate_testkit::eventually;
 use tokio_util::sync::CancellationToken;
 
-use crate::scene::{AGENT, IMDS, METADATA, Scene, fetch, for_each_backend, on};
+use crate::harness::{AGENT, IMDS, METADATA, RedirectHarness, fetch, for_each_backend, on};
 
 for_each_backend!(
     rule_07_what_is_removed_or_altered_is_put_back,
@@ -17,7 +18,7 @@ for_each_backend!(
     pain_04_rules_stay_at_the_end_unless_told_otherwise,
 );
 
-/// Damage that other programs do to routing rules, as commands on the node.
+/// Commands on the node with which other programs damage routing rules.
 fn routing_vandals() -> Vec<Vec<String>> {
     vec![
         vec!["ip rule del priority 2".into()],
@@ -30,15 +31,15 @@ fn routing_vandals() -> Vec<Vec<String>> {
     ]
 }
 
-/// Returns commands on the node by which others damage the rules.
-fn vandals(scene: &Scene) -> Vec<Vec<String>> {
-    let mut all = filter_vandals(scene);
+/// Returns commands on the node with which other programs damage the rules.
+fn vandals(harness: &RedirectHarness) -> Vec<Vec<String>> {
+    let mut all = filter_vandals(harness);
     all.extend(routing_vandals());
     all
 }
 
-fn filter_vandals(scene: &Scene) -> Vec<Vec<String>> {
-    let Some(iptables) = scene.iptables() else {
+fn filter_vandals(harness: &RedirectHarness) -> Vec<Vec<String>> {
+    let Some(iptables) = harness.iptables() else {
         return [
             "nft delete table inet rolegate",
             "nft flush ruleset",
@@ -63,29 +64,33 @@ fn filter_vandals(scene: &Scene) -> Vec<Vec<String>> {
 }
 
 fn rule_07_what_is_removed_or_altered_is_put_back(backend: Backend) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
-    let commands = vandals(&scene);
-    is_put_back(&scene, Duration::from_millis(50), &commands)
+    let harness = RedirectHarness::new(backend)?;
+    let commands = vandals(&harness);
+    is_put_back(&harness, Duration::from_millis(50), &commands)
 }
 
-/// The periodic check never runs here: its interval is an hour. Legacy iptables reports nothing, so
-/// with it only the routing rules come back at once.
+/// The periodic check never runs here, since its interval is an hour. Legacy iptables sends no
+/// notifications, so with that backend only the routing rules are restored at once.
 fn what_the_kernel_tells_of_is_put_back_without_waiting_for_a_look(
     backend: Backend,
 ) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
+    let harness = RedirectHarness::new(backend)?;
     let commands = if backend == Backend::Iptables(Flavour::Legacy) {
         routing_vandals()
     } else {
-        vandals(&scene)
+        vandals(&harness)
     };
-    is_put_back(&scene, Duration::from_secs(3600), &commands)
+    is_put_back(&harness, Duration::from_secs(3600), &commands)
 }
 
-fn is_put_back(scene: &Scene, interval: Duration, vandals: &[Vec<String>]) -> anyhow::Result<()> {
-    let pod = scene.pod()?;
-    let reconciler = RedirectReconciler::new(scene.redirect("eni+"), interval);
-    on(scene.lab.node(), || async {
+fn is_put_back(
+    harness: &RedirectHarness,
+    interval: Duration,
+    vandals: &[Vec<String>],
+) -> anyhow::Result<()> {
+    let pod = harness.pod()?;
+    let reconciler = RedirectReconciler::new(harness.redirect("eni+"), interval);
+    on(harness.lab.node(), || async {
         let mut status = reconciler.status();
         let cancel = CancellationToken::new();
         let vandalise = async {
@@ -94,8 +99,8 @@ fn is_put_back(scene: &Scene, interval: Duration, vandals: &[Vec<String>]) -> an
             for commands in vandals {
                 let before = status.borrow().restored;
                 for command in commands {
-                    // Part of it may have been put back between two commands.
-                    let done = scene.lab.node().exec(command);
+                    // The reconciler may have restored some rules between two commands.
+                    let done = harness.lab.node().exec(command);
                     assert!(commands.len() > 1 || done.is_ok(), "{done:?}");
                 }
                 let wait = status.wait_for(|status| status.restored > before);
@@ -108,38 +113,38 @@ fn is_put_back(scene: &Scene, interval: Duration, vandals: &[Vec<String>]) -> an
                         Ok(())
                     })
                     .await?;
-                    assert_eq!(fetch(scene.lab.node(), metadata)?, IMDS, "the host's own");
+                    assert_eq!(fetch(harness.lab.node(), metadata)?, IMDS, "the host's own");
                 }
             }
             anyhow::Ok(())
         };
         tokio::join!(cancel.run_until_cancelled(reconciler.run()), vandalise).1
     })?;
-    // The host's own requests, and none of the pod's.
-    assert_eq!(scene.imds.hits(), 2 * vandals.len());
+    // Only requests of the host itself arrive, none of the pod.
+    assert_eq!(harness.imds.hits(), 2 * vandals.len());
     Ok(())
 }
 
-/// Flushes follow each other without pause, so that some come between putting the rules there and
-/// reading them back: what was read then is not what should be there.
+/// The rules are flushed repeatedly without a pause, so that some flushes happen between installing
+/// the rules and reading them back. The rules that were read then are not the expected ones.
 fn what_is_flushed_while_it_is_put_back_comes_back(backend: Backend) -> anyhow::Result<()> {
-    let scene = Arc::new(Scene::new(backend)?);
-    let pod = scene.pod()?;
-    // Legacy iptables doesn't report a flush.
+    let harness = Arc::new(RedirectHarness::new(backend)?);
+    let pod = harness.pod()?;
+    // Legacy iptables does not report a flush.
     let interval = match backend {
         Backend::Iptables(Flavour::Legacy) => Duration::from_millis(50),
         _ => Duration::from_secs(3600),
     };
-    let reconciler = RedirectReconciler::new(scene.redirect("eni+"), interval);
-    on(scene.lab.node(), || async {
+    let reconciler = RedirectReconciler::new(harness.redirect("eni+"), interval);
+    on(harness.lab.node(), || async {
         let mut status = reconciler.status();
         let cancel = CancellationToken::new();
         let vandalise = async {
             let _end = cancel.clone().drop_guard();
             status.wait_for(|status| status.in_place).await?;
             let flushing = tokio::task::spawn_blocking({
-                let scene = Arc::clone(&scene);
-                move || (0..60).try_for_each(|_| scene.flush())
+                let harness = Arc::clone(&harness);
+                move || (0..60).try_for_each(|_| harness.flush())
             });
             flushing.await??;
             eventually(Duration::from_secs(60), async || {
@@ -152,17 +157,17 @@ fn what_is_flushed_while_it_is_put_back_comes_back(backend: Backend) -> anyhow::
         };
         tokio::join!(cancel.run_until_cancelled(reconciler.run()), vandalise).1
     })?;
-    assert_eq!(scene.imds.hits(), 0);
+    assert_eq!(harness.imds.hits(), 0);
     Ok(())
 }
 
 fn pain_04_rules_stay_at_the_end_unless_told_otherwise(backend: Backend) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
+    let harness = RedirectHarness::new(backend)?;
     for (remove, left) in [(false, State::Altered), (true, State::Missing)] {
         let reconciler =
-            RedirectReconciler::new(scene.redirect("eni+"), RedirectReconciler::INTERVAL);
+            RedirectReconciler::new(harness.redirect("eni+"), RedirectReconciler::INTERVAL);
         let mut status = reconciler.status();
-        on(scene.lab.node(), || async {
+        on(harness.lab.node(), || async {
             let cancel = CancellationToken::new();
             let stop = async {
                 let _ = status.wait_for(|status| status.in_place).await;
@@ -170,12 +175,13 @@ fn pain_04_rules_stay_at_the_end_unless_told_otherwise(backend: Backend) -> anyh
             };
             tokio::join!(cancel.run_until_cancelled(reconciler.run()), stop);
         });
-        // To one who did not put them there, rules that are there are someone else's.
-        let redirect = scene.redirect("eni+");
+        // A reconciler that did not install the rules treats existing rules as those of another
+        // agent.
+        let redirect = harness.redirect("eni+");
         if remove {
-            on(scene.lab.node(), || redirect.remove())?;
+            on(harness.lab.node(), || redirect.remove())?;
         }
-        assert_eq!(on(scene.lab.node(), || redirect.state())?, left);
+        assert_eq!(on(harness.lab.node(), || redirect.state())?, left);
     }
     Ok(())
 }

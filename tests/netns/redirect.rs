@@ -1,4 +1,4 @@
-//! Each promise of the rules, for each backend.
+//! The guarantees of the rules, tested for each backend.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
@@ -9,8 +9,8 @@ use rolegate_redirect::{Backend, Choice, State};
 use rolegate_testkit::lab::PodLink;
 use rolegate_testkit::repository;
 
-use crate::scene::{
-    AGENT, Client, DIRECT, IMDS, METADATA, PORT, Scene, fetch, for_each_backend, on,
+use crate::harness::{
+    AGENT, Client, DIRECT, IMDS, METADATA, PORT, RedirectHarness, fetch, for_each_backend, on,
 };
 
 for_each_backend!(
@@ -30,41 +30,41 @@ for_each_backend!(
 );
 
 fn pods_reach_the_agent_and_not_the_node_s_metadata(backend: Backend) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
-    let pod = scene.pod()?;
+    let harness = RedirectHarness::new(backend)?;
+    let pod = harness.pod()?;
     for metadata in METADATA {
         assert_eq!(fetch(&pod, metadata)?, IMDS, "the lab is real");
     }
-    scene.apply("eni+")?;
-    let before = scene.imds.hits();
+    harness.apply("eni+")?;
+    let before = harness.imds.hits();
     for metadata in METADATA {
         assert_eq!(fetch(&pod, metadata)?, AGENT);
-        assert_eq!(fetch(scene.lab.node(), metadata)?, IMDS, "the node's own");
+        assert_eq!(fetch(harness.lab.node(), metadata)?, IMDS, "the node's own");
     }
-    assert_eq!(scene.imds.hits(), before + 2);
+    assert_eq!(harness.imds.hits(), before + 2);
     Ok(())
 }
 
 fn threat_16_every_interface_kind_is_redirected_or_refused(backend: Backend) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
+    let harness = RedirectHarness::new(backend)?;
     let pods = [
-        scene
+        harness
             .lab
             .pod("10.1.0.7", PodLink::VethNamed("vlan.eth.1"))?,
-        scene.lab.pod("10.2.0.7", PodLink::Bridge)?,
-        scene.lab.pod("10.3.0.7", PodLink::Macvlan)?,
+        harness.lab.pod("10.2.0.7", PodLink::Bridge)?,
+        harness.lab.pod("10.3.0.7", PodLink::Macvlan)?,
     ];
     for pod in &pods {
         for metadata in METADATA {
             assert_eq!(fetch(pod, metadata)?, IMDS, "the lab is real");
         }
     }
-    let before = scene.imds.hits();
+    let before = harness.imds.hits();
     for pattern in ["eni+", "vlan+", "cni0", "mac0", "!eth0"] {
-        let redirect = scene.apply(pattern)?;
-        assert_eq!(on(scene.lab.node(), || redirect.state())?, State::InPlace);
+        let redirect = harness.apply(pattern)?;
+        assert_eq!(on(harness.lab.node(), || redirect.state())?, State::InPlace);
         for pod in &pods {
-            let meant = scene
+            let meant = harness
                 .redirect(pattern)
                 .spec()
                 .interface()
@@ -80,32 +80,32 @@ fn threat_16_every_interface_kind_is_redirected_or_refused(backend: Backend) -> 
             }
         }
     }
-    assert_eq!(scene.imds.hits(), before);
+    assert_eq!(harness.imds.hits(), before);
     Ok(())
 }
 
 fn pain_03_a_connection_from_before_the_rules_is_cut(backend: Backend) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
-    let pod = scene.pod()?;
+    let harness = RedirectHarness::new(backend)?;
+    let pod = harness.pod()?;
     for metadata in METADATA {
         let mut client = Client::connect(&pod, None, metadata)?;
         assert_eq!(client.ask()?, IMDS);
-        let redirect = scene.apply("eni+")?;
-        let before = scene.imds.hits();
+        let redirect = harness.apply("eni+")?;
+        let before = harness.imds.hits();
         assert!(client.ask().is_err());
-        assert_eq!(scene.imds.hits(), before);
-        on(scene.lab.node(), || redirect.remove())?;
+        assert_eq!(harness.imds.hits(), before);
+        on(harness.lab.node(), || redirect.remove())?;
     }
     Ok(())
 }
 
 fn pain_03_without_an_agent_pods_are_refused(backend: Backend) -> anyhow::Result<()> {
-    let mut scene = Scene::new(backend)?;
-    let pod = scene.pod()?;
-    scene.apply("eni+")?;
-    scene.agent = None;
+    let mut harness = RedirectHarness::new(backend)?;
+    let pod = harness.pod()?;
+    harness.apply("eni+")?;
+    harness.agent = None;
     for metadata in METADATA {
-        // A program that another test is starting holds all sockets until it runs.
+        // A process that another test is starting holds all sockets until it executes its program.
         let refused = (0..100).any(|_| {
             let error = fetch(&pod, metadata).unwrap_err();
             thread::sleep(Duration::from_millis(10));
@@ -113,20 +113,20 @@ fn pain_03_without_an_agent_pods_are_refused(backend: Backend) -> anyhow::Result
         });
         assert!(refused, "{metadata}");
     }
-    assert_eq!(scene.imds.hits(), 0);
+    assert_eq!(harness.imds.hits(), 0);
     Ok(())
 }
 
-/// As the service proxy would do it for `externalIPs`, in its tables and at its priority.
+/// Rules as the service proxy creates them for `externalIPs`, in its tables and at its priority.
 fn threat_21_a_service_with_a_metadata_address_gets_nothing(
     backend: Backend,
 ) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
-    let pod = scene.pod()?;
-    let other = scene.lab.pod("10.1.0.6", PodLink::VethNamed("vlan6"))?;
-    let thief = scene.lab.pod("10.1.0.66", PodLink::VethNamed("vlan66"))?;
-    let stolen = crate::scene::StandIn::start(&thief, 99, "forged")?;
-    if let Some(iptables) = scene.iptables() {
+    let harness = RedirectHarness::new(backend)?;
+    let pod = harness.pod()?;
+    let other = harness.lab.pod("10.1.0.6", PodLink::VethNamed("vlan6"))?;
+    let thief = harness.lab.pod("10.1.0.66", PodLink::VethNamed("vlan66"))?;
+    let stolen = crate::harness::StandIn::start(&thief, 99, "forged")?;
+    if let Some(iptables) = harness.iptables() {
         for (program, metadata, to) in [
             (
                 iptables.clone(),
@@ -139,7 +139,7 @@ fn threat_21_a_service_with_a_metadata_address_gets_nothing(
                 format!("[{}]:99", thief.v6),
             ),
         ] {
-            let node = scene.lab.node();
+            let node = harness.lab.node();
             node.exec(&format!("{program} -t nat -N KUBE-SERVICES"))?;
             node.exec(&format!(
                 "{program} -t nat -A KUBE-SERVICES -d {metadata} -p tcp --dport 80 -j DNAT --to-destination {to}"
@@ -147,7 +147,7 @@ fn threat_21_a_service_with_a_metadata_address_gets_nothing(
             node.exec(&format!("{program} -t nat -A PREROUTING -j KUBE-SERVICES"))?;
         }
     } else {
-        scene.nft(&format!(
+        harness.nft(&format!(
             "table inet kube-proxy {{
                chain services {{
                  ip daddr 169.254.169.254 tcp dport 80 dnat ip to {}:99
@@ -165,33 +165,33 @@ fn threat_21_a_service_with_a_metadata_address_gets_nothing(
     for metadata in METADATA {
         assert_eq!(fetch(&pod, metadata)?, "forged", "the theft is real");
     }
-    let foreign = scene.all_rules()?;
-    let redirect = scene.apply("eni+")?;
+    let foreign = harness.all_rules()?;
+    let redirect = harness.apply("eni+")?;
     let before = stolen.hits();
     for metadata in METADATA {
         assert_eq!(fetch(&pod, metadata)?, AGENT);
         fetch(&other, metadata).unwrap_err();
     }
     assert_eq!(stolen.hits(), before);
-    on(scene.lab.node(), || redirect.remove())?;
-    let left = scene.all_rules()?;
+    on(harness.lab.node(), || redirect.remove())?;
+    let left = harness.all_rules()?;
     for line in foreign.lines() {
         assert!(left.contains(line), "{line} is gone");
     }
     Ok(())
 }
 
-/// A Service of its own address, whose endpoint is the metadata service.
+/// A Service with its own address, whose endpoint is the metadata service.
 fn threat_21_a_service_that_leads_to_the_metadata_address_is_refused(
     backend: Backend,
 ) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
-    let pod = scene.pod()?;
+    let harness = RedirectHarness::new(backend)?;
+    let pod = harness.pod()?;
     let services = [
         SocketAddr::new([10, 96, 0, 9].into(), 80),
         SocketAddr::new([0xfd96_u16, 0, 0, 0, 0, 0, 0, 9].into(), 80),
     ];
-    scene.nft(
+    harness.nft(
         "table inet kube-proxy {
            chain nat-prerouting {
              type nat hook prerouting priority dstnat
@@ -204,19 +204,19 @@ fn threat_21_a_service_that_leads_to_the_metadata_address_is_refused(
     for service in services {
         assert_eq!(fetch(&pod, service)?, IMDS, "the way is real");
     }
-    scene.apply("eni+")?;
-    let before = scene.imds.hits();
+    harness.apply("eni+")?;
+    let before = harness.imds.hits();
     for service in services {
         fetch(&pod, service).unwrap_err();
     }
-    assert_eq!(scene.imds.hits(), before);
+    assert_eq!(harness.imds.hits(), before);
     Ok(())
 }
 
 fn threat_16_untracked_packets_are_refused(backend: Backend) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
-    let pod = scene.pod()?;
-    scene.nft(
+    let harness = RedirectHarness::new(backend)?;
+    let pod = harness.pod()?;
+    harness.nft(
         "table inet untracked {
            chain prerouting {
              type filter hook prerouting priority raw
@@ -231,21 +231,21 @@ fn threat_16_untracked_packets_are_refused(backend: Backend) -> anyhow::Result<(
     for metadata in METADATA {
         assert_eq!(fetch(&pod, metadata)?, IMDS, "the lab is real");
     }
-    scene.apply("eni+")?;
-    let before = scene.imds.hits();
+    harness.apply("eni+")?;
+    let before = harness.imds.hits();
     for metadata in METADATA {
         fetch(&pod, metadata).unwrap_err();
     }
-    assert_eq!(scene.imds.hits(), before);
+    assert_eq!(harness.imds.hits(), before);
     Ok(())
 }
 
 fn threat_03_a_borrowed_source_address_gets_nowhere(backend: Backend) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
-    let (pod, thief) = (scene.pod()?, scene.lab.pod("10.1.0.66", PodLink::Veth)?);
-    scene.apply("eni+")?;
-    // What gets as far as the agent's port, after the rules that would redirect it.
-    scene.nft(&format!(
+    let harness = RedirectHarness::new(backend)?;
+    let (pod, thief) = (harness.pod()?, harness.lab.pod("10.1.0.66", PodLink::Veth)?);
+    harness.apply("eni+")?;
+    // Counts the packets that reach the agent's port after the rules that redirect them.
+    harness.nft(&format!(
         "table inet seen {{
            chain input {{
              type filter hook input priority 100
@@ -257,7 +257,7 @@ fn threat_03_a_borrowed_source_address_gets_nowhere(backend: Backend) -> anyhow:
     thief.exec(&format!("ip addr add {}/32 dev lo", pod.v4))?;
     thief.exec(&format!("ip addr add {}/128 dev lo nodad", pod.v6))?;
     let seen = |expected: bool| -> anyhow::Result<()> {
-        let listing = scene.lab.node().exec("nft list table inet seen")?;
+        let listing = harness.lab.node().exec("nft list table inet seen")?;
         assert_eq!(!listing.contains("packets 0"), expected, "{listing}");
         Ok(())
     };
@@ -277,20 +277,21 @@ fn threat_03_a_borrowed_source_address_gets_nowhere(backend: Backend) -> anyhow:
 }
 
 fn threat_15_the_agent_s_port_is_no_service(backend: Backend) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
-    let pod = scene.pod()?;
+    let harness = RedirectHarness::new(backend)?;
+    let pod = harness.pod()?;
     for direct in DIRECT {
         assert_eq!(fetch(&pod, direct)?, AGENT, "the lab is real");
     }
-    scene.apply("eni+")?;
-    let agent = scene.agent.as_ref().unwrap();
+    harness.apply("eni+")?;
+    let agent = harness.agent.as_ref().unwrap();
     let before = agent.hits();
     for direct in DIRECT {
         fetch(&pod, direct).unwrap_err();
-        fetch(scene.lab.imds(), direct).unwrap_err();
+        fetch(harness.lab.imds(), direct).unwrap_err();
     }
-    // Nor by way of a Service: it is redirected too, but not from a metadata address.
-    scene.nft(&format!(
+    // A pod cannot reach the agent through a Service either: its packets are redirected, but their
+    // destination was not a metadata address.
+    harness.nft(&format!(
         "table inet service {{
            chain prerouting {{
              type nat hook prerouting priority dstnat
@@ -303,43 +304,43 @@ fn threat_15_the_agent_s_port_is_no_service(backend: Backend) -> anyhow::Result<
     fetch(&pod, "10.96.0.9:80".parse()?).unwrap_err();
     assert_eq!(agent.hits(), before);
     for direct in DIRECT {
-        assert_eq!(fetch(scene.lab.node(), direct)?, AGENT, "local probes");
+        assert_eq!(fetch(harness.lab.node(), direct)?, AGENT, "local probes");
     }
     Ok(())
 }
 
 fn applying_twice_is_once_and_removing_leaves_nothing(backend: Backend) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
-    if let Some(iptables) = scene.iptables() {
-        // The built-in chains stay once they were used.
+    let harness = RedirectHarness::new(backend)?;
+    if let Some(iptables) = harness.iptables() {
+        // The built-in chains remain once they were used.
         for program in [iptables.clone(), iptables.replace("iptables", "ip6tables")] {
             for table in [
                 "filter -S FORWARD",
                 "nat -S PREROUTING",
                 "raw -S PREROUTING",
             ] {
-                scene.lab.node().exec(&format!("{program} -t {table}"))?;
+                harness.lab.node().exec(&format!("{program} -t {table}"))?;
             }
         }
     }
-    let empty = scene.all_rules()?;
-    let redirect = scene.apply("!eth0")?;
-    let once = scene.all_rules()?;
-    on(scene.lab.node(), || redirect.apply())?;
-    assert_eq!(scene.all_rules()?, once);
-    assert_eq!(on(scene.lab.node(), || redirect.state())?, State::InPlace);
-    let shown = on(scene.lab.node(), || backend.show())?.unwrap();
+    let empty = harness.all_rules()?;
+    let redirect = harness.apply("!eth0")?;
+    let once = harness.all_rules()?;
+    on(harness.lab.node(), || redirect.apply())?;
+    assert_eq!(harness.all_rules()?, once);
+    assert_eq!(on(harness.lab.node(), || redirect.state())?, State::InPlace);
+    let shown = on(harness.lab.node(), || backend.show())?.unwrap();
     assert!(shown.contains("rolegate: redirect to the agent"), "{shown}");
-    on(scene.lab.node(), || redirect.remove())?;
+    on(harness.lab.node(), || redirect.remove())?;
     let ours = |rules: &str| rules.to_lowercase().matches("rolegate").count();
-    assert_eq!(ours(&scene.all_rules()?), 0);
+    assert_eq!(ours(&harness.all_rules()?), 0);
     assert!(ours(&once) > 0 && ours(&empty) == 0);
-    assert_eq!(on(scene.lab.node(), || redirect.state())?, State::Missing);
-    on(scene.lab.node(), || redirect.remove())?;
+    assert_eq!(on(harness.lab.node(), || redirect.state())?, State::Missing);
+    on(harness.lab.node(), || redirect.remove())?;
     Ok(())
 }
 
-/// The blocks of commands that a page shows: fenced, of language `sh`.
+/// Returns the commands in a page's fenced code blocks of the language `sh`.
 fn blocks_of_commands(page: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut lines = page.lines().map(str::trim_start);
@@ -366,15 +367,15 @@ fn the_commands_of_the_page_about_uninstalling_leave_nothing(
             .cloned()
             .with_context(|| format!("no command with {word}"))
     };
-    let scene = Scene::new(backend)?;
-    // The page says `iptables`, which is one of several programs.
-    let functions = scene.iptables().map(|iptables| {
+    let harness = RedirectHarness::new(backend)?;
+    // The page says `iptables`, which can be one of several programs.
+    let functions = harness.iptables().map(|iptables| {
         let other = iptables.replace("iptables", "ip6tables");
         format!("iptables() {{ {iptables} \"$@\"; }}\nip6tables() {{ {other} \"$@\"; }}\n")
     });
     let functions = functions.unwrap_or_default();
     let script = format!("set -e\n{functions}{}{}", of(program)?, of("ip rule")?);
-    let redirect = scene.apply("eni+")?;
+    let redirect = harness.apply("eni+")?;
     let everything = || -> anyhow::Result<String> {
         let mut all = String::new();
         for command in [
@@ -384,7 +385,7 @@ fn the_commands_of_the_page_about_uninstalling_leave_nothing(
             "ip rule",
             "ip -6 rule",
         ] {
-            all.push_str(&scene.lab.node().exec(command)?.to_lowercase());
+            all.push_str(&harness.lab.node().exec(command)?.to_lowercase());
         }
         Ok(all)
     };
@@ -397,32 +398,33 @@ fn the_commands_of_the_page_about_uninstalling_leave_nothing(
         everything()?.lines().any(|line| is_ours(&line)),
         "nothing to take away"
     );
-    let file = std::env::temp_dir().join(format!("{}.sh", scene.lab.node().name()));
+    let file = std::env::temp_dir().join(format!("{}.sh", harness.lab.node().name()));
     std::fs::write(&file, script)?;
-    let done = scene.lab.node().exec(&format!("sh {}", file.display()));
+    let done = harness.lab.node().exec(&format!("sh {}", file.display()));
     std::fs::remove_file(&file)?;
     done?;
     let left = everything()?;
     let left: Vec<_> = left.lines().filter(is_ours).collect();
     assert!(left.is_empty(), "{left:#?}");
-    assert_eq!(on(scene.lab.node(), || redirect.state())?, State::Missing);
+    assert_eq!(on(harness.lab.node(), || redirect.state())?, State::Missing);
     Ok(())
 }
 
-/// The state after the rules of nftables and iptables are gone, whichever interface a packet
+/// The state after the rules of nftables and iptables are removed, whichever interface a packet
 /// arrives on. Packets that the host itself sends follow its other routing rules.
 fn routing_rules_refuse_what_is_forwarded_and_nothing_else(backend: Backend) -> anyhow::Result<()> {
-    let scene = Scene::new(backend)?;
-    let node = scene.lab.node();
+    let harness = RedirectHarness::new(backend)?;
+    let node = harness.lab.node();
     let pods = [
-        scene.pod()?,
-        scene
+        harness.pod()?,
+        harness
             .lab
             .pod("10.1.0.7", PodLink::VethNamed("vlan.eth.1"))?,
-        scene.lab.pod("10.2.0.7", PodLink::Bridge)?,
-        scene.lab.pod("10.3.0.7", PodLink::Macvlan)?,
+        harness.lab.pod("10.2.0.7", PodLink::Bridge)?,
+        harness.lab.pod("10.3.0.7", PodLink::Macvlan)?,
     ];
-    // A plug-in that gives pods and the host's own traffic tables of their own, before `main`.
+    // A network plugin that uses separate routing tables, before `main`, for pods and the host's
+    // own traffic.
     for (family, metadata, gateway) in [
         ("-4", "169.254.169.254", "10.0.0.254"),
         ("-6", "fd00:ec2::254", "fd10::fe"),
@@ -443,21 +445,21 @@ fn routing_rules_refuse_what_is_forwarded_and_nothing_else(backend: Backend) -> 
         assert_eq!(fetch(&pods[1], metadata)?, IMDS, "the lab is real");
         assert_eq!(fetch(node, metadata)?, IMDS, "the lab is real");
     }
-    let redirect = scene.apply("eni+")?;
+    let redirect = harness.apply("eni+")?;
     assert_eq!(fetch(&pods[0], METADATA[0])?, AGENT);
-    scene.flush()?;
+    harness.flush()?;
     assert_eq!(on(node, || redirect.state())?, State::Altered);
-    let before = scene.imds.hits();
+    let before = harness.imds.hits();
     for pod in &pods {
         for metadata in METADATA {
             fetch(pod, metadata).expect_err(&pod.interface);
         }
     }
-    assert_eq!(scene.imds.hits(), before);
+    assert_eq!(harness.imds.hits(), before);
     for metadata in METADATA {
         assert_eq!(fetch(node, metadata)?, IMDS, "the host's own");
     }
-    // They don't disturb the redirect, nor does a strict check of the way back.
+    // These tables do not affect the redirect, and strict reverse-path filtering does not either.
     node.sysctl("net/ipv4/conf/all/rp_filter", "1")?;
     on(node, || redirect.apply())?;
     assert_eq!(on(node, || redirect.state())?, State::InPlace);
@@ -483,29 +485,29 @@ fn routing_rules_refuse_what_is_forwarded_and_nothing_else(backend: Backend) -> 
 }
 
 fn an_earlier_nftables_run_does_not_win(backend: Backend) -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::Nftables)?;
-    scene.apply("eni+")?;
-    let scene = Scene { backend, ..scene };
-    scene.apply("eni+")?;
-    let tables = scene.lab.node().exec("nft list tables")?;
+    let harness = RedirectHarness::new(Backend::Nftables)?;
+    harness.apply("eni+")?;
+    let harness = RedirectHarness { backend, ..harness };
+    harness.apply("eni+")?;
+    let tables = harness.lab.node().exec("nft list tables")?;
     assert_eq!(
         tables.contains("inet rolegate"),
         backend == Backend::Nftables
     );
-    let removed = on(scene.lab.node(), rolegate_redirect::remove_all)?;
+    let removed = on(harness.lab.node(), rolegate_redirect::remove_all)?;
     assert_eq!(removed.backends.len(), 1, "{removed:?}");
     assert!(removed.routing_rules);
-    assert!(!scene.all_rules()?.to_lowercase().contains("rolegate"));
+    assert!(!harness.all_rules()?.to_lowercase().contains("rolegate"));
     Ok(())
 }
 
 #[test]
 fn auto_is_nftables_where_the_kernel_takes_it_and_asking_changes_nothing() -> anyhow::Result<()> {
-    let scene = Scene::new(Backend::None)?;
-    let before = scene.all_rules()?;
-    let redirect = scene.redirect("eni+");
-    let chosen = on(scene.lab.node(), || Choice::Auto.resolve(redirect.spec()))?;
+    let harness = RedirectHarness::new(Backend::None)?;
+    let before = harness.all_rules()?;
+    let redirect = harness.redirect("eni+");
+    let chosen = on(harness.lab.node(), || Choice::Auto.resolve(redirect.spec()))?;
     assert_eq!(chosen, Backend::Nftables);
-    assert_eq!(scene.all_rules()?, before);
+    assert_eq!(harness.all_rules()?, before);
     Ok(())
 }

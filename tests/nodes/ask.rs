@@ -1,4 +1,4 @@
-//! Requests of pods to the metadata service, and the answers that they must not get.
+//! Requests of pods to the metadata service, and the responses that pods must not get.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use anyhow::{Context, ensure};
 use rolegate_devkit::{NODE_ACCESS_KEY_ID, NODE_SECRET_MARKER};
 use rolegate_testkit::{TestCluster, eventually};
 
-/// For what happens elsewhere, on a machine that has other things to do too.
+/// Timeout for events on a machine that may be busy.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(240);
 /// The address where pods request credentials.
 pub(crate) const CREDENTIALS: &str =
     "http://169.254.169.254/latest/meta-data/iam/security-credentials/";
 
-/// A pod to ask from.
+/// A pod that sends requests.
 #[derive(Clone, Copy)]
 pub(crate) struct Asking<'a> {
     pub(crate) cluster: &'a TestCluster,
@@ -21,7 +21,7 @@ pub(crate) struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    /// Runs a program in the pod to its end and gives what it printed.
+    /// Runs a program in the pod until it exits, and returns its output.
     pub(crate) async fn run(&self, program: &[&str]) -> anyhow::Result<String> {
         let ran = self.cluster.exec(self.namespace, self.pod, program);
         ran.await?
@@ -29,23 +29,23 @@ impl Asking<'_> {
             .with_context(|| format!("{program:?} in {}", self.pod))
     }
 
-    /// Returns the pod's identity by STS, requested by boto3 as it is published.
+    /// Returns the pod's identity according to STS, requested with an unmodified boto3.
     pub(crate) async fn identity(&self) -> anyhow::Result<String> {
         let script =
             "import boto3; print(boto3.client('sts').get_caller_identity()['Arn'], end='')";
         self.run(&["python3", "-c", script]).await
     }
 
-    /// GET by curl: status and body.
+    /// Sends a GET request with curl, and returns the status and the body.
     pub(crate) async fn get(&self, url: &str) -> anyhow::Result<(u16, String)> {
         let curl = ["curl", "-s", "-m", "20", "-w", "\n%{http_code}", url];
         let ran = self.cluster.exec(self.namespace, self.pod, &curl).await?;
-        // A refused connection is an answer too: 000.
+        // A refused connection is a result as well: curl prints 000.
         let (body, status) = ran.stdout.rsplit_once('\n').context("curl says nothing")?;
         Ok((status.parse()?, body.to_owned()))
     }
 
-    /// Waits until the pod is known as a session of the role.
+    /// Waits until STS reports the pod as a session of the role.
     pub(crate) async fn has_role(&self, role: &str) -> anyhow::Result<()> {
         let session = format!("arn:aws:sts::123456789012:assumed-role/{role}/");
         eventually(DEADLINE, async || {
@@ -56,7 +56,7 @@ impl Asking<'_> {
         .await
     }
 
-    /// Fails if the pod gets credentials: of the node, or of a role that it names.
+    /// Fails if the pod gets credentials of the node or of the role that the pod names.
     pub(crate) async fn gets_nothing(&self, role: &str) -> anyhow::Result<()> {
         for name in ["", "node", role] {
             let (status, body) = self.get(&format!("{CREDENTIALS}{name}")).await?;
@@ -75,7 +75,7 @@ impl Asking<'_> {
     }
 }
 
-/// Fails where a text has something of the node's own secrets.
+/// Fails if a text contains one of the node's own secrets.
 pub(crate) fn no_secrets(text: &str) -> anyhow::Result<()> {
     for secret in [NODE_SECRET_MARKER, NODE_ACCESS_KEY_ID] {
         ensure!(!text.contains(secret), "the node's secrets in {text}");

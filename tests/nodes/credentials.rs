@@ -49,7 +49,7 @@ async fn gets_its_role_and_its_neighbour_nothing(cni: Cni) -> anyhow::Result<()>
     ensure!(cli.contains("assumed-role/reader/"), "{cli}");
 
     ask("plain").gets_nothing("reader").await?;
-    // Nor does one that has a role get another's.
+    // A pod with a role does not get the role of another pod either.
     let (status, body) = ask("writer").get(&format!("{CREDENTIALS}reader")).await?;
     ensure!(status != 200, "{body}");
     Ok(())

@@ -1,4 +1,4 @@
-//! A node that is lost and not replaced: its pods move.
+//! A node that fails and is not replaced: its pods move to the other node.
 
 use anyhow::Context;
 use rolegate_testkit::nodes::{CLIENT, Cni, Options};
@@ -38,7 +38,7 @@ async fn a_dead_nodes_pods_get_their_role_on_another_node() -> anyhow::Result<()
     asking.has_role("reader").await
 }
 
-/// The Deployment's pod and its node, which isn't `dead`.
+/// Returns the Deployment's pod and its node, which is not `dead`.
 async fn running(cluster: &TestCluster, dead: &str) -> anyhow::Result<(String, String)> {
     let pods = cluster.get(&["pods", "-l", "app=reader"]).await?;
     for pod in pods["items"].as_array().context("no list")? {

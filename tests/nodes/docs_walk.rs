@@ -1,7 +1,7 @@
-//! The commands of the pages, run in order from the pages themselves, on clusters whose pods ask for
-//! credentials all the while. A page says by comments what is output, file or example; see
-//! [`directive`]. It fails where an output differs from the page's, and where a pod that worked stops
-//! before a step that says so.
+//! Runs the commands of the documentation in order, on clusters whose pods continuously request
+//! credentials. Comments in a page mark outputs, files and examples; see [`directive`]. The test
+//! fails if an output differs from the page's, or if a pod loses its credentials at a step that
+//! does not announce that.
 
 mod asker;
 mod directive;
@@ -19,12 +19,12 @@ use rolegate_testkit::{TestCluster, repository};
 
 use asker::Askers;
 use page::{Action, Page, Start};
-use places::{SCENES, Scene};
+use places::{PAGE_FIXTURES, PageFixture};
 use reader::Reader;
 
-/// Of a hundred commands, how many may be skipped.
+/// Maximum percentage of commands that may be skipped.
 const SKIPPED_OF_HUNDRED: usize = 5;
-/// The path that all roles of the pages' pods have. Another one would be another role.
+/// The path of all roles that the pages' pods have. A role with another path is a different role.
 const ROLES: &str = "arn:aws:iam::123456789012:role/k8s/";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -33,18 +33,18 @@ async fn docs_walk() -> anyhow::Result<()> {
     let pages = pages()?;
     let only = std::env::var("DOCS_WALK_ONLY").ok();
     check_skipped(&pages)?;
-    let scenes: Vec<_> = SCENES
+    let scenes: Vec<_> = PAGE_FIXTURES
         .iter()
-        .filter(|scene| only.as_deref().is_none_or(|only| scene.page == only))
+        .filter(|fixture| only.as_deref().is_none_or(|only| fixture.page == only))
         .collect();
     ensure!(
         !scenes.is_empty(),
         "DOCS_WALK_ONLY is not a page that begins on a fresh cluster"
     );
-    // Most of the time is spent on waiting for Kubernetes, so they don't hold up each other.
+    // Most of the time is spent waiting for Kubernetes, so the walks run in parallel.
     let walks = scenes
         .into_iter()
-        .map(async |scene| walk(scene, &chain(&pages, scene.page)?).await);
+        .map(async |fixture| walk(fixture, &chain(&pages, fixture.page)?).await);
     let walked = futures::future::join_all(walks).await;
     let faults: Vec<String> = walked
         .iter()
@@ -58,9 +58,9 @@ async fn docs_walk() -> anyhow::Result<()> {
 fn each_block_of_the_pages_is_run_or_says_why_not() -> anyhow::Result<()> {
     let pages = pages()?;
     check_skipped(&pages)?;
-    let walked: usize = SCENES
+    let walked: usize = PAGE_FIXTURES
         .iter()
-        .map(|scene| Ok(chain(&pages, scene.page)?.len()))
+        .map(|fixture| Ok(chain(&pages, fixture.page)?.len()))
         .sum::<anyhow::Result<usize>>()?;
     let nowhere = pages.iter().filter(|page| page.start == Start::Nowhere);
     ensure!(
@@ -70,8 +70,8 @@ fn each_block_of_the_pages_is_run_or_says_why_not() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The tutorial, the guide to policies, the guides for those who come from elsewhere, and all how-to
-/// pages.
+/// The tutorial, the guide to policies, the guides for users who migrate from other tools, and all
+/// how-to pages.
 fn pages() -> anyhow::Result<Vec<Page>> {
     let guides = [
         "tutorial",
@@ -89,7 +89,7 @@ fn pages() -> anyhow::Result<Vec<Page>> {
     paths.iter().map(|path| Page::read(path)).collect()
 }
 
-/// The pages that are read one after the other, from this one on.
+/// Returns the pages that a reader follows one after another, starting with this one.
 fn chain<'a>(pages: &'a [Page], first: &str) -> anyhow::Result<Vec<&'a Page>> {
     let first = pages.iter().find(|page| page.path == first);
     let first = first.context("the first page is not there")?;
@@ -114,8 +114,9 @@ fn chain<'a>(pages: &'a [Page], first: &str) -> anyhow::Result<Vec<&'a Page>> {
     Ok(chain)
 }
 
-/// Lists what is skipped, and fails if it is too much of the pages that are run. Pages that begin
-/// nowhere run nothing: they need what no cluster here has, such as kube2iam.
+/// Lists the skipped commands, and fails if they are too many of the commands of the pages that
+/// run. Pages without a start run nothing, because they need a component that no test cluster has,
+/// such as kube2iam.
 fn check_skipped(pages: &[Page]) -> anyhow::Result<()> {
     let (mut commands, mut skipped) = (0, 0);
     for page in pages {
@@ -141,15 +142,15 @@ fn check_skipped(pages: &[Page]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Goes through pages on a cluster of their own.
-async fn walk(scene: &Scene, pages: &[&Page]) -> anyhow::Result<()> {
+/// Follows pages on a separate cluster.
+async fn walk(fixture: &PageFixture, pages: &[&Page]) -> anyhow::Result<()> {
     let cluster = &TestCluster::start(Options::default()).await?;
     for node in cluster.nodes() {
         node.shell(&new_image()).await?.ok()?;
     }
-    cluster.apply(scene.objects).await?;
+    cluster.apply(fixture.objects).await?;
     cluster.sts().deny_role(places::LOST);
-    let mut askers = Askers::start(cluster, scene.cases).await?;
+    let mut askers = Askers::start(cluster, fixture.cases).await?;
     let reader = Reader::new(cluster).await?;
     let mut faults = Vec::new();
     for page in pages {
@@ -164,7 +165,7 @@ async fn walk(scene: &Scene, pages: &[&Page]) -> anyhow::Result<()> {
             role.is_empty() || role.starts_with(ROLES),
             "STS was asked for another role: {role}"
         );
-        // Trust policies written for kube2iam refuse them.
+        // Trust policies written for kube2iam deny these roles.
         let tags = call.tags;
         ensure!(tags.is_empty(), "a session of {role} has tags: {tags:?}");
     }
@@ -180,7 +181,7 @@ fn new_image() -> String {
     )
 }
 
-/// Writes the transcript to where everything built is kept.
+/// Writes the transcript to the cache directory.
 fn keep(page: &Page, transcript: &str) -> anyhow::Result<()> {
     let Some(cache) = std::env::var_os("ROLEGATE_CACHE") else {
         return Ok(());

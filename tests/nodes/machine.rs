@@ -1,4 +1,4 @@
-//! A test cluster leaves the machine as it was, however it ends.
+//! A test cluster restores the machine's state, however the test process ends.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -41,7 +41,7 @@ async fn nothing_of_a_cluster_is_left_when_its_process_ends_or_is_killed() -> an
     Ok(())
 }
 
-/// A cluster of another process, with agents in it, and its name.
+/// A cluster of another process, with agents, and its name.
 fn cluster() -> anyhow::Result<(Child, String)> {
     let test = std::env::current_exe()?;
     // target/PROFILE/deps/NAME-HASH

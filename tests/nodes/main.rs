@@ -1,7 +1,7 @@
-//! rolegate as it is shipped, on nodes that run pods: containerd, kubelet, kube-proxy, a scheduler,
-//! `deploy/rolegate-agent.yaml` as it is but for the interface, and clients in containers. Only AWS
-//! is a stand-in. Needs root. `make test-nodes` runs these, `make test-slow` the ignored ones, which
-//! wait for minutes.
+//! The shipped rolegate on nodes that run pods: containerd, kubelet, kube-proxy, a scheduler,
+//! `deploy/rolegate-agent.yaml` with only the interface changed, and clients in containers. Only
+//! AWS is a stand-in. Needs root. `make test-nodes` runs these tests, `make test-slow` the ignored
+//! ones, which wait for minutes.
 
 #![cfg(test)]
 

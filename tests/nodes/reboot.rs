@@ -1,4 +1,4 @@
-//! A node that loses power and comes back.
+//! A node that loses power and starts again.
 
 use anyhow::ensure;
 use rolegate_testkit::TestCluster;
@@ -6,10 +6,10 @@ use rolegate_testkit::nodes::{ClientPod, Cni, Options};
 
 use crate::ask::{Asking, no_secrets};
 
-/// The unit of `deploy/rolegate-redirect.service`, whose systemd isn't here.
+/// The unit of `deploy/rolegate-redirect.service`; the test node has no systemd.
 const REDIRECT: &str =
     "ROLEGATE_HOST_INTERFACE=cni0 rolegate redirect apply --backend auto --host-ip \"$HOST_IP\"";
-/// The first thing that the pod does at each start is to ask for the node's role.
+/// The pod requests the node's role first at each start.
 const FIRST: &str = "curl -s -m 5 http://169.254.169.254/latest/meta-data/iam/security-credentials/node; \
     echo asked; trap 'exit 0' TERM; while :; do sleep 3600 & wait; done";
 

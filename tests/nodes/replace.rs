@@ -1,4 +1,4 @@
-//! A node that is lost, and a new one in its place.
+//! A node that fails, and a new one that replaces it.
 
 use anyhow::ensure;
 use rolegate_testkit::TestCluster;

@@ -1,4 +1,4 @@
-//! A new version of the agent, rolled out under pods that ask all the time.
+//! A new version of the agent is rolled out while pods continuously send requests.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,8 @@ use rolegate_testkit::{TestCluster, eventually};
 
 use crate::ask::{Asking, CREDENTIALS, DEADLINE};
 
-/// Asks without a pause until /tmp/stop is there; prints one line for each failure, then the count.
+/// Sends requests without a pause until /tmp/stop exists; prints one line for each failure, then
+/// the number of requests.
 const ASK: &str = r#"n=0
 while [ ! -e /tmp/stop ]; do
 	n=$((n + 1))
@@ -38,8 +39,8 @@ async fn no_request_fails_while_the_agents_are_updated() -> anyhow::Result<()> {
         cluster.run_client(&client).await?;
         one.has_role("reader").await?;
     }
-    // An update that follows another, or the installation, before its agents have been ready for
-    // `minReadySeconds` is begun and not ended: the DaemonSet controller looks too early, and no more.
+    // A restart before the agents of the previous rollout have been ready for `minReadySeconds` can
+    // start and never complete: the DaemonSet controller checks too early and not again.
     cluster
         .rolled_out("rolegate-system", "daemonset/rolegate-agent")
         .await?;
@@ -51,7 +52,7 @@ async fn no_request_fails_while_the_agents_are_updated() -> anyhow::Result<()> {
             .kubectl(&[&restart[..], &["-n", "rolegate-system"]].concat())
             .await?;
         let updated = cluster.rolled_out("rolegate-system", "daemonset/rolegate-agent");
-        // It is over before the last old agent has left.
+        // The rollout is complete before the last old agent has exited.
         let left = async || {
             let now = agents(cluster).await?;
             ensure!(before.is_disjoint(&now), "{before:?} {now:?}");
@@ -83,7 +84,7 @@ async fn ask(asking: Asking<'_>, role: &str) -> anyhow::Result<String> {
         .await
 }
 
-/// The UIDs of the agents' pods.
+/// Returns the UIDs of the agents' pods.
 async fn agents(cluster: &TestCluster) -> anyhow::Result<BTreeSet<String>> {
     let selector = "app.kubernetes.io/name=rolegate-agent";
     let pods = ["pods", "-n", "rolegate-system", "-l", selector];

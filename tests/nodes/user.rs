@@ -1,4 +1,4 @@
-//! The tools and rights of a cluster's user that documents assume.
+//! The tools and rights of a cluster's user that the documentation assumes.
 
 use anyhow::ensure;
 use rolegate_testkit::TestCluster;
@@ -6,7 +6,7 @@ use rolegate_testkit::nodes::{ClientPod, Cni};
 
 use crate::ask::Asking;
 
-/// Leaves a tunnel behind.
+/// Keeps a tunnel open in the background.
 const SCRIPT: &str = r#"
 rolegate --version
 kubectl -n rolegate-system port-forward daemonset/rolegate-agent 19090:9090 >/dev/null &

@@ -1,1 +1,2 @@
-//! The integration tests are the three test targets of this package: `apiserver`, `netns` and `e2e`.
+//! The integration tests are the test targets of this package: `apiserver`, `netns`, `e2e` and
+//! `nodes`.

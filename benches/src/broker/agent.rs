@@ -7,10 +7,10 @@ use anyhow::{Context, ensure};
 use super::{Cluster, service};
 use crate::agent::Agent;
 use crate::client::{self, Client};
+use crate::harness::{Settings, credentials};
 use crate::load::{self, Closed, Run};
 use crate::proc;
 use crate::report::{Row, mebibytes, median, milliseconds};
-use crate::stage::{Bench, credentials};
 use crate::stand_ins::Roles;
 
 /// The number of pods, all on the measured node.
@@ -21,13 +21,13 @@ const KILLS: u32 = 5;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const OK: u16 = 200;
 
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
-    let cluster = Cluster::new(bench, (1, PODS, 2), Roles::OneEach, &[])?;
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
+    let cluster = Cluster::new(settings, (1, PODS, 2), Roles::OneEach, &[])?;
     let addresses = cluster.stand_ins.addresses;
     let brokers: Vec<_> = cluster.brokers.iter().map(|broker| broker.agents).collect();
     let service = service::start(cluster.fleet.runtime(), &brokers)?;
-    let agent = Agent::with_broker(&bench.rolegate, addresses, service, &cluster.authority)?;
-    let alone = Agent::start(&bench.rolegate, addresses, &[])?;
+    let agent = Agent::with_broker(&settings.rolegate, addresses, service, &cluster.authority)?;
+    let alone = Agent::start(&settings.rolegate, addresses, &[])?;
     let open = |agent: &Agent| {
         let connections = usize::try_from(PODS)?;
         client::open(agent.pods, 0..PODS, connections, credentials)
@@ -87,20 +87,20 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
         },
     ];
     drop((cluster, agent, alone, both));
-    rows.push(failover(bench)?);
+    rows.push(failover(settings)?);
     Ok(rows)
 }
 
 /// Kills the broker that serves the agent while pods keep sending requests.
-fn failover(bench: &Bench) -> anyhow::Result<Row> {
+fn failover(settings: &Settings) -> anyhow::Result<Row> {
     let mut waits = Vec::new();
     let mut requests = 0;
     for _ in 0..KILLS {
-        let mut cluster = Cluster::new(bench, (1, PODS, 2), Roles::OneEach, &[])?;
+        let mut cluster = Cluster::new(settings, (1, PODS, 2), Roles::OneEach, &[])?;
         let addresses = cluster.stand_ins.addresses;
         let brokers: Vec<_> = cluster.brokers.iter().map(|broker| broker.agents).collect();
         let service = service::start(cluster.fleet.runtime(), &brokers)?;
-        let agent = Agent::with_broker(&bench.rolegate, addresses, service, &cluster.authority)?;
+        let agent = Agent::with_broker(&settings.rolegate, addresses, service, &cluster.authority)?;
         let mut clients = client::open(agent.pods, 0..PODS, usize::try_from(PODS)?, credentials)?;
         ask(&mut clients)?;
         // The service forwards the first connection, which is the active one, to the first broker.

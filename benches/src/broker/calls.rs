@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use super::Cluster;
+use crate::harness::Settings;
 use crate::report::Row;
-use crate::stage::Bench;
 use crate::stand_ins::Roles;
 
 const NODES: u32 = 3;
 const PODS: u32 = 500;
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let roles = Roles::Same("reader".into());
-    let mut cluster = Cluster::new(bench, (NODES, 0, 2), roles, &[])?;
+    let mut cluster = Cluster::new(settings, (NODES, 0, 2), roles, &[])?;
     cluster.start_agents()?;
     cluster.fleet.observed.complete(0..NODES, TIMEOUT)?;
     cluster.add(0, PODS)?;

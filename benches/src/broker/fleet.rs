@@ -142,14 +142,14 @@ impl Agent {
 
     /// Tries the brokers in turn until one accepts it.
     async fn dial(&self, first: usize) -> StreamLink {
-        let mut place = first;
+        let mut index = first;
         loop {
-            if let Some(broker) = self.brokers.get(place % self.brokers.len())
+            if let Some(broker) = self.brokers.get(index % self.brokers.len())
                 && let Ok(link) = self.open(*broker).await
             {
                 return link;
             }
-            place += 1;
+            index += 1;
             tokio::time::sleep(RETRY).await;
         }
     }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::Cluster;
+use crate::harness::Settings;
 use crate::proc;
 use crate::report::{Row, mebibytes};
-use crate::stage::Bench;
 use crate::stand_ins::Roles;
 
 pub(super) const NODES: u32 = 1_000;
@@ -14,9 +14,9 @@ pub(super) const ROLES: u32 = 2_000;
 pub(super) const TIMEOUT: Duration = Duration::from_secs(120);
 const IDLE: Duration = Duration::from_secs(20);
 
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let flags = ["--sts-calls-per-second=0"];
-    let cluster = Cluster::new(bench, (NODES, PODS, 1), Roles::Among(ROLES), &flags)?;
+    let cluster = Cluster::new(settings, (NODES, PODS, 1), Roles::Among(ROLES), &flags)?;
     let pid = cluster.broker()?.pid();
     let known = mebibytes(proc::memory(pid)?.now);
     cluster.start_agents()?;

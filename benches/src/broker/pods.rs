@@ -6,10 +6,10 @@ use anyhow::ensure;
 
 use super::Cluster;
 use super::observed::since;
+use crate::harness::Settings;
 use crate::load::Latencies;
 use crate::proc;
 use crate::report::{Row, milliseconds};
-use crate::stage::Bench;
 use crate::stand_ins::Roles;
 
 const NODES: u32 = 100;
@@ -19,9 +19,9 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const SINGLY: u32 = 300;
 const PAUSE: Duration = Duration::from_millis(20);
 
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let flags = ["--sts-calls-in-flight=64", "--sts-calls-per-second=0"];
-    let mut cluster = Cluster::new(bench, (NODES, 0, 1), Roles::OneEach, &flags)?;
+    let mut cluster = Cluster::new(settings, (NODES, 0, 1), Roles::OneEach, &flags)?;
     cluster.start_agents()?;
     cluster.fleet.observed.complete(0..NODES, TIMEOUT)?;
     let singly = singly(&mut cluster)?;

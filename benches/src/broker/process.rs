@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use super::authority::Authority;
+use crate::harness::Settings;
 use crate::rolegate::{Rolegate, free_address};
-use crate::stage::Bench;
 use crate::stand_ins::{Addresses, BASE_ROLE_ARN, REGION};
 
 /// A ready broker. Dropping it kills it.
@@ -19,14 +19,14 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts it and waits until it is ready.
     pub(crate) fn start(
-        bench: &Bench,
+        settings: &Settings,
         authority: &Authority,
         addresses: Addresses,
         further: &[&str],
     ) -> anyhow::Result<Self> {
         let (agents, admin, ledger) = (free_address()?, free_address()?, free_address()?);
         let pair = authority.broker()?;
-        let mut command = Command::new(&bench.rolegate);
+        let mut command = Command::new(&settings.rolegate);
         command
             .arg("broker")
             .arg(format!("--api-server=http://{}", addresses.api))

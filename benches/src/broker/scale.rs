@@ -11,10 +11,10 @@ use anyhow::Context;
 use super::Cluster;
 use super::idle::{NODES, PODS, ROLES, TIMEOUT};
 use super::observed::since;
+use crate::harness::Settings;
 use crate::load::Latencies;
 use crate::proc;
 use crate::report::{Row, mebibytes, milliseconds};
-use crate::stage::Bench;
 use crate::stand_ins::Roles;
 
 /// The number of rollouts. Each replaces pods.
@@ -24,9 +24,9 @@ const ROLLOUT: u32 = 250;
 const KILL: u32 = 20;
 
 #[allow(clippy::too_many_lines, reason = "one scenario, step by step")]
-pub(crate) fn run(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let flags = ["--sts-calls-per-second=0"];
-    let mut cluster = Cluster::new(bench, (NODES, PODS, 3), Roles::Among(ROLES), &flags)?;
+    let mut cluster = Cluster::new(settings, (NODES, PODS, 3), Roles::Among(ROLES), &flags)?;
     let observed = cluster.fleet.observed.clone();
     let begun = Instant::now();
     cluster.start_agents()?;

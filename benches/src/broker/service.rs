@@ -18,8 +18,8 @@ pub(crate) fn start(runtime: &Runtime, brokers: &[SocketAddr]) -> anyhow::Result
             let (brokers, first) = (brokers.clone(), next);
             next += 1;
             tokio::spawn(async move {
-                for place in first..first + brokers.len() {
-                    let Some(broker) = brokers.get(place % brokers.len()) else {
+                for index in first..first + brokers.len() {
+                    let Some(broker) = brokers.get(index % brokers.len()) else {
                         return;
                     };
                     if let Ok(mut broker) = TcpStream::connect(broker).await {

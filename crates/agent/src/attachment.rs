@@ -170,7 +170,8 @@ pub enum Unrecorded {
 pub struct AttachmentOptions {
     /// The interfaces that pods are behind; `None`: all except the uplink.
     pub interface: Option<InterfacePattern>,
-    /// The directory of the container runtime's records, or `None` if there is none.
+    /// The directory of the container runtime's records, or `None` if the node has no such
+    /// directory.
     pub results_dir: Option<PathBuf>,
     /// The user that writes them: root, 0.
     pub results_owner: u32,

@@ -92,7 +92,7 @@ impl HandoverSocket {
         UnixStream::connect(&self.0).await.is_ok()
     }
 
-    /// Takes the sockets of the running agent. Returns `None` if there is none.
+    /// Takes the sockets of the running agent. Returns `None` if no agent is running.
     ///
     /// # Errors
     /// Returns a [`HandoverError`] if the running agent does not hand over.

@@ -101,9 +101,9 @@ impl Limits {
         self.shares.most()
     }
 
-    /// Takes a permit for a connection of `peer`, which is released on drop. If there is none left,
-    /// another connection is evicted. Peers that are not `known` share a part of all permits, since
-    /// otherwise a client that forges addresses could take them all.
+    /// Takes a permit for a connection of `peer`, which is released on drop. If all permits are
+    /// taken, another connection is evicted. Peers that are not `known` share a part of all
+    /// permits, since otherwise a client that forges addresses could take them all.
     pub fn connect(
         self: &Arc<Self>,
         peer: Peer,

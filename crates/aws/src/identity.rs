@@ -413,7 +413,7 @@ mod tests {
         );
         found.caller = Ok(caller("arn:aws:sts::210987654321:assumed-role/node/i-0"));
         assert_eq!(found.reserved_roles(), [own(Some("210987654321"), "node")]);
-        found.caller = Ok(caller("arn:aws:iam::210987654321:user/somebody"));
+        found.caller = Ok(caller("arn:aws:iam::210987654321:user/admin"));
         assert_eq!(found.reserved_roles(), [own(Some("210987654321"), "node")]);
     }
 }

@@ -40,7 +40,7 @@ pub enum StreamCommand {
     Join(Arc<Subscription>),
     /// The agent now serves pods from this stream.
     Activate(Arc<Subscription>),
-    /// The stream has ended.
+    /// The stream is closed.
     Leave(Arc<Subscription>),
 }
 

@@ -17,8 +17,8 @@ pub trait LeaderTask: Send + Sync + 'static {
     fn run(&self, leading: CancellationToken) -> BoxFuture<'_, ()>;
 }
 
-/// Runs all tasks until `leading` is cancelled and they have ended, or until one exits early, which
-/// is a bug: then this replica must not lead with the rest.
+/// Runs all tasks until `leading` is cancelled and every task has returned. Returns early if a task
+/// exits before that, which is a bug: a replica that runs only some of the tasks must not lead.
 pub(crate) async fn run_all(leader_tasks: Vec<Arc<dyn LeaderTask>>, leading: CancellationToken) {
     // Dropping it, such as after a timeout, aborts the running tasks.
     let mut running = JoinSet::new();

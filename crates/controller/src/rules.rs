@@ -1,5 +1,5 @@
-//! What the leader does about rules: it follows them as every other part does, writes how each
-//! fares where its author looks, and keeps the gate's registration up to them.
+//! The leader's work on rules: it watches the rules, writes the status of each rule to the rule's
+//! own object, and updates the ValidatingWebhookConfiguration to match the rules.
 
 mod registration;
 mod status;
@@ -31,13 +31,16 @@ use crate::leader_task::LeaderTask;
 use registration::Registrar;
 use status::Statuses;
 
-/// Changes of pods that may wait to be taken.
+/// Capacity of the channel of pods' changes. The watch waits while the channel is full.
 const UPDATES: usize = 256;
-/// How long changes are gathered before what they led to is written.
+/// The delay between a change and the writes that follow from it, so that a burst of changes causes
+/// one write of each status.
 const GATHER: Duration = Duration::from_millis(500);
-/// How often everything is looked at though nothing changed: somebody may have overwritten it.
+/// The interval of reconciliation without a change. Another client may have overwritten a status or
+/// the webhook configuration.
 const AGAIN: Duration = Duration::from_secs(60);
-/// The time that loading may take before the registration follows the configuration without it.
+/// The time that rules may take to load. After it, the webhook configuration is updated without the
+/// rules that are still missing, since rules that the controller may not read never load.
 const LOADING_GRACE: Duration = Duration::from_secs(10);
 /// The name of the condition of the pods' watch.
 const PODS: &str = "pods";
@@ -47,27 +50,27 @@ const REGISTRATION: &str = "registration";
 /// Options of [`StatusTask`].
 #[derive(Debug, Clone)]
 pub struct RuleOptions {
-    /// The rules as far as flags fix them: they count where the cluster has no configuration.
+    /// The rules that flags set. They apply if the cluster has no RolegateConfig.
     pub flags: RuleConfig,
-    /// The flags and variables about rules that were given, by name.
+    /// The names of the flags and variables about rules that were set.
     pub given: GivenRuleFlags,
-    /// Whether the cluster's configuration is demanded.
+    /// The use of the cluster's RolegateConfig: required, optional or off.
     pub cluster_config: ConfigMode,
-    /// The annotations' keys.
+    /// The keys of annotations.
     pub keys: AnnotationKeys,
-    /// Namespace of the gate.
+    /// Namespace of the webhook.
     pub namespace: String,
     /// Name of the ValidatingWebhookConfiguration.
     pub webhook: String,
-    /// Whether it is made where it is missing.
+    /// True if the controller creates a missing ValidatingWebhookConfiguration.
     pub register: bool,
     /// Name of the webhook's Service.
     pub service: String,
-    /// Name of the Secret that holds its certificate.
+    /// Name of the Secret that holds the webhook's certificate.
     pub secret: String,
 }
 
-/// Writes how rules fare, and keeps the gate's registration.
+/// Writes the statuses of rules and updates the ValidatingWebhookConfiguration.
 pub struct StatusTask {
     options: RuleOptions,
     connection: Connection,
@@ -84,10 +87,11 @@ impl fmt::Debug for StatusTask {
 }
 
 impl StatusTask {
-    /// Nothing is done before [`LeaderTask::run`]. Needs `list` and `watch` of pods, namespaces, our own
-    /// kinds and ConfigMaps of policies, `patch` of the status of our own kinds and of those
-    /// ConfigMaps, `get`, `create` and `update` of the ValidatingWebhookConfiguration, and to make it
-    /// `list` of EndpointSlices and `get` of the Secret in the webhook's namespace.
+    /// Creates the task, which starts with [`LeaderTask::run`]. It needs the rights to `list` and
+    /// `watch` pods, namespaces, rolegate's own kinds and ConfigMaps of policies; to `patch` those
+    /// ConfigMaps and the status of the own kinds; and to `get`, `create` and `update` the
+    /// ValidatingWebhookConfiguration. Creation also needs `list` of EndpointSlices and `get` of
+    /// the Secret in the webhook's namespace.
     pub fn new(
         options: RuleOptions,
         connection: Connection,
@@ -107,7 +111,7 @@ impl StatusTask {
     }
 
     async fn follow(&self, leading: CancellationToken) {
-        // Dropped with this call, and all watches with it.
+        // Dropping the supervisor at the end of this call aborts all watches.
         let mut watches = Supervisor::with_readiness(self.readiness.clone());
         let options = FollowOptions {
             flags: self.options.flags.clone(),
@@ -124,8 +128,8 @@ impl StatusTask {
         let mut statuses = Statuses::new(self.client(), self.events.clone());
         let condition = self.readiness.condition(REGISTRATION);
         let mut registrar = Registrar::new(self.client(), &self.options, condition);
-        // What may not be read never loads, and must not keep the registration from following the
-        // configuration.
+        // Rules that the controller may not read never load. They must not block updates of the
+        // webhook configuration for ever.
         let mut loading_since = None;
         let mut due = Box::pin(tokio::time::sleep(GATHER));
         loop {
@@ -149,7 +153,8 @@ impl StatusTask {
                         Some(NotLoaded::Config) => AGAIN,
                         Some(_) if !is_overdue => LOADING_GRACE,
                         _ => {
-                            // First what closes: statuses of many grants take their time.
+                            // The webhook configuration comes first, because it restricts access.
+                            // Writing the statuses of many grants takes long.
                             let again = registrar.keep(&writer).await;
                             statuses.write_config(&writer, registrar.error(), self.clock.now()).await;
                             if unseen.is_none() {
@@ -196,7 +201,7 @@ impl LeaderTask for StatusTask {
         Box::pin(async move {
             self.follow(leading).await;
             self.metrics.rules.set(None);
-            // A replica that doesn't lead watches nothing, and is ready.
+            // A replica that does not lead has no watches and must still count as ready.
             for name in rolegate_rules::conditions().chain([PODS, REGISTRATION]) {
                 self.readiness.condition(name).ok();
             }

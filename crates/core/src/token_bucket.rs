@@ -55,7 +55,7 @@ impl<T: Instant> TokenBucket<T> {
         self.at = now;
     }
 
-    /// Takes one token. Returns false if there is none.
+    /// Takes one token. Returns false if the bucket is empty.
     #[must_use]
     pub fn take(&mut self, rate: Rate, now: T) -> bool {
         self.refill(rate, now);

@@ -125,7 +125,8 @@ impl Channel {
         })
     }
 
-    /// Sends a request and reads its response; `None` if the kernel reports that there is none.
+    /// Sends a request and reads its response; `None` if the kernel reports that the requested
+    /// object does not exist.
     fn request(
         &mut self,
         request: RouteNetlinkMessage,

@@ -39,7 +39,7 @@ pub trait Source {
     /// Reads once, without blocking.
     ///
     /// # Errors
-    /// Returns an error if the source has ended.
+    /// Returns an error if the source is closed.
     fn read(&mut self) -> io::Result<Reading<'_>>;
 }
 

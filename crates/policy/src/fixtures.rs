@@ -18,7 +18,7 @@ use rolegate_core::workload::{Phase, RoleRequest, Workload};
 
 pub(crate) const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
-pub(crate) struct Stage {
+pub(crate) struct Fixture {
     pub(crate) rules: RuleSet,
     pub(crate) grants: Arc<GrantsLayer>,
 }
@@ -36,7 +36,7 @@ pub(crate) fn namespace(name: &str, allowed: &str) -> Namespace {
 }
 
 /// Returns rules with layer `namespace` enforced, and these grants in `mode`.
-pub(crate) fn rules(grants: &[Grant], mode: Mode) -> Stage {
+pub(crate) fn rules(grants: &[Grant], mode: Mode) -> Fixture {
     let namespaces = [
         namespace("shop", r#"["*", "arn:aws:iam::210987654321:role/*"]"#),
         namespace("web", r#"["*", "arn:aws:iam::210987654321:role/*"]"#),
@@ -45,7 +45,7 @@ pub(crate) fn rules(grants: &[Grant], mode: Mode) -> Stage {
     rules_of(&namespaces, grants, mode)
 }
 
-pub(crate) fn rules_of(namespaces: &[Namespace], grants: &[Grant], mode: Mode) -> Stage {
+pub(crate) fn rules_of(namespaces: &[Namespace], grants: &[Grant], mode: Mode) -> Fixture {
     let base = base();
     let compiled = namespaces.iter().map(|namespace| {
         let rules = NamespaceRules::new(namespace, Some(&base), PatternFormat::Glob);
@@ -63,7 +63,7 @@ pub(crate) fn rules_of(namespaces: &[Namespace], grants: &[Grant], mode: Mode) -
             mode,
         });
     }
-    Stage {
+    Fixture {
         rules: RuleSet {
             base: Some(base),
             session_seconds: 3600,

@@ -119,9 +119,9 @@ mod tests {
 
     #[test]
     fn the_grant_names_this_role_and_service_account_only() {
-        let stage = rules(&[], Mode::Enforce);
+        let fixture = rules(&[], Mode::Enforce);
         let pod = pod("shop", "api", "reader");
-        let missing = missing_grant(&stage.rules, &stage.grants, &pod, NOW).unwrap();
+        let missing = missing_grant(&fixture.rules, &fixture.grants, &pod, NOW).unwrap();
         assert_eq!(missing.then, None);
         assert_eq!(&*missing.grant.name, "shop.api");
         assert_eq!(missing.grant.roles, ["reader"]);
@@ -133,10 +133,10 @@ mod tests {
 
     #[test]
     fn what_is_outside_the_base_is_named_by_its_arn() {
-        let stage = rules(&[], Mode::Audit);
+        let fixture = rules(&[], Mode::Audit);
         let arn = "arn:aws:iam::210987654321:role/x";
         let pod = pod("shop", "api", arn);
-        let missing = missing_grant(&stage.rules, &stage.grants, &pod, NOW).unwrap();
+        let missing = missing_grant(&fixture.rules, &fixture.grants, &pod, NOW).unwrap();
         assert_eq!(missing.grant.roles, [arn]);
     }
 
@@ -146,10 +146,10 @@ mod tests {
         narrow.session.duration_seconds = Some(900);
         narrow.session.policy = "{}".into();
         narrow.session.attribution.transitive = Some(false);
-        let stage = rules(&[narrow.clone()], Mode::Enforce);
+        let fixture = rules(&[narrow.clone()], Mode::Enforce);
         let mut pod = pod("shop", "api", "reader");
         pod.role_request.external_id = Some("customer".into());
-        let missing = missing_grant(&stage.rules, &stage.grants, &pod, NOW).unwrap();
+        let missing = missing_grant(&fixture.rules, &fixture.grants, &pod, NOW).unwrap();
         assert_eq!(missing.grant.session, narrow.session);
         assert_eq!(missing.grant.external_ids, ["customer"]);
         assert_eq!(&*missing.grant.name, "shop.api-2");
@@ -160,31 +160,37 @@ mod tests {
         let mut one = grant("one", &["reader"], "shop", "api");
         one.session.duration_seconds = Some(900);
         let two = grant("two", &["reader"], "shop", "api");
-        let stage = rules(&[one, two], Mode::Enforce);
+        let fixture = rules(&[one, two], Mode::Enforce);
         let ambiguous = pod("shop", "api", "reader");
         assert_eq!(
-            missing_grant(&stage.rules, &stage.grants, &ambiguous, NOW),
+            missing_grant(&fixture.rules, &fixture.grants, &ambiguous, NOW),
             None
         );
         let star = pod("shop", "*", "reader");
-        assert_eq!(missing_grant(&stage.rules, &stage.grants, &star, NOW), None);
+        assert_eq!(
+            missing_grant(&fixture.rules, &fixture.grants, &star, NOW),
+            None
+        );
     }
 
     #[test]
     fn a_role_of_our_own_gets_no_grant() {
-        let mut stage = rules(&[], Mode::Enforce);
+        let mut fixture = rules(&[], Mode::Enforce);
         let own = pod("shop", "api", "path/NODE");
-        assert!(missing_grant(&stage.rules, &stage.grants, &own, NOW).is_some());
-        stage.rules.reserved_roles =
+        assert!(missing_grant(&fixture.rules, &fixture.grants, &own, NOW).is_some());
+        fixture.rules.reserved_roles =
             vec![rolegate_core::decision::ReservedRole::parse("node").unwrap()];
-        assert_eq!(missing_grant(&stage.rules, &stage.grants, &own, NOW), None);
+        assert_eq!(
+            missing_grant(&fixture.rules, &fixture.grants, &own, NOW),
+            None
+        );
     }
 
     #[test]
     fn what_refuses_all_the_same_is_told() {
-        let stage = rules(&[], Mode::Enforce);
+        let fixture = rules(&[], Mode::Enforce);
         let pod = pod("closed", "api", "reader");
-        let missing = missing_grant(&stage.rules, &stage.grants, &pod, NOW).unwrap();
+        let missing = missing_grant(&fixture.rules, &fixture.grants, &pod, NOW).unwrap();
         assert_eq!(missing.then.unwrap().denied_by, LayerId::Namespace.into());
     }
 }

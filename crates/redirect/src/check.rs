@@ -278,7 +278,7 @@ impl SelfCheck {
         }
     }
 
-    /// Tests from the next namespace. Returns `None` if there is none except this host's own.
+    /// Tests from the next namespace. Returns `None` if this host's own namespace is the only one.
     ///
     /// # Errors
     /// Returns an error if the directory cannot be read, or the namespace cannot be entered, such

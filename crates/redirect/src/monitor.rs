@@ -76,7 +76,7 @@ impl Changes {
     /// one check covers a burst.
     ///
     /// # Errors
-    /// Returns an error if a socket has ended.
+    /// Returns an error if a socket is closed.
     pub(crate) async fn next(&mut self) -> io::Result<()> {
         loop {
             let routing = self.routing.read(took_routing_rule)?;

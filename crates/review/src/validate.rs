@@ -159,13 +159,13 @@ impl<'a> Validator<'a> {
         ));
     }
 
-    /// Denies what no layer decides, or warns while no layer is enforced.
+    /// Denies a request that no layer decides about, or warns while no layer is enforced.
     fn refuse(&mut self, violation: Violation) {
         self.by_mode(self.guards(), violation);
     }
 
-    /// Returns the mode of the webhook's own rules. A configuration that is missing or unusable must not
-    /// open what it may have closed.
+    /// Returns the mode of the webhook's own rules. While the configuration is missing or invalid,
+    /// they are enforced, because the configuration may have enforced them.
     fn guards(&self) -> Mode {
         match &self.rules.rules.missing {
             Some(_) => Mode::Enforce,
@@ -182,9 +182,10 @@ impl<'a> Validator<'a> {
         }
     }
 
-    /// Returns `true` if an update does not change what policies are about: a policy added later
-    /// must not block finalizers, or controllers that scale existing objects. Changes of replicas
-    /// by others are validated, for policies may be about them; the subresource `scale` is not.
+    /// Returns `true` if an update does not change the fields that policies evaluate: a policy
+    /// added later must not block finalizers, or controllers that scale existing objects. Other
+    /// users' changes of replicas are validated, since a policy may limit them; the subresource
+    /// `scale` is not.
     fn is_unchanged(&self) -> bool {
         if self.review.operation() != Operation::Update {
             return false;

@@ -32,9 +32,9 @@ pub struct Unnamed {
 }
 
 impl WebIdentity {
-    /// Reads the requests of a Pod or ServiceAccount. `None` if there are none, or if the object is
-    /// invalid or of another kind. AWS accepts tokens for `audiences` in addition to the known
-    /// ones.
+    /// Reads the requests of a Pod or ServiceAccount. `None` if it requests nothing, or if the
+    /// object is invalid or of another kind. AWS accepts tokens for `audiences` in addition to the
+    /// known ones.
     pub fn of(
         object: &Value,
         keys: &AnnotationKeys,

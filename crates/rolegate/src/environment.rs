@@ -173,7 +173,8 @@ mod tests {
         );
         assert!(!error.contains('\u{1b}'), "{error:?}");
         assert!(!error.contains("PATH"), "{error}");
-        // A typo of a port is no Service's variable.
+        // A misspelled port variable must not pass as a variable that Kubernetes sets for a
+        // Service.
         for name in ["ROLEGATE_APPS_PORT", "ROLEGATE_METRIC_PORT"] {
             assert!(checked(&["agent"], &[(name, "8181")]).is_err(), "{name}");
         }
@@ -225,8 +226,8 @@ mod tests {
         }
     }
 
-    /// Among the variables of flags only those that end in `_PORT` can be a Service's, and there the
-    /// value decides.
+    /// Among the variables of flags only those that end in `_PORT` can be a Service's, and there
+    /// the value decides.
     #[test]
     fn no_flag_has_a_variable_that_only_a_service_can_have() {
         let mut definition = definition();

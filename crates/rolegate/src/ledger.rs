@@ -24,7 +24,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum size of a response, in bytes.
 const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
-/// What its help begins with.
+/// The first paragraphs of the command's help.
 pub(crate) const LONG_ABOUT: &str = "Show which sessions a broker sent to which pods.\n\n\
 Asks one broker for its ledger, newest entry first: the access key's ID, role, session name, times, the pod and \
 the rules that allowed it. SENT is when it went to the pod's node, SERVED (with -o wide) when the pod got it, as its \

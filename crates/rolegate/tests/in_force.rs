@@ -17,14 +17,14 @@ const CONFIGS: &str = "rolegate.dev/v1alpha1/rolegateconfigs";
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The stand-ins for the processes.
-struct Site {
+struct Fixture {
     kube: KubeApi,
     imds: Imds,
     sts: Sts,
     folder: tempfile::TempDir,
 }
 
-impl Site {
+impl Fixture {
     async fn new() -> Self {
         let any = "127.0.0.1:0".parse().unwrap();
         let imds = Imds::start(any, ImdsOptions::default()).await.unwrap();
@@ -180,9 +180,9 @@ fn is_open(event: &Value) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_agent_says_so() {
-    let site = Site::new().await;
+    let fixture = Fixture::new().await;
     let base = "--base-role-arn=arn:aws:iam::123456789012:role/";
-    let agent = site.start("agent", &[base], &[]);
+    let agent = fixture.start("agent", &[base], &[]);
     let event = agent.event(in_force).await;
     assert_eq!(event["source"], "flags");
     assert_eq!(event["base"], "arn:aws:iam::123456789012:role/");
@@ -207,12 +207,12 @@ async fn an_open_agent_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_process_says_which_rules_are_in_force() {
-    let site = Site::new().await;
+    let fixture = Fixture::new().await;
     let base = "arn:aws:iam::123456789012:role/";
     let spec = |mode: &str| json!({ "baseRoleArn": base, "layers": { "namespace": mode } });
     for process in ["agent", "broker", "admission"] {
-        let generation = site.set_config(&spec("enforce"));
-        let process = site.start(
+        let generation = fixture.set_config(&spec("enforce"));
+        let process = fixture.start(
             process,
             &["--namespace-restrictions", "--cluster-config=required"],
             &[
@@ -241,7 +241,7 @@ async fn each_process_says_which_rules_are_in_force() {
         assert!(!process.events().iter().any(is_open));
 
         // A change adds one line.
-        let generation = site.set_config(&spec("audit"));
+        let generation = fixture.set_config(&spec("audit"));
         let event = process
             .event(|event| event["generation"] == generation)
             .await;
@@ -252,13 +252,13 @@ async fn each_process_says_which_rules_are_in_force() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_of_a_broker_says_that_the_broker_decides() {
-    let site = Site::new().await;
-    let log = site.folder.path().join("brokered.log");
+    let fixture = Fixture::new().await;
+    let log = fixture.folder.path().join("brokered.log");
     let child = Command::new(env!("CARGO_BIN_EXE_rolegate"))
         .args(["agent", "--app-port=0", "--runtime-dir=", "--node=node-a"])
         .args(["--broker=https://127.0.0.1:9", "--namespace-restrictions"])
         .args(["--metrics-address=127.0.0.1:0", "--log-format=json"])
-        .arg(format!("--metadata-addr={}", site.imds.addr()))
+        .arg(format!("--metadata-addr={}", fixture.imds.addr()))
         .env_clear()
         .stderr(File::create(&log).unwrap())
         .spawn()

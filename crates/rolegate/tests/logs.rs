@@ -110,7 +110,7 @@ async fn rule_06_no_secret_reaches_the_log_at_any_level() {
     for secret in [NODE_SECRET_MARKER, NODE_ACCESS_KEY_ID, "hidden-api-token"] {
         assert!(!text.contains(secret), "the log has {secret}");
     }
-    // What is not as it was asked for is told.
+    // The log says that sessions are shorter than the flag requests.
     let capped = "sessions are shorter than --session-duration requests longest=3600 asked=7200";
     assert!(text.contains(capped), "{text}");
     // The test would find it: the session's name is in the log.

@@ -49,7 +49,7 @@ impl AssumeRole for Slow {
     }
 }
 
-struct Bench {
+struct Fixture {
     sts: Slow,
     sessions: Sessions,
     clock: Clock,
@@ -57,11 +57,11 @@ struct Bench {
     _driver: JoinSet<()>,
 }
 
-fn bench() -> Bench {
+fn fixture() -> Fixture {
     bench_with(EngineOptions::default())
 }
 
-fn bench_with(options: EngineOptions) -> Bench {
+fn bench_with(options: EngineOptions) -> Fixture {
     let clock = Clock::tokio(START.parse().unwrap());
     let sts = Slow {
         clock: clock.clone(),
@@ -75,7 +75,7 @@ fn bench_with(options: EngineOptions) -> Bench {
     let (sessions, driver) = Sessions::new(sts.clone(), options, clock.clone(), metrics);
     let mut task = JoinSet::new();
     task.spawn(driver.run());
-    Bench {
+    Fixture {
         sts,
         sessions,
         clock,
@@ -84,7 +84,7 @@ fn bench_with(options: EngineOptions) -> Bench {
     }
 }
 
-impl Bench {
+impl Fixture {
     fn lease(&self) -> Lease {
         self.lease_of("reader")
     }
@@ -133,13 +133,13 @@ async fn served(lease: &Lease, clock: &Clock) -> Arc<Session> {
 
 #[tokio::test(start_paused = true)]
 async fn the_longest_wait_is_a_metric() {
-    let bench = bench_with(EngineOptions::of_node(1));
-    let _leases = ["a", "b", "c", "d"].map(|role| bench.lease_of(role));
-    assert_eq!(bench.oldest_wait(), 0.0);
+    let fixture = bench_with(EngineOptions::of_node(1));
+    let _leases = ["a", "b", "c", "d"].map(|role| fixture.lease_of(role));
+    assert_eq!(fixture.oldest_wait(), 0.0);
     // A call takes 50 ms, and calls are sequential.
     for waited in [0.0, 0.05, 0.1, 0.0, 0.0] {
         pass(Duration::from_millis(25)).await;
-        let metric = bench.oldest_wait();
+        let metric = fixture.oldest_wait();
         assert!((metric - waited).abs() < 1e-9, "{metric} and not {waited}");
         pass(Duration::from_millis(25)).await;
     }
@@ -147,13 +147,13 @@ async fn the_longest_wait_is_a_metric() {
 
 #[tokio::test(start_paused = true)]
 async fn pain_05_a_herd_waits_for_one_call() {
-    let bench = bench();
-    let leases: Vec<_> = (0..500).map(|_| bench.lease()).collect();
-    let waiting = leases.iter().map(|lease| served(lease, &bench.clock));
+    let fixture = fixture();
+    let leases: Vec<_> = (0..500).map(|_| fixture.lease()).collect();
+    let waiting = leases.iter().map(|lease| served(lease, &fixture.clock));
     for session in futures_join(waiting).await {
         assert_eq!(&*session.credentials.access_key_id, "ASIA0");
     }
-    assert_eq!(bench.calls(), 1);
+    assert_eq!(fixture.calls(), 1);
 }
 
 async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
@@ -166,148 +166,154 @@ async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>)
 
 #[tokio::test(start_paused = true)]
 async fn pain_09_a_first_caller_who_leaves_fails_nobody() {
-    let bench = bench();
-    let first = bench.lease();
+    let fixture = fixture();
+    let first = fixture.lease();
     first.prioritize();
     pass(Duration::from_millis(10)).await;
-    let second = bench.lease();
+    let second = fixture.lease();
     drop(first);
     assert_eq!(
-        &*served(&second, &bench.clock)
+        &*served(&second, &fixture.clock)
             .await
             .credentials
             .access_key_id,
         "ASIA0"
     );
-    assert_eq!(bench.calls(), 1);
+    assert_eq!(fixture.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn pods_of_a_node_wait_for_the_calls_in_flight_alone() {
-    let bench = bench_with(EngineOptions::of_node(64));
-    let began = bench.clock.now();
+    let fixture = bench_with(EngineOptions::of_node(64));
+    let began = fixture.clock.now();
     let leases: Vec<_> = (0..500)
-        .map(|number| bench.lease_of(&format!("r{number}")))
+        .map(|number| fixture.lease_of(&format!("r{number}")))
         .collect();
     leases.iter().for_each(Lease::prioritize);
     for lease in &leases {
-        served(lease, &bench.clock).await;
+        served(lease, &fixture.clock).await;
     }
-    let took = began.duration_until(bench.clock.now());
+    let took = began.duration_until(fixture.clock.now());
     assert!(took.as_millis() < 800, "{took}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn pain_09_none_of_five_thousand_is_dropped() {
-    let bench = bench_with(EngineOptions::of_cluster(64).without_rate_limit());
-    let began = bench.clock.now();
+    let fixture = bench_with(EngineOptions::of_cluster(64).without_rate_limit());
+    let began = fixture.clock.now();
     let leases: Vec<_> = (0..5000)
-        .map(|number| bench.lease_of(&format!("r{number}")))
+        .map(|number| fixture.lease_of(&format!("r{number}")))
         .collect();
     for lease in &leases {
-        served(lease, &bench.clock).await;
+        served(lease, &fixture.clock).await;
     }
-    assert_eq!(bench.calls(), 5000);
-    let took = began.duration_until(bench.clock.now());
+    assert_eq!(fixture.calls(), 5000);
+    let took = began.duration_until(fixture.clock.now());
     assert!(took.as_secs() < 6, "{took}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn pods_always_get_half_the_life_and_more() {
-    let bench = bench();
-    let lease = bench.lease();
-    served(&lease, &bench.clock).await;
+    let fixture = fixture();
+    let lease = fixture.lease();
+    served(&lease, &fixture.clock).await;
     for _ in 0..24 * 60 {
         pass(Duration::from_secs(60)).await;
-        let session = served(&lease, &bench.clock).await;
+        let session = served(&lease, &fixture.clock).await;
         assert!(
             session
                 .credentials
                 .validity
-                .left(bench.clock.now())
+                .left(fixture.clock.now())
                 .as_secs()
                 >= 1800
         );
     }
-    assert!((50..=61).contains(&bench.calls()), "{}", bench.calls());
+    assert!((50..=61).contains(&fixture.calls()), "{}", fixture.calls());
 }
 
 #[tokio::test(start_paused = true)]
 async fn pain_07_valid_credentials_survive_sts_and_expired_ones_are_never_served() {
-    let bench = bench();
-    let lease = bench.lease();
-    let until = served(&lease, &bench.clock)
+    let fixture = fixture();
+    let lease = fixture.lease();
+    let until = served(&lease, &fixture.clock)
         .await
         .credentials
         .validity
         .until;
-    bench.fail(Some(FailureKind::Temporary));
-    while bench.clock.now() + Duration::from_secs(1) < until {
+    fixture.fail(Some(FailureKind::Temporary));
+    while fixture.clock.now() + Duration::from_secs(1) < until {
         assert!(matches!(
-            lease.cell().current(bench.clock.now()),
+            lease.cell().current(fixture.clock.now()),
             Current::Live(_)
         ));
         pass(Duration::from_secs(1)).await;
     }
     pass(Duration::from_secs(1)).await;
     assert!(matches!(
-        lease.cell().current(bench.clock.now()),
+        lease.cell().current(fixture.clock.now()),
         Current::Failed(_)
     ));
-    bench.fail(None);
+    fixture.fail(None);
     assert_ne!(
-        &*served(&lease, &bench.clock).await.credentials.access_key_id,
+        &*served(&lease, &fixture.clock)
+            .await
+            .credentials
+            .access_key_id,
         "ASIA0"
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn pain_06_a_failing_role_is_not_asked_for_again_and_again() {
-    let bench = bench();
-    bench.fail(Some(FailureKind::Final));
-    let lease = bench.lease();
+    let fixture = fixture();
+    fixture.fail(Some(FailureKind::Final));
+    let lease = fixture.lease();
     for _ in 0..300 {
         lease.prioritize();
         pass(Duration::from_millis(10)).await;
     }
-    assert_eq!(bench.calls(), 1);
+    assert_eq!(fixture.calls(), 1);
     assert!(matches!(
-        lease.cell().current(bench.clock.now()),
+        lease.cell().current(fixture.clock.now()),
         Current::Failed(_)
     ));
     // Once the role is fixed, a change of the pod is enough.
-    bench.fail(None);
+    fixture.fail(None);
     lease.retry();
-    served(&lease, &bench.clock).await;
-    assert_eq!(bench.calls(), 2);
+    served(&lease, &fixture.clock).await;
+    assert_eq!(fixture.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn unused_sessions_are_wiped_and_not_refreshed() {
-    let bench = bench();
-    let lease = bench.lease();
-    let session = Arc::downgrade(&served(&lease, &bench.clock).await);
+    let fixture = fixture();
+    let lease = fixture.lease();
+    let session = Arc::downgrade(&served(&lease, &fixture.clock).await);
     drop(lease);
     pass(Duration::from_secs(7200)).await;
-    assert_eq!(bench.calls(), 1);
+    assert_eq!(fixture.calls(), 1);
     assert!(session.upgrade().is_none());
     assert_eq!(
-        bench.sessions.stats(bench.clock.now()),
+        fixture.sessions.stats(fixture.clock.now()),
         SessionStats::default()
     );
-    let again = bench.lease();
+    let again = fixture.lease();
     assert_eq!(
-        &*served(&again, &bench.clock).await.credentials.access_key_id,
+        &*served(&again, &fixture.clock)
+            .await
+            .credentials
+            .access_key_id,
         "ASIA1"
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_driver_ends_with_its_last_handle() {
-    let mut bench = bench();
-    let lease = bench.lease();
-    served(&lease, &bench.clock).await;
-    drop(bench.sessions);
+    let mut fixture = fixture();
+    let lease = fixture.lease();
+    served(&lease, &fixture.clock).await;
+    drop(fixture.sessions);
     drop(lease);
-    bench._driver.join_next().await.unwrap().unwrap();
+    fixture._driver.join_next().await.unwrap().unwrap();
 }

@@ -16,8 +16,8 @@ mod images;
 mod kubectl;
 pub mod machine;
 mod node;
-mod place;
 mod site;
+mod spec;
 mod user;
 
 use std::path::{Path, PathBuf};
@@ -38,9 +38,9 @@ pub use image::ImageBuilder;
 pub use images::CLIENT;
 pub use kubectl::ClientPod;
 pub use node::TestNode;
-use place::Place;
 pub use site::{SITE_ADDRESS, STS_URL};
 use site::{Site, StandIns};
+use spec::NodeSpec;
 pub use user::{Ran, Shell};
 
 /// Deadline for waiting on other processes, on a busy machine.
@@ -272,12 +272,12 @@ impl TestCluster {
     }
 
     fn boot_new(&mut self) -> anyhow::Result<String> {
-        let place = Place::new(self.next)?;
+        let spec = NodeSpec::new(self.next)?;
         self.next += 1;
         let mut node = TestNode::new(
             &self.site,
             &self.control_plane,
-            place,
+            spec,
             self.options.cni,
             &self.options.before_kubelet,
             &self.tools,

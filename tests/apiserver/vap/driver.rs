@@ -1,5 +1,4 @@
-//! A real API server that exported policies are put into, and the cases of the table sent to it as
-//! the requests that they stand for.
+//! A real API server with exported policies, to which the cases of the table are sent as requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use serde_json::{Value, json};
 pub(super) const DEADLINE: Duration = Duration::from_secs(120);
 /// The namespace of the parameter object.
 pub(super) const HOME: &str = "rolegate-system";
-/// A label that lets the driver make objects as they are before a change.
+/// A label with which the driver creates objects in the state before a change.
 const SEED: &str = "seed";
 /// Groups of the API server's own kinds.
 const BUILTIN: &[&str] = &[
@@ -27,7 +26,7 @@ const BUILTIN: &[&str] = &[
     "autoscaling",
     "authentication.k8s.io",
 ];
-/// An answer of the API server.
+/// A response of the API server.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     body: Value,
@@ -45,7 +44,7 @@ impl Answer {
     }
 }
 
-/// The API server, with requests as the user of each case.
+/// The API server and clients that act as the user of each case.
 pub(super) struct Server {
     pub(super) cluster: Cluster,
     client: Client,
@@ -55,7 +54,7 @@ impl Server {
     pub(super) async fn start() -> Self {
         let cluster = Cluster::start().await.unwrap();
         let client = cluster.admin().unwrap();
-        // All users may do everything, so that only policies refuse.
+        // All users have all rights in RBAC, so that only policies deny.
         let manifest = format!(
             "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\n\
              metadata: {{ name: all-users }}\n\
@@ -78,7 +77,7 @@ impl Server {
         server
     }
 
-    /// One request; as the administrator or as `user`.
+    /// Sends one request, as the administrator or as `user`.
     pub(super) async fn ask(
         &self,
         method: Method,
@@ -95,7 +94,8 @@ impl Server {
             .uri(path)
             .header("content-type", content);
         if let Some(user) = user {
-            // A real node may do so little that another plugin would refuse it before.
+            // A real node has so few rights that another admission plugin would reject the request
+            // first.
             let name = user.name.replace("system:node:", "kubelet-");
             request = request.header("impersonate-user", name);
             for group in &user.groups {
@@ -137,7 +137,7 @@ impl Server {
                 "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
                 "metadata": {
                     "name": format!("{plural}.{group}"),
-                    // Groups of k8s.io say who let them be there.
+                    // Groups of k8s.io require an annotation about their approval.
                     "annotations": { "api-approved.kubernetes.io": "unapproved, a stand-in" },
                 },
                 "spec": {
@@ -166,7 +166,7 @@ impl Server {
         }
     }
 
-    /// Applies a manifest, again while it has a kind that the API server does not know yet.
+    /// Applies a manifest, and retries while the API server does not know a kind of it yet.
     pub(super) async fn apply_all(&self, manifest: &str) {
         eventually(DEADLINE, async || {
             self.cluster.apply_manifest(manifest).await?;
@@ -176,7 +176,7 @@ impl Server {
         .unwrap();
     }
 
-    /// Enforces an export instead of the one before, and waits until it counts.
+    /// Replaces the enforced export, and waits until the new one is in effect.
     pub(super) async fn enforce(&self, name: &str, export: &Export, before: &mut BTreeSet<String>) {
         let base = "/apis/admissionregistration.k8s.io/v1";
         for name in std::mem::take(before) {
@@ -200,7 +200,8 @@ impl Server {
                 assert!(answer.status.is_success(), "{}", answer.message());
             }
         }
-        // The last object of each kind: a policy that sees it has seen those before. It reads a table too.
+        // The last object of each kind: a policy that denies it has loaded the objects before it.
+        // This policy reads a table as well.
         let probe = format!(
             r#"
 apiVersion: rolegate.dev/v1alpha1
@@ -240,7 +241,7 @@ spec:
         .unwrap();
     }
 
-    /// Sends what a case is about; `None` where it can't come about on a real API server.
+    /// Sends the request of a case; `None` if it cannot occur on a real API server.
     pub(super) async fn run(&self, case: &Case) -> Option<Answer> {
         let object = case.object.clone().map(valid);
         let user = Some(&case.user);
@@ -310,7 +311,7 @@ spec:
             "" => format!("{path}?dryRun=All"),
             subresource => format!("{path}/{subresource}?dryRun=All"),
         };
-        // That changes nothing of what is judged, so it passes.
+        // This change does not affect the rules, so the API server accepts it.
         let unseed = json!({ "metadata": { "labels": { SEED: null } } });
         let unseeded = self.admin(Method::PATCH, &path, Some(&unseed)).await;
         let message = unseeded.message();
@@ -331,7 +332,7 @@ spec:
         possible(answer)
     }
 
-    /// Takes away what a case needed.
+    /// Deletes the objects that a case needed.
     async fn clean(&self, case: &Case, path: &str, existed: bool) {
         let bare =
             json!({ "metadata": { "finalizers": null, "annotations": null, "labels": null } });
@@ -344,7 +345,7 @@ spec:
             )
             .await;
             if case.kind() == "Namespace" {
-                // No controller empties it here.
+                // No controller runs that would empty the namespace.
                 let mut gone = self.admin(Method::GET, path, None).await.body;
                 gone["spec"]["finalizers"] = json!([]);
                 self.admin(Method::PUT, &format!("{path}/finalize"), Some(&gone))
@@ -354,7 +355,7 @@ spec:
     }
 }
 
-/// An answer, unless the API server's own validation refused what it is about.
+/// Returns the response, unless the API server's own validation rejected the object.
 fn possible(answer: Answer) -> Option<Answer> {
     let is_invalid = answer.status == StatusCode::UNPROCESSABLE_ENTITY;
     (!is_invalid || answer.is_refused_by_policy()).then_some(answer)
@@ -395,7 +396,7 @@ fn collection(case: &Case) -> String {
     }
 }
 
-/// The merge patch that makes `new` of `old`.
+/// Returns the merge patch that turns `old` into `new`.
 fn difference(old: &Value, new: &Value) -> Value {
     let (Value::Object(old), Value::Object(new)) = (old, new) else {
         return new.clone();

@@ -10,9 +10,11 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::stage::{DEADLINE, GRANTS, ROLE, Stage, alone, deployment, pod, refused, taken};
+use super::harness::{
+    DEADLINE, GRANTS, ROLE, WebhookHarness, alone, deployment, pod, refused, taken,
+};
 
-/// Fails unless it was refused for lack of an answer.
+/// Fails unless the API server rejected the request because the webhook did not respond.
 fn unanswered(what: &str, answer: &Answer) -> anyhow::Result<()> {
     let message = answer.message();
     ensure!(
@@ -28,23 +30,23 @@ fn unanswered(what: &str, answer: &Answer) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> anyhow::Result<()> {
     let _alone = alone().await?;
-    let mut stage = Stage::start(Cluster::start().await?, GRANTS).await?;
+    let mut harness = WebhookHarness::start(Cluster::start().await?, GRANTS).await?;
     let namespace = "shop";
-    stage.shop(namespace).await?;
+    harness.shop(namespace).await?;
     for name in ["kube-system", HOME] {
-        stage
+        harness
             .cluster
             .create_service_account(name, "default")
             .await?;
     }
     let app = TestPod::new(namespace, "app", "node").address([10, 1, 0, 5]);
-    stage.cluster.run_pod(&app.role("shop-reader")).await?;
-    let jane = stage.jane()?;
+    harness.cluster.run_pod(&app.role("shop-reader")).await?;
+    let jane = harness.jane()?;
     let deployments = format!("/apis/apps/v1/namespaces/{namespace}/deployments");
     let web = deployment("web", 1, Some("shop-reader"));
     taken("a Deployment", jane.post(&deployments, &web).await?)?;
 
-    stage.gate.kill_admission();
+    harness.test_admission.kill_admission();
     let of = |namespace: &str, plural: &str| format!("/api/v1/namespaces/{namespace}/{plural}");
     let (reader, role_arn) = (
         Some("shop-reader"),
@@ -88,7 +90,7 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
             "/api/v1/namespaces".into(),
             annotated,
         ),
-        // Its name may be one that a grant gives roles to.
+        // The namespace's name may be one that a grant covers.
         (
             "a namespace",
             "/api/v1/namespaces".into(),
@@ -168,8 +170,8 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
     }
     let now = format!("{path}?gracePeriodSeconds=0");
     taken("a deletion without the webhook", jane.delete(&now).await?)?;
-    // Who has all rights can always repair the rules.
-    let admin = stage.cluster.requests()?;
+    // A user with all rights can always repair the rules.
+    let admin = harness.cluster.requests()?;
     let dry = format!("{grants}?dryRun=All");
     taken(
         "a grant of a cluster's master",
@@ -180,20 +182,20 @@ async fn a_webhook_that_is_down_refuses_what_names_a_role_and_nothing_else() -> 
     let answer = admin.post(dry, &plain).await?;
     taken("a namespace of a cluster's master", answer)?;
 
-    stage.gate.restart_admission().await?;
-    stage.until_allowed(namespace, "shop-reader").await?;
-    let answer = stage.try_pod(namespace, "admin").await?;
+    harness.test_admission.restart_admission().await?;
+    harness.until_allowed(namespace, "shop-reader").await?;
+    let answer = harness.try_pod(namespace, "admin").await?;
     refused("a pod after the webhook is back", &answer, &["role/admin"])
 }
 
-/// Pods that are tried at once: more than the connections that the API server keeps, so that there
-/// is a new handshake each time.
+/// The number of pods in one attempt. It exceeds the number of connections that the API server
+/// keeps, so that each attempt needs a new handshake.
 const AT_ONCE: usize = 30;
 
-/// Tries pods that are to be allowed and refused; fails where one gets no verdict.
-async fn load(stage: &Stage, namespace: &'static str) -> anyhow::Result<()> {
+/// Creates pods that must be allowed and denied; fails if one gets no verdict.
+async fn load(harness: &WebhookHarness, namespace: &'static str) -> anyhow::Result<()> {
     let mut tries = JoinSet::new();
-    let jane = stage.jane()?;
+    let jane = harness.jane()?;
     for number in 0..AT_ONCE {
         let jane = jane.clone();
         tries.spawn(async move {
@@ -212,9 +214,9 @@ async fn load(stage: &Stage, namespace: &'static str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The certificate in the Secret.
-async fn certificate(stage: &Stage) -> anyhow::Result<Vec<u8>> {
-    let secrets = Api::<Secret>::namespaced(stage.cluster.admin()?, HOME);
+/// Returns the certificate in the Secret.
+async fn certificate(harness: &WebhookHarness) -> anyhow::Result<Vec<u8>> {
+    let secrets = Api::<Secret>::namespaced(harness.cluster.admin()?, HOME);
     let mut data = secrets.get("rolegate-admission-tls").await?.data;
     let certificate = data.as_mut().and_then(|data| data.remove("tls.crt"));
     Ok(certificate.context("the Secret has no certificate")?.0)
@@ -223,44 +225,44 @@ async fn certificate(stage: &Stage) -> anyhow::Result<Vec<u8>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_rotated_under_load() -> anyhow::Result<()> {
     let _alone = alone().await?;
-    let mut stage = Stage::start(Cluster::start().await?, GRANTS).await?;
+    let mut harness = WebhookHarness::start(Cluster::start().await?, GRANTS).await?;
     let namespace = "shop";
-    stage.shop(namespace).await?;
-    let first = certificate(&stage).await?;
-    load(&stage, namespace).await?;
+    harness.shop(namespace).await?;
+    let first = certificate(&harness).await?;
+    load(&harness, namespace).await?;
 
-    // A controller that wants another name in the certificate renews it, in the order that it
-    // renews an old one by.
-    stage
-        .gate
-        .restart_controller(&stage.cluster, "gate.example.com")
+    // A controller that needs another name in the certificate renews it in the same steps as an
+    // expiring one.
+    harness
+        .test_admission
+        .restart_controller(&harness.cluster, "gate.example.com")
         .await?;
     let end = Instant::now() + 2 * DEADLINE;
     let mut bursts = 0_u32;
-    while certificate(&stage).await? == first {
-        load(&stage, namespace)
+    while certificate(&harness).await? == first {
+        load(&harness, namespace)
             .await
             .context("before the Secret was written")?;
         bursts += 1;
         ensure!(
             Instant::now() < end,
             "the certificate is not renewed: {}",
-            stage.gate.controller_log()
+            harness.test_admission.controller_log()
         );
     }
     ensure!(
         bursts > 3,
         "the certificate was replaced before its authority was trusted everywhere"
     );
-    // New connections get the new one now.
+    // New connections get the new certificate.
     for _ in 0..10 {
-        load(&stage, namespace)
+        load(&harness, namespace)
             .await
             .context("after the Secret was written")?;
     }
-    // Nothing is left but the new one.
-    stage.gate.restart_admission().await?;
-    load(&stage, namespace)
+    // The configuration trusts only the new authority.
+    harness.test_admission.restart_admission().await?;
+    load(&harness, namespace)
         .await
         .context("with the new certificate alone")
 }

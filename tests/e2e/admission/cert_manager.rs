@@ -1,5 +1,5 @@
-//! A certificate that cert-manager keeps: its Secret and what its injector writes, as it writes
-//! them. The controller makes none and leaves both alone.
+//! A certificate that cert-manager maintains. The test writes the Secret and the injector's changes
+//! as cert-manager does. The controller creates no certificate and changes neither.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::ByteString;
@@ -10,13 +10,13 @@ use rolegate_testkit::request::PatchKind;
 use rolegate_testkit::{Cluster, TestAdmission, eventually};
 use serde_json::{Value, json};
 
-use super::stage::{DEADLINE, GRANTS, Stage, alone, refused, taken};
+use super::harness::{DEADLINE, GRANTS, WebhookHarness, alone, refused, taken};
 
 const SECRET: &str = "rolegate-admission-tls";
 const INJECT: &str = "cert-manager.io/inject-ca-from";
 
 /// Writes the Secret as cert-manager does when it issues or renews; `authority` signed the chain.
-async fn issue(stage: &Stage, pair: &Pair, authority: &str) -> anyhow::Result<()> {
+async fn issue(harness: &WebhookHarness, pair: &Pair, authority: &str) -> anyhow::Result<()> {
     let data = |pem: &str| ByteString(pem.into());
     let secret = json!({
         "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
@@ -38,18 +38,18 @@ async fn issue(stage: &Stage, pair: &Pair, authority: &str) -> anyhow::Result<()
             "ca.crt": data(authority), "tls.crt": data(&pair.chain), "tls.key": data(&pair.key),
         },
     });
-    stage.cluster.apply_manifest(&secret.to_string()).await?;
+    harness.cluster.apply_manifest(&secret.to_string()).await?;
     Ok(())
 }
 
-/// Does what cert-manager's injector does for a configuration with its annotation: copies the Secret's
-/// `ca.crt` into the `caBundle` of each webhook.
-async fn inject(stage: &Stage) -> anyhow::Result<()> {
-    let admin = stage.cluster.requests()?;
+/// Acts as cert-manager's injector for a configuration with its annotation: copies the Secret's
+/// `ca.crt` to the `caBundle` of each webhook.
+async fn inject(harness: &WebhookHarness) -> anyhow::Result<()> {
+    let admin = harness.cluster.requests()?;
     let mut registration = taken("the registration", admin.get(REGISTRATION).await?)?;
     let from = &registration["metadata"]["annotations"][INJECT];
     ensure!(*from == format!("{HOME}/rolegate-admission"), "{from}");
-    let secrets = Api::<Secret>::namespaced(stage.cluster.admin()?, HOME);
+    let secrets = Api::<Secret>::namespaced(harness.cluster.admin()?, HOME);
     let mut data = secrets.get(SECRET).await?.data.context("no data")?;
     let authority = data.remove("ca.crt").context("no authority")?;
     let webhooks = registration["webhooks"].as_array_mut();
@@ -70,7 +70,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// A new one by the cluster's authority.
+    /// Issues a new chain from the cluster's authority.
     fn by_authority(cluster: &Cluster) -> anyhow::Result<Self> {
         let (chain, key) = cluster.serving_pair("cert-manager", &["127.0.0.1"])?;
         Ok(Self {
@@ -79,7 +79,7 @@ impl Pair {
         })
     }
 
-    /// One that is its own authority, as by an issuer of kind SelfSigned.
+    /// Issues a certificate that is its own authority, like an issuer of kind SelfSigned.
     fn self_signed() -> anyhow::Result<Self> {
         let pair = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
         Ok(Self {
@@ -89,15 +89,15 @@ impl Pair {
     }
 }
 
-/// Returns the number of certificates that the webhook has begun to serve.
-fn served(stage: &Stage) -> usize {
-    let log = stage.gate.admission.log();
+/// Returns the number of certificates that the webhook has loaded so far.
+fn served(harness: &WebhookHarness) -> usize {
+    let log = harness.test_admission.admission.log();
     log.matches("serving a new certificate").count()
 }
 
-async fn until_served(stage: &Stage, count: usize) -> anyhow::Result<()> {
+async fn until_served(harness: &WebhookHarness, count: usize) -> anyhow::Result<()> {
     eventually(DEADLINE, async || {
-        ensure!(served(stage) == count, "{} are served", served(stage));
+        ensure!(served(harness) == count, "{} are served", served(harness));
         Ok(())
     })
     .await
@@ -111,16 +111,23 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
     let mut registration = cluster.install_admission().await?;
     cluster.open_to(&["developers", "platform"]).await?;
     cluster.apply_manifest(GRANTS).await?;
-    let mut gate = TestAdmission::bare(&cluster, Certificate::CertManager).await?;
-    gate.restart_controller(&cluster, "localhost").await?;
+    let mut test_admission = TestAdmission::bare(&cluster, Certificate::CertManager).await?;
+    test_admission
+        .restart_controller(&cluster, "localhost")
+        .await?;
     let from = format!("{HOME}/rolegate-admission");
     registration["metadata"]["annotations"] = json!({ INJECT: from });
-    gate.register(&cluster, &mut registration, None).await?;
-    let mut stage = Stage { cluster, gate };
+    test_admission
+        .register(&cluster, &mut registration, None)
+        .await?;
+    let mut harness = WebhookHarness {
+        cluster,
+        test_admission,
+    };
 
-    // Without the Secret it is not ready, and says what it waits for.
+    // Without the Secret the webhook is not ready, and reports the missing Secret.
     eventually(DEADLINE, async || {
-        let answer = stage.gate.operators("/readyz").await?;
+        let answer = harness.test_admission.operators("/readyz").await?;
         ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         ensure!(
             answer.contains(&format!("{SECRET} does not exist")),
@@ -129,57 +136,61 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
         Ok(())
     })
     .await?;
-    let first = Pair::by_authority(&stage.cluster)?;
-    let authority = stage.cluster.ca_pem();
-    issue(&stage, &first, &authority).await?;
-    inject(&stage).await?;
-    stage.gate.ready().await?;
-    stage.gate.until_called(&stage.cluster).await?;
+    let first = Pair::by_authority(&harness.cluster)?;
+    let authority = harness.cluster.ca_pem();
+    issue(&harness, &first, &authority).await?;
+    inject(&harness).await?;
+    harness.test_admission.ready().await?;
+    harness
+        .test_admission
+        .until_called(&harness.cluster)
+        .await?;
     let namespace = "shop";
-    stage.shop(namespace).await?;
-    until_served(&stage, 1).await?;
+    harness.shop(namespace).await?;
+    until_served(&harness, 1).await?;
 
-    // Renewed by the same authority, while requests come.
-    let second = Pair::by_authority(&stage.cluster)?;
+    // The same authority renews the certificate while requests arrive.
+    let second = Pair::by_authority(&harness.cluster)?;
     let ask = async || {
-        taken("a pod", stage.try_pod(namespace, "shop-reader").await?)?;
-        let answer = stage.try_pod(namespace, "admin").await?;
+        taken("a pod", harness.try_pod(namespace, "shop-reader").await?)?;
+        let answer = harness.try_pod(namespace, "admin").await?;
         refused("a pod with another role", &answer, &["role/admin"])
     };
     ask().await?;
-    issue(&stage, &second, &authority).await?;
-    while served(&stage) < 2 {
+    issue(&harness, &second, &authority).await?;
+    while served(&harness) < 2 {
         ask().await.context("while it is renewed")?;
     }
     ask().await?;
 
-    // Half a Secret and one that doesn't fit keep the last good one.
+    // An incomplete Secret, or one whose key does not match, leaves the last valid certificate in
+    // use.
     let broken = Pair {
         chain: second.chain.clone(),
         key: first.key.clone(),
     };
-    issue(&stage, &broken, &authority).await?;
+    issue(&harness, &broken, &authority).await?;
     eventually(DEADLINE, async || {
-        let answer = stage.gate.operators("/readyz").await?;
+        let answer = harness.test_admission.operators("/readyz").await?;
         ensure!(answer.contains("[!] certificate:"), "{answer}");
         Ok(())
     })
     .await?;
     ask().await.context("with a Secret that cannot be served")?;
 
-    // Another authority: the injector follows, without a restart.
+    // Another authority: the injector updates the configuration, without a restart of the webhook.
     let own = Pair::self_signed()?;
-    issue(&stage, &own, &own.chain).await?;
-    until_served(&stage, 3).await?;
-    inject(&stage).await?;
-    stage.until_allowed(namespace, "shop-reader").await?;
-    stage.until_refused(namespace, "admin").await?;
-    let metrics = stage.gate.operators("/metrics").await?;
+    issue(&harness, &own, &own.chain).await?;
+    until_served(&harness, 3).await?;
+    inject(&harness).await?;
+    harness.until_allowed(namespace, "shop-reader").await?;
+    harness.until_refused(namespace, "admin").await?;
+    let metrics = harness.test_admission.operators("/metrics").await?;
     let left = "rolegate_certificate_expiration_timestamp_seconds{certificate=\"admission\"} ";
     ensure!(metrics.contains(left), "{metrics}");
 
-    // What the controller does to the registration leaves the injector's work as it is.
-    let admin = stage.cluster.requests()?;
+    // The controller's updates of the configuration keep the injector's changes.
+    let admin = harness.cluster.requests()?;
     let kinds = json!({ "spec": { "workloadKinds": [{ "preset": "argo-rollouts" }] } });
     let config = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
     taken(
@@ -196,8 +207,8 @@ async fn a_certificate_of_cert_manager_is_served_and_its_renewal_loses_no_reques
         Ok(())
     })
     .await?;
-    stage.until_allowed(namespace, "shop-reader").await?;
-    let secrets = Api::<Secret>::namespaced(stage.cluster.admin()?, HOME);
+    harness.until_allowed(namespace, "shop-reader").await?;
+    let secrets = Api::<Secret>::namespaced(harness.cluster.admin()?, HOME);
     let data = secrets.get(SECRET).await?.data.unwrap_or_default();
     ensure!(
         data.get("tls.crt") == Some(&ByteString(own.chain.into())),

@@ -1,5 +1,5 @@
-//! A cluster without our kinds, as those are that come from kube2iam: gate, door and command line
-//! have nothing but their flags, and the same flags are the same decision.
+//! A cluster without rolegate's kinds, like one that migrates from kube2iam: the webhook, the agent
+//! and the command line have only flags, and the same flags lead to the same decision.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::ByteString;
@@ -7,43 +7,48 @@ use rolegate_testkit::admission::Certificate;
 use rolegate_testkit::{Cluster, Rolegate, TestAdmission, eventually};
 use serde_json::Value;
 
-use super::stage::{DEADLINE, Stage, alone, pod};
+use super::harness::{DEADLINE, WebhookHarness, alone, pod};
 use crate::ask::{self, CREDENTIALS};
-use crate::site::{Pod, Site};
+use crate::fixture::{AgentFixture, Pod};
 
-/// Pods: the name, the role that is named, and the address.
+/// The pods: name, requested role, and address.
 const PODS: [(&str, Option<&str>, &str); 4] = [
     ("reader", Some("reader"), "10.1.0.5"),
     ("admin", Some("admin"), "10.1.0.6"),
     ("own", Some("my-node"), "10.1.0.7"),
     ("plain", None, "10.1.0.8"),
 ];
-/// The default role in one of the trials.
+/// The default role in one of the configurations.
 const DEFAULT: &str = "basic";
 
-/// Returns the webhook's answers for a pod like each of [`PODS`].
-async fn at_gate(
-    stage: &mut Stage,
+/// Returns the webhook's verdicts for a pod like each of [`PODS`].
+async fn at_admission(
+    harness: &mut WebhookHarness,
     namespace: &str,
     flags: &[&str],
     certificate: Certificate,
 ) -> anyhow::Result<Vec<bool>> {
-    let kubeconfig = stage.cluster.admin_kubeconfig()?;
+    let kubeconfig = harness.cluster.admin_kubeconfig()?;
     let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
     let export = ["policy", "export", "--format=webhook", &kubeconfig];
     let exported: Vec<_> = export.iter().chain(flags).copied().collect();
     let exported = Rolegate::output(&exported).await?;
     let mut registration: Value = serde_saphyr::from_slice(&exported.stdout)?;
-    stage.gate = TestAdmission::with_flags(&stage.cluster, certificate, flags).await?;
-    let authority = serde_json::to_value(ByteString(stage.cluster.ca_pem().into()))?;
-    let registered = stage
-        .gate
-        .register(&stage.cluster, &mut registration, authority.as_str());
+    harness.test_admission =
+        TestAdmission::with_flags(&harness.cluster, certificate, flags).await?;
+    let authority = serde_json::to_value(ByteString(harness.cluster.ca_pem().into()))?;
+    let registered =
+        harness
+            .test_admission
+            .register(&harness.cluster, &mut registration, authority.as_str());
     registered.await?;
-    stage.gate.ready().await?;
-    stage.gate.until_called(&stage.cluster).await?;
+    harness.test_admission.ready().await?;
+    harness
+        .test_admission
+        .until_called(&harness.cluster)
+        .await?;
     let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
-    let jane = stage.jane()?;
+    let jane = harness.jane()?;
     let mut allowed = Vec::new();
     for (name, role, _) in PODS {
         let answer = jane.post(&pods, &pod(&format!("new-{name}"), role)).await?;
@@ -58,9 +63,13 @@ async fn at_gate(
     Ok(allowed)
 }
 
-/// The status that each of [`PODS`] gets at its door.
-async fn at_door(site: &Site, pods: &[Pod], flags: &[&str]) -> anyhow::Result<Vec<u16>> {
-    let node = format!("--node={}", site.node);
+/// Returns the status that each of [`PODS`] gets from the agent.
+async fn at_agent(
+    fixture: &AgentFixture,
+    pods: &[Pod],
+    flags: &[&str],
+) -> anyhow::Result<Vec<u16>> {
+    let node = format!("--node={}", fixture.node);
     let agent = [
         "agent",
         "--redirect=nftables",
@@ -69,8 +78,8 @@ async fn at_door(site: &Site, pods: &[Pod], flags: &[&str]) -> anyhow::Result<Ve
         "--host-ipv6=fd10::1",
         &node,
     ];
-    let mut agent = site.spawn(agent.iter().chain(flags))?;
-    site.ready(&mut agent).await?;
+    let mut agent = fixture.spawn(agent.iter().chain(flags))?;
+    fixture.ready(&mut agent).await?;
     let mut found = Vec::new();
     for ((_, role, _), pod) in PODS.iter().zip(pods) {
         let path = format!("{CREDENTIALS}{}", role.unwrap_or(DEFAULT));
@@ -85,9 +94,13 @@ async fn at_door(site: &Site, pods: &[Pod], flags: &[&str]) -> anyhow::Result<Ve
     Ok(found)
 }
 
-/// The decision about each of [`PODS`] that the command line tells.
-async fn told(stage: &Stage, namespace: &str, flags: &[&str]) -> anyhow::Result<Vec<String>> {
-    let kubeconfig = stage.cluster.admin_kubeconfig()?;
+/// Returns the decision about each of [`PODS`] that the command line prints.
+async fn told(
+    harness: &WebhookHarness,
+    namespace: &str,
+    flags: &[&str],
+) -> anyhow::Result<Vec<String>> {
+    let kubeconfig = harness.cluster.admin_kubeconfig()?;
     let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
     let mut found = Vec::new();
     for (name, ..) in PODS {
@@ -123,15 +136,15 @@ async fn without_a_configuration_the_same_flags_are_the_same_decision_everywhere
     let cluster = Cluster::start().await?;
     cluster.install_admission_alone().await?;
     cluster.open_to(&["developers"]).await?;
-    let site = Site::new("flags", &cluster).await?;
-    let namespace = site.namespace("shop");
+    let fixture = AgentFixture::new("flags", &cluster).await?;
+    let namespace = fixture.namespace("shop");
     let allowed = r#"["reader", "my-node"]"#;
     let annotation = [("iam.amazonaws.com/allowed-roles", allowed)];
     cluster.create_namespace(&namespace, &annotation).await?;
     let mut pods = Vec::new();
     for (name, role, address) in PODS {
-        let pod = site.pod(address)?;
-        let object = site.object("shop", name, &pod);
+        let pod = fixture.pod(address)?;
+        let object = fixture.object("shop", name, &pod);
         let object = match role {
             Some(role) => object.role(role),
             None => object,
@@ -139,15 +152,18 @@ async fn without_a_configuration_the_same_flags_are_the_same_decision_everywhere
         cluster.run_pod(&object).await?;
         pods.push(pod);
     }
-    let (chain, key) = cluster.serving_pair("gate", &["127.0.0.1"])?;
+    let (chain, key) = cluster.serving_pair("webhook", &["127.0.0.1"])?;
     let certificate = Certificate::Files(chain, key);
-    let gate = TestAdmission::bare(&cluster, certificate.clone()).await?;
-    let mut stage = Stage { cluster, gate };
+    let test_admission = TestAdmission::bare(&cluster, certificate.clone()).await?;
+    let mut harness = WebhookHarness {
+        cluster,
+        test_admission,
+    };
 
     let base = "--base-role-arn=arn:aws:iam::123456789012:role/";
     let default = format!("--default-role={DEFAULT}");
     for (flags, wanted) in [
-        // As kube2iam: whatever is named.
+        // As in kube2iam: every requested role is allowed.
         (&[base][..], ["allowed", "allowed", "allowed", "noRole"]),
         (
             &[
@@ -169,18 +185,18 @@ async fn without_a_configuration_the_same_flags_are_the_same_decision_everywhere
             ["allowed", "denied", "allowed", "noRole"],
         ),
     ] {
-        let told = told(&stage, &namespace, flags).await?;
+        let told = told(&harness, &namespace, flags).await?;
         assert_eq!(told, wanted, "rolegate policy explain {flags:?}");
         let statuses = wanted.map(|decision| match decision {
             "allowed" => 200,
             "denied" => 403,
             _ => 404,
         });
-        let doors = at_door(&site, &pods, flags).await?;
-        assert_eq!(doors, statuses, "the doors with {flags:?}");
+        let agents = at_agent(&fixture, &pods, flags).await?;
+        assert_eq!(agents, statuses, "the agents with {flags:?}");
         let allowed = wanted.map(|decision| decision != "denied");
-        let gate = at_gate(&mut stage, &namespace, flags, certificate.clone()).await?;
-        assert_eq!(gate, allowed, "the gate with {flags:?}");
+        let admitted = at_admission(&mut harness, &namespace, flags, certificate.clone()).await?;
+        assert_eq!(admitted, allowed, "the webhook with {flags:?}");
     }
     Ok(())
 }

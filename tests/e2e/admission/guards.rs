@@ -1,28 +1,29 @@
-//! The ways around a pod's own endpoint, and around the rules: each is closed for users who are not
-//! writer of the rules.
+//! The ways to bypass a pod's own endpoint, or the rules: each is closed for users who are not rule
+//! writers.
 
 use anyhow::ensure;
 use rolegate_testkit::TestPod;
 use rolegate_testkit::request::PatchKind;
 use serde_json::json;
 
-use super::stage::{ROLE, Stage, refused, taken};
+use super::harness::{ROLE, WebhookHarness, refused, taken};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pods_role_is_not_set_through_its_status_or_its_binding() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "guards";
-    stage.shop(namespace).await?;
-    let jane = stage.jane()?;
+    harness.shop(namespace).await?;
+    let jane = harness.jane()?;
     let live = TestPod::new(namespace, "live", "node");
-    stage.cluster.run_pod(&live).await?;
+    harness.cluster.run_pod(&live).await?;
     let pods = format!("/api/v1/namespaces/{namespace}/pods");
     taken(
         "the pod to be bound",
-        jane.post(&pods, &super::stage::pod("new", None)).await?,
+        jane.post(&pods, &super::harness::pod("new", None)).await?,
     )?;
 
-    // Not even a role that a grant covers: it would not be judged by whom it is for.
+    // A role that a grant covers is denied too, because the grant was not evaluated for the pod
+    // that would use the role.
     for role in ["admin", "shop-reader"] {
         let annotated = json!({ "metadata": { "annotations": { ROLE: role } } });
         let status = format!("{pods}/live/status");
@@ -66,17 +67,17 @@ async fn a_pods_role_is_not_set_through_its_status_or_its_binding() -> anyhow::R
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespaces_role_annotations_are_for_namespace_writers() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let name = "guarded";
-    stage.cluster.create_namespace(name, &[]).await?;
+    harness.cluster.create_namespace(name, &[]).await?;
     let grant = json!({
         "apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
         "metadata": { "name": name },
         "spec": { "roles": ["blue-*"], "subjects": [
             { "namespaceSelector": { "matchLabels": { "guarded-team": "blue" } } }] },
     });
-    stage.cluster.apply_manifest(&grant.to_string()).await?;
-    let (jane, ann) = (stage.jane()?, stage.member("platform")?);
+    harness.cluster.apply_manifest(&grant.to_string()).await?;
+    let (jane, ann) = (harness.jane()?, harness.member("platform")?);
     let path = format!("/api/v1/namespaces/{name}");
     let says = [
         "(layer guard, rule namespace writers)",
@@ -101,10 +102,10 @@ async fn a_namespaces_role_annotations_are_for_namespace_writers() -> anyhow::Re
         let answer = ann.patch(&dry, PatchKind::Merge, &change).await?;
         taken(&format!("{key} by a namespace writer"), answer)?;
     }
-    // The grant may be known a moment later than it is made.
+    // The webhook may receive the grant a moment after its creation.
     let blue = json!({ "metadata": { "labels": { "guarded-team": "blue" } } });
     let dry = format!("{path}?dryRun=All");
-    rolegate_testkit::eventually(super::stage::DEADLINE, async || {
+    rolegate_testkit::eventually(super::harness::DEADLINE, async || {
         let answer = jane.patch(&dry, PatchKind::Merge, &blue).await?;
         refused("a label that a grant looks at", &answer, &says)
     })
@@ -121,15 +122,15 @@ async fn a_namespaces_role_annotations_are_for_namespace_writers() -> anyhow::Re
     ] {
         taken(what, jane.patch(&path, PatchKind::Merge, &change).await?)?;
     }
-    stage.until_refused(name, "blue-reader").await?;
+    harness.until_refused(name, "blue-reader").await?;
     let answer = ann.patch(&path, PatchKind::Merge, &blue).await?;
     taken("the label by a namespace writer", answer)?;
-    stage.until_allowed(name, "blue-reader").await
+    harness.until_allowed(name, "blue-reader").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn threat_07_a_namespace_takes_no_name_that_a_grant_waits_for() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let grant = json!({
         "apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
         "metadata": { "name": "waiting" },
@@ -139,13 +140,13 @@ async fn threat_07_a_namespace_takes_no_name_that_a_grant_waits_for() -> anyhow:
               "namespaceSelector": { "matchLabels": { "guarded-team": "red" } } },
         ] },
     });
-    stage.cluster.apply_manifest(&grant.to_string()).await?;
-    let (jane, ann) = (stage.jane()?, stage.member("platform")?);
+    harness.cluster.apply_manifest(&grant.to_string()).await?;
+    let (jane, ann) = (harness.jane()?, harness.member("platform")?);
     let path = "/api/v1/namespaces?dryRun=All";
     let named = |field: &str, name: &str| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { field: name } });
     let says = ["metadata.name", "(layer grants, rule namespace writers)"];
-    // The grant may be known a moment later than it is made.
-    rolegate_testkit::eventually(super::stage::DEADLINE, async || {
+    // The webhook may receive the grant a moment after its creation.
+    rolegate_testkit::eventually(super::harness::DEADLINE, async || {
         let answer = jane.post(path, &named("name", "awaited")).await?;
         refused("a name that a grant names", &answer, &says)
     })
@@ -153,7 +154,7 @@ async fn threat_07_a_namespace_takes_no_name_that_a_grant_waits_for() -> anyhow:
     for (field, name) in [
         ("name", "sandbox-evil"),
         ("name", "evil-lab"),
-        // The API server chooses the end.
+        // The API server generates the end of the name.
         ("generateName", "sandbox-"),
     ] {
         let namespace = named(field, name);
@@ -171,7 +172,8 @@ async fn threat_07_a_namespace_takes_no_name_that_a_grant_waits_for() -> anyhow:
         let answer = jane.post(path, &named(field, name)).await?;
         taken(&format!("a namespace by {field} {name}"), answer)?;
     }
-    // Who makes it first is not enough: what a writer made is changed by others as before.
+    // Creating the namespace first gives no rights: users who are not writers may still change only
+    // what they could before.
     taken(
         "the namespace",
         ann.post("/api/v1/namespaces", &named("name", "sandbox-fine"))
@@ -181,15 +183,17 @@ async fn threat_07_a_namespace_takes_no_name_that_a_grant_waits_for() -> anyhow:
     let mine = "/api/v1/namespaces/sandbox-fine";
     let answer = jane.patch(mine, PatchKind::Merge, &label).await?;
     taken("another label", answer)?;
-    stage.until_allowed("sandbox-fine", "waiting-reader").await
+    harness
+        .until_allowed("sandbox-fine", "waiting-reader")
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_aws_would_take_is_not_for_everybody() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "tokens";
-    stage.shop(namespace).await?;
-    let jane = stage.jane()?;
+    harness.shop(namespace).await?;
+    let jane = harness.jane()?;
     let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/default/token");
     let request = |audiences: &[&str]| {
         json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
@@ -208,7 +212,7 @@ async fn a_token_that_aws_would_take_is_not_for_everybody() -> anyhow::Result<()
         let answer = jane.post(&path, &request(audiences)).await?;
         taken(&format!("a token for {audiences:?}"), answer)?;
     }
-    let writer = stage.member("platform")?;
+    let writer = harness.member("platform")?;
     let answer = writer.post(&path, &request(&["sts.amazonaws.com"])).await?;
     taken("a token for STS, by a writer of the rules", answer)?;
     Ok(())

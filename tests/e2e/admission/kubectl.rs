@@ -1,4 +1,4 @@
-//! Refusals as kubectl shows them.
+//! Denials as kubectl prints them.
 
 use std::process::Stdio;
 
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use super::stage::{ROLE, Stage, deployment, pod};
+use super::harness::{ROLE, WebhookHarness, deployment, pod};
 
 struct Ran {
     succeeded: bool,
     told: String,
 }
 
-/// Runs kubectl as a developer, with an object as its input.
+/// Runs kubectl as a developer, with an object on its standard input.
 async fn kubectl(cluster: &Cluster, arguments: &[&str], input: &Value) -> anyhow::Result<Ran> {
     let home = cluster.dir().join("kubectl");
     let kubeconfig = cluster.admin_kubeconfig()?;
@@ -48,9 +48,9 @@ async fn kubectl(cluster: &Cluster, arguments: &[&str], input: &Value) -> anyhow
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kubectl_shows_what_is_refused_and_by_which_rule() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "kubectl";
-    stage.shop(namespace).await?;
+    harness.shop(namespace).await?;
     let in_namespace = format!("--namespace={namespace}");
     let create = ["create", &in_namespace, "-f", "-"];
     let apply = ["apply", &in_namespace, "-f", "-"];
@@ -70,7 +70,7 @@ async fn kubectl_shows_what_is_refused_and_by_which_rule() -> anyhow::Result<()>
             pod("shopper", Some("admin")),
         ),
     ] {
-        let ran = kubectl(&stage.cluster, arguments, &object).await?;
+        let ran = kubectl(&harness.cluster, arguments, &object).await?;
         ensure!(!ran.succeeded, "{what} was taken: {}", ran.told);
         for text in [
             "denied the request",
@@ -83,7 +83,7 @@ async fn kubectl_shows_what_is_refused_and_by_which_rule() -> anyhow::Result<()>
     }
 
     let live = pod("live", Some("shop-reader"));
-    let ran = kubectl(&stage.cluster, &create, &live).await?;
+    let ran = kubectl(&harness.cluster, &create, &live).await?;
     ensure!(ran.succeeded, "{}", ran.told);
     let annotate = |role: &str| format!("{ROLE}={role}");
     let annotate = [annotate("shop-writer"), annotate("admin")];
@@ -96,9 +96,9 @@ async fn kubectl_shows_what_is_refused_and_by_which_rule() -> anyhow::Result<()>
             annotation,
         ]
     });
-    let ran = kubectl(&stage.cluster, &allowed, &json!(null)).await?;
+    let ran = kubectl(&harness.cluster, &allowed, &json!(null)).await?;
     ensure!(ran.succeeded, "{}", ran.told);
-    let ran = kubectl(&stage.cluster, &refused, &json!(null)).await?;
+    let ran = kubectl(&harness.cluster, &refused, &json!(null)).await?;
     ensure!(!ran.succeeded, "a live pod took another role: {}", ran.told);
     let says = "role arn:aws:iam::123456789012:role/admin is denied: no RoleGrant covers the role";
     ensure!(ran.told.contains(says), "{}", ran.told);

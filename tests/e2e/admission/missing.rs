@@ -1,21 +1,21 @@
-//! Rules that are missing: the gate stays where the API server finds it, and says what is missing.
+//! Missing rules: the webhook stays in the Service's endpoints and reports what is missing.
 
 use anyhow::ensure;
 use rolegate_testkit::request::PatchKind;
 use rolegate_testkit::{Cluster, Rolegate, eventually};
 use serde_json::{Value, json};
 
-use super::stage::{DEADLINE, GRANTS, Stage, alone, pod, refused, taken};
+use super::harness::{DEADLINE, GRANTS, WebhookHarness, alone, pod, refused, taken};
 
 const ALL: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs";
 const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
 
-/// Waits until the gate is ready, with this remark about its rules, and the alarm is as it should
-/// be.
-async fn until_told(stage: &Stage, missing: Option<&str>) -> anyhow::Result<()> {
+/// Waits until the webhook is ready, with this note about its rules, and the metric for the alert
+/// has the expected value.
+async fn until_told(harness: &WebhookHarness, missing: Option<&str>) -> anyhow::Result<()> {
     eventually(DEADLINE, async || {
-        let ready = stage.gate.operators("/readyz").await?;
-        // If it left the Service's endpoints, no refusal could say what is missing.
+        let ready = harness.test_admission.operators("/readyz").await?;
+        // Without a ready endpoint, no denial could contain the reason.
         ensure!(ready.starts_with("HTTP/1.1 200"), "not ready: {ready}");
         let note = ready.lines().find(|line| line.starts_with("[!] rules: "));
         ensure!(note.is_some() == missing.is_some(), "{ready}");
@@ -23,7 +23,7 @@ async fn until_told(stage: &Stage, missing: Option<&str>) -> anyhow::Result<()> 
             missing.is_none_or(|part| note.is_some_and(|note| note.contains(part))),
             "{ready}"
         );
-        let metrics = stage.gate.operators("/metrics").await?;
+        let metrics = harness.test_admission.operators("/metrics").await?;
         let alarm = format!("\nrolegate_rules_missing {}\n", u8::from(missing.is_some()));
         ensure!(metrics.contains(&alarm), "no {alarm:?}");
         Ok(())
@@ -31,16 +31,16 @@ async fn until_told(stage: &Stage, missing: Option<&str>) -> anyhow::Result<()> 
     .await
 }
 
-/// Fails unless the gate refuses a pod's role with a sentence about what is missing.
-async fn refuses(stage: &Stage, namespace: &str, missing: &str) -> anyhow::Result<()> {
-    let answer = stage.until_refused(namespace, "shop-reader").await?;
+/// Fails unless the webhook denies a pod's role with the reason.
+async fn refuses(harness: &WebhookHarness, namespace: &str, missing: &str) -> anyhow::Result<()> {
+    let answer = harness.until_refused(namespace, "shop-reader").await?;
     refused("a pod with a role", &answer, &[missing])
 }
 
-/// Fails unless a pod without a role passes.
-async fn lets_pass(stage: &Stage, namespace: &str) -> anyhow::Result<()> {
+/// Fails unless a pod without a role is allowed.
+async fn lets_pass(harness: &WebhookHarness, namespace: &str) -> anyhow::Result<()> {
     let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
-    let plain = stage.jane()?.post(&pods, &pod("plain", None)).await?;
+    let plain = harness.jane()?.post(&pods, &pod("plain", None)).await?;
     taken("a pod without a role", plain).map(drop)
 }
 
@@ -48,26 +48,26 @@ async fn lets_pass(stage: &Stage, namespace: &str) -> anyhow::Result<()> {
 async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_missing()
 -> anyhow::Result<()> {
     let _alone = alone().await?;
-    let mut stage = Stage::start(Cluster::start().await?, GRANTS).await?;
+    let mut harness = WebhookHarness::start(Cluster::start().await?, GRANTS).await?;
     let namespace = "shop";
-    stage.shop(namespace).await?;
-    until_told(&stage, None).await?;
-    let admin = stage.cluster.requests()?;
+    harness.shop(namespace).await?;
+    until_told(&harness, None).await?;
+    let admin = harness.cluster.requests()?;
     let mut config: Value = taken("the configuration", admin.get(CONFIG).await?)?;
     config["metadata"] = json!({ "name": "cluster" });
 
-    // The configuration is deleted, and the gate started again without it.
+    // The configuration is deleted, and the webhook restarted without it.
     taken("its deletion", admin.delete(CONFIG).await?)?;
     let missing = "the cluster's RolegateConfig named cluster is missing";
-    refuses(&stage, namespace, missing).await?;
-    lets_pass(&stage, namespace).await?;
-    until_told(&stage, Some(missing)).await?;
-    stage.gate.restart_admission().await?;
-    refuses(&stage, namespace, missing).await?;
-    lets_pass(&stage, namespace).await?;
-    until_told(&stage, Some(missing)).await?;
-    // The command line says the same.
-    let kubeconfig = stage.cluster.admin_kubeconfig()?;
+    refuses(&harness, namespace, missing).await?;
+    lets_pass(&harness, namespace).await?;
+    until_told(&harness, Some(missing)).await?;
+    harness.test_admission.restart_admission().await?;
+    refuses(&harness, namespace, missing).await?;
+    lets_pass(&harness, namespace).await?;
+    until_told(&harness, Some(missing)).await?;
+    // The command line reports the same.
+    let kubeconfig = harness.cluster.admin_kubeconfig()?;
     let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
     let explain = [
         "policy",
@@ -75,7 +75,7 @@ async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_miss
         "--role=shop-reader",
         "-n",
         namespace,
-        // As the webhook has it; there are no agents here.
+        // With the webhook's flags, since the cluster has no agents.
         "--cluster-config=required",
         &kubeconfig,
     ];
@@ -86,26 +86,26 @@ async fn threat_10_a_gate_whose_rules_are_missing_is_ready_and_says_what_is_miss
         "{told:?}"
     );
     taken("the configuration", admin.post(ALL, &config).await?)?;
-    stage.until_allowed(namespace, "shop-reader").await?;
-    until_told(&stage, None).await?;
+    harness.until_allowed(namespace, "shop-reader").await?;
+    until_told(&harness, None).await?;
 
-    // A required policy is missing. It may be about anything: pods without a role are
-    // refused too, as soon as the API server asks about them.
+    // A required policy is missing. It could apply to any object, so pods without a role are denied
+    // too, as soon as the API server sends them to the webhook.
     let rego = json!({ "spec": { "layers": { "rego": "enforce" },
         "rego": { "required": [{ "namespace": "opa", "name": "must" }] } } });
     taken(
         "a required policy",
         admin.patch(CONFIG, PatchKind::Merge, &rego).await?,
     )?;
-    refuses(&stage, namespace, "opa/must").await?;
-    until_told(&stage, Some("opa/must")).await?;
+    refuses(&harness, namespace, "opa/must").await?;
+    until_told(&harness, Some("opa/must")).await?;
     let policy = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": { "name": "must", "namespace": "opa",
             "labels": { "openpolicyagent.org/policy": "rego" } },
         "data": { "main": "package kubernetes.admission\n\ndeny[msg] {\n    input.never\n    msg := \"never\"\n}\n" },
     });
-    stage.cluster.apply_manifest(&policy.to_string()).await?;
-    stage.until_allowed(namespace, "shop-reader").await?;
-    until_told(&stage, None).await
+    harness.cluster.apply_manifest(&policy.to_string()).await?;
+    harness.until_allowed(namespace, "shop-reader").await?;
+    until_told(&harness, None).await
 }

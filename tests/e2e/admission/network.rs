@@ -1,19 +1,19 @@
-//! Objects by which the nodes' service proxies would divert what pods ask of the metadata address,
-//! or lead pods to it: what the API server itself refuses, what the gate does, and what is left to
-//! the rules in the kernel.
+//! Objects with which the nodes' service proxies would divert pods' metadata requests, or give pods
+//! another way to the metadata address: those that the API server itself rejects, those that the
+//! webhook denies, and those that the kernel rules cover.
 
 use anyhow::ensure;
 use rolegate_testkit::request::{Answer, PatchKind};
 use serde_json::{Value, json};
 
-use super::stage::{Stage, refused, taken};
+use super::harness::{WebhookHarness, refused, taken};
 
-/// Addresses of metadata, container credentials and EKS Pod Identity. The API server takes no
+/// The addresses of metadata, container credentials and EKS Pod Identity. The API server rejects
 /// link-local ones.
 const LINK_LOCAL: [&str; 3] = ["169.254.169.254", "169.254.170.2", "169.254.170.23"];
 const ROUTABLE: [&str; 2] = ["fd00:ec2::254", "fd00:ec2::23"];
 
-/// Fails unless the API server's own validation refused it.
+/// Fails unless the API server's own validation rejected the object.
 fn impossible(what: &str, answer: &Answer) -> anyhow::Result<()> {
     ensure!(
         answer.status == 422 && answer.message().contains("link-local"),
@@ -37,10 +37,10 @@ fn service(name: &str, spec: Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn threat_21_no_service_is_at_a_metadata_address() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "diverted";
-    stage.cluster.create_namespace(namespace, &[]).await?;
-    let jane = stage.jane()?;
+    harness.cluster.create_namespace(namespace, &[]).await?;
+    let jane = harness.jane()?;
     let services = format!("/api/v1/namespaces/{namespace}/services");
     let plain = service("plain", json!({ "externalIPs": ["192.0.2.1"] }));
     taken("a Service", jane.post(&services, &plain).await?)?;
@@ -73,16 +73,16 @@ async fn threat_21_no_service_is_at_a_metadata_address() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A way to the metadata address by a Service's own one gives a pod nothing: what is forwarded there
-/// is refused in the kernel (`threat_21_a_service_that_leads_to_the_metadata_address_…` of the tests
-/// with network namespaces). So the gate lets the endpoints of IPv6 pass, and those of IPv4 the API
-/// server refuses by itself.
+/// A Service whose endpoint is the metadata address gives a pod nothing, since the kernel rejects
+/// the packets that are forwarded to it (`threat_21_a_service_that_leads_to_the_metadata_address_…`
+/// in the tests with network namespaces). So the webhook allows IPv6 endpoints; the API server
+/// rejects those of IPv4 itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn threat_21_endpoints_at_a_metadata_address_are_no_new_way() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "led";
-    stage.cluster.create_namespace(namespace, &[]).await?;
-    let jane = stage.jane()?;
+    harness.cluster.create_namespace(namespace, &[]).await?;
+    let jane = harness.jane()?;
     let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
     let endpoints = format!("/api/v1/namespaces/{namespace}/endpoints");
     for (address, family) in LINK_LOCAL

@@ -1,5 +1,5 @@
-//! Rego policies as OPA's users have them: ConfigMaps, refusals in their words, their state where
-//! kube-mgmt wrote it.
+//! Rego policies as OPA's users have them: ConfigMaps, denials with the policies' messages, and
+//! their status in kube-mgmt's annotation.
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::request::PatchKind;
@@ -7,7 +7,7 @@ use rolegate_testkit::{Cluster, eventually};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use super::stage::{DEADLINE, Stage, deployment, refused, taken};
+use super::harness::{DEADLINE, WebhookHarness, deployment, refused, taken};
 
 const RULES: &str = r#"
 apiVersion: rolegate.dev/v1alpha1
@@ -21,50 +21,53 @@ spec:
 "#;
 const ARTICLE: &str =
     include_str!("../../../crates/rego/tests/fixtures/deployment-create-whitelist-role-ns.rego");
-/// No policy by a long way.
+/// A text that is not a policy.
 const BROKEN: &str = "package kubernetes.admission\n\ndeny[msg] {\n";
 const MAPS: &str = "/api/v1/namespaces/opa/configmaps";
 const STATUS: &str = "openpolicyagent.org/kube-mgmt-status";
 
-async fn stage() -> anyhow::Result<&'static Stage> {
-    static SHARED: OnceCell<Stage> = OnceCell::const_new();
+async fn harness() -> anyhow::Result<&'static WebhookHarness> {
+    static SHARED: OnceCell<WebhookHarness> = OnceCell::const_new();
     SHARED
         .get_or_try_init(|| async {
-            let stage = Stage::start(Cluster::start().await?, RULES).await?;
+            let harness = WebhookHarness::start(Cluster::start().await?, RULES).await?;
             for namespace in ["payments", "search"] {
-                stage.cluster.create_namespace(namespace, &[]).await?;
+                harness.cluster.create_namespace(namespace, &[]).await?;
             }
-            Ok(stage)
+            Ok(harness)
         })
         .await
 }
 
-/// Writes a policy, as a user with the right to.
-async fn write(stage: &Stage, name: &str, text: &str) -> anyhow::Result<()> {
+/// Writes a policy, as a user with the right to do so.
+async fn write(harness: &WebhookHarness, name: &str, text: &str) -> anyhow::Result<()> {
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": { "name": name, "labels": { "openpolicyagent.org/policy": "rego" } },
         "data": { "main": text },
     });
     let path = format!("{MAPS}/{name}?fieldManager=ann&force=true");
-    let ann = stage.member("platform")?;
+    let ann = harness.member("platform")?;
     let answer = ann.patch(&path, PatchKind::Apply, &map).await?;
     taken(&format!("policy {name}"), answer).map(drop)
 }
 
-/// Tries a Deployment of a namespace.
+/// Creates a Deployment in a namespace, as a dry run.
 async fn try_deployment(
-    stage: &Stage,
+    harness: &WebhookHarness,
     namespace: &str,
     role: Option<&str>,
 ) -> anyhow::Result<rolegate_testkit::request::Answer> {
     let path = format!("/apis/apps/v1/namespaces/{namespace}/deployments?dryRun=All");
-    stage.jane()?.post(&path, &deployment("web", 1, role)).await
+    harness
+        .jane()?
+        .post(&path, &deployment("web", 1, role))
+        .await
 }
 
-/// Fails unless the policy decides as it is written.
-async fn decides(stage: &Stage) -> anyhow::Result<()> {
-    let answer = try_deployment(stage, "search", Some("payments-reader")).await?;
+/// Fails unless the policy decides as written.
+async fn decides(harness: &WebhookHarness) -> anyhow::Result<()> {
+    let answer = try_deployment(harness, "search", Some("payments-reader")).await?;
     let says = [
         "role payments-reader is not on the list of namespace search",
         "(layer rego, rule opa/deployment-create-whitelist-role-ns)",
@@ -79,7 +82,7 @@ async fn decides(stage: &Stage) -> anyhow::Result<()> {
         ("search", Some("search-reader")),
         ("search", None),
     ] {
-        let answer = try_deployment(stage, namespace, role).await?;
+        let answer = try_deployment(harness, namespace, role).await?;
         taken(
             &format!("a Deployment of {namespace} with {role:?}"),
             answer,
@@ -90,20 +93,21 @@ async fn decides(stage: &Stage) -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_article_s_policy_refuses_in_its_own_words() -> anyhow::Result<()> {
-    let stage = stage().await?;
+    let harness = harness().await?;
     let name = "deployment-create-whitelist-role-ns";
-    write(stage, name, ARTICLE).await?;
-    eventually(DEADLINE, async || decides(stage).await).await?;
+    write(harness, name, ARTICLE).await?;
+    eventually(DEADLINE, async || decides(harness).await).await?;
 
-    // Broken: the last good one counts. Another policy shows that the gate has seen so much.
-    write(stage, name, BROKEN).await?;
+    // An invalid change: the last valid version stays in use. Another policy shows that the webhook
+    // has received the change.
+    write(harness, name, BROKEN).await?;
     let (deny, _helper) = ARTICLE.split_once("allowed(namespace, role) {").unwrap();
     let marker = deny
         .replace("not allowed(namespace, role)", "role == \"marker\"")
         .replace("role %v is not on the list of namespace %v", "marker %v %v");
-    write(stage, "marker", &marker).await?;
+    write(harness, "marker", &marker).await?;
     eventually(DEADLINE, async || {
-        let answer = try_deployment(stage, "search", Some("marker")).await?;
+        let answer = try_deployment(harness, "search", Some("marker")).await?;
         refused(
             "what another policy refuses",
             &answer,
@@ -111,7 +115,7 @@ async fn the_article_s_policy_refuses_in_its_own_words() -> anyhow::Result<()> {
         )
     })
     .await?;
-    decides(stage)
+    decides(harness)
         .await
         .context("a policy that is broken takes its last good state away")?;
 
@@ -119,13 +123,13 @@ async fn the_article_s_policy_refuses_in_its_own_words() -> anyhow::Result<()> {
         "{\"search-reader\"}",
         "{\"search-reader\", \"payments-reader\"}",
     );
-    write(stage, name, &corrected).await?;
+    write(harness, name, &corrected).await?;
     eventually(DEADLINE, async || {
-        let answer = try_deployment(stage, "search", Some("payments-reader")).await?;
+        let answer = try_deployment(harness, "search", Some("payments-reader")).await?;
         taken("a Deployment that the corrected policy allows", answer)
     })
     .await?;
-    let answer = try_deployment(stage, "search", Some("admin")).await?;
+    let answer = try_deployment(harness, "search", Some("admin")).await?;
     refused(
         "a Deployment",
         &answer,
@@ -135,14 +139,14 @@ async fn the_article_s_policy_refuses_in_its_own_words() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_status_of_a_policy_is_written_back() -> anyhow::Result<()> {
-    let stage = stage().await?;
+    let harness = harness().await?;
     let name = "told";
     let harmless =
         "package kubernetes.told\n\ndeny[msg] {\n    input.never\n    msg := \"never\"\n}\n";
-    let admin = stage.cluster.requests()?;
+    let admin = harness.cluster.requests()?;
     let path = format!("{MAPS}/{name}");
     for (text, wanted) in [(harmless, "ok"), (BROKEN, "error"), (harmless, "ok")] {
-        write(stage, name, text).await?;
+        write(harness, name, text).await?;
         eventually(DEADLINE, async || {
             let map = taken("the ConfigMap", admin.get(&path).await?)?;
             let annotation = map["metadata"]["annotations"][STATUS].as_str();
@@ -157,8 +161,11 @@ async fn the_status_of_a_policy_is_written_back() -> anyhow::Result<()> {
         .await
         .with_context(|| format!("the status of a policy that is {wanted}"))?;
     }
-    // All of it with the rights of the manifest.
-    for log in [stage.gate.controller_log(), stage.gate.admission.log()] {
+    // All of this works with the rights of the manifest.
+    for log in [
+        harness.test_admission.controller_log(),
+        harness.test_admission.admission.log(),
+    ] {
         let denied = log.lines().find(|line| line.contains("orbidden"));
         ensure!(
             denied.is_none(),

@@ -1,4 +1,5 @@
-//! The registration, which the controller adapts to the rules unless another owner does.
+//! The ValidatingWebhookConfiguration, which the controller adapts to the rules unless another
+//! owner maintains it.
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::admission::{Certificate, HOME, REGISTRATION};
@@ -6,13 +7,13 @@ use rolegate_testkit::request::PatchKind;
 use rolegate_testkit::{Cluster, TestAdmission, eventually, repository};
 use serde_json::{Value, json};
 
-use super::stage::{DEADLINE, GRANTS, Stage, alone, pod, taken};
+use super::harness::{DEADLINE, GRANTS, WebhookHarness, alone, pod, taken};
 
 const CONFIG: &str = "/apis/rolegate.dev/v1alpha1/rolegateconfigs/cluster";
 
-/// Returns whether the registration names the kind, and the time-out of its first webhook.
-async fn registered(stage: &Stage, resource: &str) -> anyhow::Result<(bool, u64)> {
-    let admin = stage.cluster.requests()?;
+/// Returns true if the configuration covers the kind, and the timeout of its first webhook.
+async fn registered(harness: &WebhookHarness, resource: &str) -> anyhow::Result<(bool, u64)> {
+    let admin = harness.cluster.requests()?;
     let registration: Value = taken("the registration", admin.get(REGISTRATION).await?)?;
     let seconds = registration["webhooks"][0]["timeoutSeconds"].as_u64();
     let named = registration
@@ -21,9 +22,9 @@ async fn registered(stage: &Stage, resource: &str) -> anyhow::Result<(bool, u64)
     Ok((named, seconds.context("no time-out")?))
 }
 
-/// Changes the registration by a JSON merge patch of its first webhook's time-out and annotations.
-async fn change(stage: &Stage, seconds: u64, annotations: Value) -> anyhow::Result<()> {
-    let admin = stage.cluster.requests()?;
+/// Changes the timeout of the first webhook and the annotations with a JSON merge patch.
+async fn change(harness: &WebhookHarness, seconds: u64, annotations: Value) -> anyhow::Result<()> {
+    let admin = harness.cluster.requests()?;
     let mut registration = taken("the registration", admin.get(REGISTRATION).await?)?;
     registration["webhooks"][0]["timeoutSeconds"] = seconds.into();
     registration["metadata"]["annotations"] = annotations;
@@ -31,21 +32,22 @@ async fn change(stage: &Stage, seconds: u64, annotations: Value) -> anyhow::Resu
     taken("another registration", answer).map(drop)
 }
 
-async fn presets(stage: &Stage, names: &[&str]) -> anyhow::Result<()> {
+async fn presets(harness: &WebhookHarness, names: &[&str]) -> anyhow::Result<()> {
     let kinds: Vec<_> = names.iter().map(|name| json!({ "preset": name })).collect();
     let kinds = json!({ "spec": { "workloadKinds": kinds } });
-    let admin = stage.cluster.requests()?;
+    let admin = harness.cluster.requests()?;
     let answer = admin.patch(CONFIG, PatchKind::Merge, &kinds).await?;
     taken("other custom kinds", answer).map(drop)
 }
 
-/// Waits until the controller has gone through its work once more: it writes statuses of grants
-/// before it looks at the registration, so when the second's is there it has looked.
-async fn controller_looks(stage: &Stage, name: &str) -> anyhow::Result<()> {
-    let admin = stage.cluster.requests()?;
+/// Waits for one more reconciliation of the controller. It updates the webhook configuration before
+/// it writes the statuses of grants, so the status of a second grant shows that the configuration
+/// was reconciled after the first.
+async fn controller_looks(harness: &WebhookHarness, name: &str) -> anyhow::Result<()> {
+    let admin = harness.cluster.requests()?;
     for part in ["a", "b"] {
         let name = format!("{name}-{part}");
-        stage.grant(&name, &["any"]).await?;
+        harness.grant(&name, &["any"]).await?;
         let path = format!("/apis/rolegate.dev/v1alpha1/rolegrants/{name}");
         eventually(DEADLINE, async || {
             let grant = taken("the grant", admin.get(&path).await?)?;
@@ -60,37 +62,37 @@ async fn controller_looks(stage: &Stage, name: &str) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registration_that_is_unmanaged_is_left_alone() -> anyhow::Result<()> {
     let _alone = alone().await?;
-    let stage = Stage::start(Cluster::start().await?, GRANTS).await?;
-    // A change by hand is reverted with the next change of the rules.
-    change(&stage, 7, json!({})).await?;
-    presets(&stage, &["argo-rollouts"]).await?;
+    let harness = WebhookHarness::start(Cluster::start().await?, GRANTS).await?;
+    // The controller reverts a manual change with the next change of the rules.
+    change(&harness, 7, json!({})).await?;
+    presets(&harness, &["argo-rollouts"]).await?;
     eventually(DEADLINE, async || {
-        let found = registered(&stage, "rollouts").await?;
+        let found = registered(&harness, "rollouts").await?;
         ensure!(found == (true, 5), "{found:?}");
         Ok(())
     })
     .await?;
 
-    change(&stage, 7, json!({ "rolegate.dev/unmanaged": "" })).await?;
-    presets(&stage, &["argo-rollouts", "tekton"]).await?;
-    controller_looks(&stage, "unmanaged").await?;
-    assert_eq!(registered(&stage, "pipelineruns").await?, (false, 7));
-    assert_eq!(registered(&stage, "rollouts").await?, (true, 7));
+    change(&harness, 7, json!({ "rolegate.dev/unmanaged": "" })).await?;
+    presets(&harness, &["argo-rollouts", "tekton"]).await?;
+    controller_looks(&harness, "unmanaged").await?;
+    assert_eq!(registered(&harness, "pipelineruns").await?, (false, 7));
+    assert_eq!(registered(&harness, "rollouts").await?, (true, 7));
 
-    // The annotation is taken away again.
-    change(&stage, 7, json!({})).await?;
-    controller_looks(&stage, "managed").await?;
+    // The annotation is removed.
+    change(&harness, 7, json!({})).await?;
+    controller_looks(&harness, "managed").await?;
     eventually(DEADLINE, async || {
-        let found = registered(&stage, "pipelineruns").await?;
+        let found = registered(&harness, "pipelineruns").await?;
         ensure!(found == (true, 5), "{found:?}");
         Ok(())
     })
     .await
 }
 
-/// The failure policies of all webhooks, `rule-validity` aside, which is always `Ignore`.
-async fn failure_policies(stage: &Stage) -> anyhow::Result<Vec<String>> {
-    let admin = stage.cluster.requests()?;
+/// Returns the failure policies of all webhooks except `rule-validity`, which always has `Ignore`.
+async fn failure_policies(harness: &WebhookHarness) -> anyhow::Result<Vec<String>> {
+    let admin = harness.cluster.requests()?;
     let registration = taken("the registration", admin.get(REGISTRATION).await?)?;
     let webhooks = registration["webhooks"].as_array().context("no webhooks")?;
     let mut policies = Vec::new();
@@ -105,10 +107,10 @@ async fn failure_policies(stage: &Stage) -> anyhow::Result<Vec<String>> {
     Ok(policies)
 }
 
-/// Requests that ordinary users made before there was a webhook: none of them is refused while nothing
-/// is enforced, whether the webhook answers or not.
-async fn nothing_is_refused(stage: &Stage, trial: &str) -> anyhow::Result<()> {
-    let jane = stage.jane()?;
+/// Requests that ordinary users made before the webhook was installed. None of them is rejected
+/// while no layer is enforced, whether the webhook responds or not.
+async fn nothing_is_refused(harness: &WebhookHarness, trial: &str) -> anyhow::Result<()> {
+    let jane = harness.jane()?;
     let role = "arn:aws:iam::123456789012:role/any";
     let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": {
         "name": trial, "annotations": { "iam.amazonaws.com/allowed-roles": "[]" } } });
@@ -118,7 +120,7 @@ async fn nothing_is_refused(stage: &Stage, trial: &str) -> anyhow::Result<()> {
     )?;
     let pods = format!("/api/v1/namespaces/{trial}/pods?dryRun=All");
     for role in [role, "not a role!", "node"] {
-        // Its service account is not there yet, which is another matter than the webhook.
+        // The service account does not exist yet, which the API server reports itself.
         let mut pod = pod("any", Some(role));
         pod["spec"]["automountServiceAccountToken"] = false.into();
         eventually(DEADLINE, async || {
@@ -137,9 +139,9 @@ async fn nothing_is_refused(stage: &Stage, trial: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The names of the conditions under which the API server asks about pods.
-async fn conditions_of_pods(stage: &Stage) -> anyhow::Result<Vec<String>> {
-    let admin = stage.cluster.requests()?;
+/// Returns the names of the conditions under which the API server sends pods.
+async fn conditions_of_pods(harness: &WebhookHarness) -> anyhow::Result<Vec<String>> {
+    let admin = harness.cluster.requests()?;
     let registration = taken("the registration", admin.get(REGISTRATION).await?)?;
     let mut webhooks = registration["webhooks"].as_array().into_iter().flatten();
     let pods = webhooks.find(|webhook| webhook["name"] == "pods.rolegate.dev");
@@ -149,16 +151,16 @@ async fn conditions_of_pods(stage: &Stage) -> anyhow::Result<Vec<String>> {
     Ok(conditions.map(name).collect())
 }
 
-/// A policy may be about any object, so the API server asks about all as soon as there is one.
-async fn a_policy_widens_the_registration(stage: &Stage) -> anyhow::Result<()> {
-    let admin = stage.cluster.requests()?;
+/// A policy may apply to any object, so the API server sends all objects once a policy exists.
+async fn a_policy_widens_the_registration(harness: &WebhookHarness) -> anyhow::Result<()> {
+    let admin = harness.cluster.requests()?;
     let enforced = json!({ "spec": { "layers": { "rego": "enforce" } } });
     taken(
         "rego is enforced",
         admin.patch(CONFIG, PatchKind::Merge, &enforced).await?,
     )?;
-    controller_looks(stage, "no-policy").await?;
-    let conditions = conditions_of_pods(stage).await?;
+    controller_looks(harness, "no-policy").await?;
+    let conditions = conditions_of_pods(harness).await?;
     ensure!(conditions.contains(&"names-role".into()), "{conditions:?}");
     let policy = json!({ "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": { "name": "none", "labels": { "openpolicyagent.org/policy": "rego" } },
@@ -166,24 +168,29 @@ async fn a_policy_widens_the_registration(stage: &Stage) -> anyhow::Result<()> {
     let maps = "/api/v1/namespaces/opa/configmaps";
     taken("a policy", admin.post(maps, &policy).await?)?;
     eventually(DEADLINE, async || {
-        let conditions = conditions_of_pods(stage).await?;
+        let conditions = conditions_of_pods(harness).await?;
         ensure!(conditions.is_empty(), "{conditions:?}");
         Ok(())
     })
     .await
 }
 
-/// Without a configuration it is not known what was enforced: a controller that starts then must not
-/// take the flags' defaults for it.
-async fn a_missing_configuration_loosens_nothing(stage: &mut Stage) -> anyhow::Result<()> {
-    let admin = stage.cluster.requests()?;
+/// Without a configuration, the previously enforced rules are unknown: a controller that starts
+/// then must not replace them by the flags' defaults.
+async fn a_missing_configuration_loosens_nothing(
+    harness: &mut WebhookHarness,
+) -> anyhow::Result<()> {
+    let admin = harness.cluster.requests()?;
     let config = taken("the configuration", admin.get(CONFIG).await?)?;
     let before = taken("the registration", admin.get(REGISTRATION).await?)?;
     taken("no configuration", admin.delete(CONFIG).await?)?;
     let name = "localhost";
-    stage.gate.restart_controller(&stage.cluster, name).await?;
+    harness
+        .test_admission
+        .restart_controller(&harness.cluster, name)
+        .await?;
     eventually(DEADLINE, async || {
-        let told = stage.gate.controller_log();
+        let told = harness.test_admission.controller_log();
         ensure!(told.contains("is left as it is"), "{told}");
         Ok(())
     })
@@ -206,21 +213,26 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
     cluster.open_to(&["developers", "platform"]).await?;
     let example = repository().join("deploy/examples/rolegateconfig.yaml");
     cluster.apply_file(&example).await?;
-    let mut gate = TestAdmission::bare(&cluster, Certificate::Controller).await?;
-    gate.restart_controller(&cluster, "localhost").await?;
-    let mut stage = Stage { cluster, gate };
-    let admin = stage.cluster.requests()?;
+    let mut test_admission = TestAdmission::bare(&cluster, Certificate::Controller).await?;
+    test_admission
+        .restart_controller(&cluster, "localhost")
+        .await?;
+    let mut harness = WebhookHarness {
+        cluster,
+        test_admission,
+    };
+    let admin = harness.cluster.requests()?;
 
     let waits = format!("Service {HOME}/rolegate-admission has no ready endpoint");
-    let told = async |stage: &Stage, words: &str| {
+    let told = async |harness: &WebhookHarness, words: &str| {
         eventually(DEADLINE, async || {
-            let told = stage.gate.controller_log();
+            let told = harness.test_admission.controller_log();
             ensure!(told.contains(words), "{told}");
             Ok(())
         })
         .await
     };
-    told(&stage, &waits).await?;
+    told(&harness, &waits).await?;
     let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{HOME}/endpointslices");
     let slice = |ready: bool| {
         json!({ "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
@@ -230,13 +242,13 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
             "endpoints": [{ "addresses": ["10.99.0.1"], "conditions": { "ready": ready } }] })
     };
     taken("endpoints", admin.post(&slices, &slice(false)).await?)?;
-    // One more grant and its status: the controller has looked with these endpoints.
-    controller_looks(&stage, "unready").await?;
+    // The status of one more grant shows that the controller has reconciled with these endpoints.
+    controller_looks(&harness, "unready").await?;
     ensure!(
         admin.get(REGISTRATION).await?.status == 404,
         "it is registered"
     );
-    nothing_is_refused(&stage, "before").await?;
+    nothing_is_refused(&harness, "before").await?;
 
     taken(
         "ready",
@@ -259,22 +271,26 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
             "no API server would trust it: {client}"
         );
     }
-    assert_eq!(failure_policies(&stage).await?, ["Ignore"]);
-    // There is no network of Services here, so the API server gets no answer.
-    nothing_is_refused(&stage, "registered").await?;
-    // Nor does a webhook that answers refuse anything.
-    stage.gate.ready().await?;
+    assert_eq!(failure_policies(&harness).await?, ["Ignore"]);
+    // The cluster has no network of Services, so the API server gets no response.
+    nothing_is_refused(&harness, "registered").await?;
+    // A webhook that responds denies nothing either.
+    harness.test_admission.ready().await?;
     eventually(DEADLINE, async || {
         let mut by_url = taken("the registration", admin.get(REGISTRATION).await?)?;
         for webhook in by_url["webhooks"].as_array_mut().context("no webhooks")? {
             let authority = webhook["clientConfig"]["caBundle"].take();
-            webhook["clientConfig"] = json!({ "url": stage.gate.url(), "caBundle": authority });
+            webhook["clientConfig"] =
+                json!({ "url": harness.test_admission.url(), "caBundle": authority });
         }
         taken("another address", admin.put(REGISTRATION, &by_url).await?)
     })
     .await?;
-    stage.gate.until_called(&stage.cluster).await?;
-    nothing_is_refused(&stage, "answering").await?;
+    harness
+        .test_admission
+        .until_called(&harness.cluster)
+        .await?;
+    nothing_is_refused(&harness, "answering").await?;
 
     let enforced = json!({ "spec": { "layers": { "grants": "enforce" } } });
     taken(
@@ -282,17 +298,17 @@ async fn the_webhook_is_registered_when_it_answers_and_refuses_nothing_in_audit(
         admin.patch(CONFIG, PatchKind::Merge, &enforced).await?,
     )?;
     eventually(DEADLINE, async || {
-        let policies = failure_policies(&stage).await?;
+        let policies = failure_policies(&harness).await?;
         ensure!(policies == ["Fail"], "{policies:?}");
         Ok(())
     })
     .await?;
 
-    a_policy_widens_the_registration(&stage).await?;
-    a_missing_configuration_loosens_nothing(&mut stage).await?;
-    let admin = stage.cluster.requests()?;
+    a_policy_widens_the_registration(&harness).await?;
+    a_missing_configuration_loosens_nothing(&mut harness).await?;
+    let admin = harness.cluster.requests()?;
 
-    // It is re-created, and is deleted with the controller's rights.
+    // The configuration is re-created, and is deleted together with the controller's ClusterRole.
     taken("deleted", admin.delete(REGISTRATION).await?)?;
     eventually(DEADLINE, async || {
         taken("the registration", admin.get(REGISTRATION).await?)

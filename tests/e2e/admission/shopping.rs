@@ -1,14 +1,14 @@
-//! Role shopping: a user who may create pods names a role that was granted to another user. Each object
-//! that creates pods is refused, when it is created and when it is changed.
+//! Role shopping: a user who may create pods names a role that was granted to another user. The
+//! webhook denies this for each kind of object that creates pods, at creation and at updates.
 
 use anyhow::ensure;
 use rolegate_testkit::request::{PatchKind, Requests};
 use rolegate_testkit::{TestPod, eventually};
 use serde_json::{Value, json};
 
-use super::stage::{DEADLINE, ROLE, Stage, deployment, pod, refused, taken, template};
+use super::harness::{DEADLINE, ROLE, WebhookHarness, deployment, pod, refused, taken, template};
 
-/// Kinds outside of Kubernetes.
+/// Custom resources.
 const CUSTOM: &str = r#"
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
@@ -42,7 +42,7 @@ const GRANTED: [&str; 2] = ["shop-reader", "shop-writer"];
 /// A role that no grant covers.
 const OTHERS: &str = "admin";
 
-/// A kind that leads to a role.
+/// A kind whose objects lead to a role.
 struct Kind {
     /// The group and version, and the plural, as in URLs.
     url: &'static str,
@@ -63,7 +63,7 @@ fn workload(version: &str, kind: &str, spec: Value) -> Value {
     object
 }
 
-/// The pods of a Job end.
+/// The pods of a Job do not restart.
 fn ending() -> Value {
     let mut template = template(None);
     template["spec"]["restartPolicy"] = "Never".into();
@@ -174,9 +174,9 @@ impl Kind {
         }
     }
 
-    /// Nothing but the role, as a patch of it.
+    /// Returns a patch with only the role.
     fn role(&self, role: &str) -> Value {
-        // The name of a role is completed by the configuration, but not for web identity.
+        // The configuration's base ARN completes the name of a role, but not for web identity.
         let role = if self.url.ends_with("serviceaccounts") {
             format!("arn:aws:iam::123456789012:role/{role}")
         } else {
@@ -193,7 +193,7 @@ impl Kind {
         object
     }
 
-    /// Makes and changes one, as `jane`.
+    /// Creates and changes an object, as `jane`.
     async fn try_all(&self, jane: &Requests, namespace: &str) -> anyhow::Result<()> {
         let path = self.path(namespace);
         let (place, url) = (self.place(), self.url);
@@ -222,7 +222,7 @@ impl Kind {
             let mut whole = taken(url, jane.get(&one).await?)?;
             merge(&mut whole, self.role(OTHERS));
             let answer = jane.put(&one, &whole).await?;
-            // Its controller may have written in between.
+            // The object's controller may have written in between.
             ensure!(answer.status != 409, "{}", answer.message());
             Ok(answer)
         })
@@ -260,7 +260,7 @@ impl Kind {
     }
 }
 
-/// Puts the fields of a patch without nulls into an object.
+/// Merges the fields of a patch without nulls into an object.
 fn merge(target: &mut Value, patch: Value) {
     match patch {
         Value::Object(fields) => {
@@ -274,13 +274,13 @@ fn merge(target: &mut Value, patch: Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn role_shopping_is_refused_for_every_kind() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "every-kind";
-    stage.cluster.apply_manifest(CUSTOM).await?;
-    stage.shop(namespace).await?;
-    let jane = stage.jane()?;
+    harness.cluster.apply_manifest(CUSTOM).await?;
+    harness.shop(namespace).await?;
+    let jane = harness.jane()?;
     let kinds = kinds();
-    // The registration of a configured kind follows the configuration.
+    // The webhook configuration covers a newly configured kind.
     for kind in kinds.iter().filter(|kind| kind.url.contains("example.com")) {
         eventually(DEADLINE, async || {
             let path = format!("{}?dryRun=All", kind.path(namespace));
@@ -306,14 +306,14 @@ async fn role_shopping_is_refused_for_every_kind() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_runs_is_not_annotated_with_somebody_elses_role() -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "live";
-    stage.shop(namespace).await?;
-    let jane = stage.jane()?;
+    harness.shop(namespace).await?;
+    let jane = harness.jane()?;
     let app = TestPod::new(namespace, "app", "node").address([10, 1, 0, 5]);
     let bare = TestPod::new(namespace, "bare", "node").address([10, 1, 0, 6]);
-    stage.cluster.run_pod(&app.role("shop-reader")).await?;
-    stage.cluster.run_pod(&bare).await?;
+    harness.cluster.run_pod(&app.role("shop-reader")).await?;
+    harness.cluster.run_pod(&bare).await?;
     let annotation = |role| json!({ "metadata": { "annotations": { ROLE: role } } });
     for name in ["app", "bare"] {
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
@@ -338,10 +338,10 @@ async fn a_pod_that_runs_is_not_annotated_with_somebody_elses_role() -> anyhow::
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grant_that_is_taken_away_blocks_no_scale_no_finalizer_and_no_deletion()
 -> anyhow::Result<()> {
-    let stage = Stage::shared().await?;
+    let harness = WebhookHarness::shared().await?;
     let namespace = "revoked";
-    stage.shop(namespace).await?;
-    let jane = stage.jane()?;
+    harness.shop(namespace).await?;
+    let jane = harness.jane()?;
     let deployments = format!("/apis/apps/v1/namespaces/{namespace}/deployments");
     let pods = format!("/api/v1/namespaces/{namespace}/pods");
     let web = deployment("web", 1, Some("shop-reader"));
@@ -354,8 +354,8 @@ async fn a_grant_that_is_taken_away_blocks_no_scale_no_finalizer_and_no_deletion
     })
     .await?;
 
-    stage.grant(namespace, &["other"]).await?;
-    stage.until_refused(namespace, "shop-reader").await?;
+    harness.grant(namespace, &["other"]).await?;
+    harness.until_refused(namespace, "shop-reader").await?;
     let (web, pod) = (format!("{deployments}/web"), format!("{pods}/{made}"));
     let replicas = |number: u32| json!({ "spec": { "replicas": number } });
     let metadata = |fields: Value| json!({ "metadata": fields });
@@ -396,7 +396,7 @@ async fn a_grant_that_is_taken_away_blocks_no_scale_no_finalizer_and_no_deletion
         let answer = jane.patch(&path, PatchKind::Merge, &change).await?;
         taken(what, answer)?;
     }
-    // What would make new pods with the role is refused.
+    // Changes that would create new pods with the role are denied.
     let image = json!({ "spec": { "template": { "metadata": { "labels": { "new": "x" } } } } });
     let answer = jane.patch(&web, PatchKind::Merge, &image).await?;
     refused("a new template", &answer, &["role/shop-reader"])?;

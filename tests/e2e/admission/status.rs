@@ -1,14 +1,14 @@
-//! The state of rules, reported to their authors by the objects' status and by Events.
+//! The status of rules, reported to their authors in the objects and in Events.
 
 use anyhow::{Context, ensure};
 use rolegate_testkit::request::PatchKind;
 use rolegate_testkit::{Cluster, eventually};
 use serde_json::{Value, json};
 
-use super::stage::{DEADLINE, Stage, alone, pod, taken};
+use super::harness::{DEADLINE, WebhookHarness, alone, pod, taken};
 
 const KINDS: &str = "/apis/rolegate.dev/v1alpha1";
-/// Without a base ARN.
+/// A configuration without a base ARN.
 const RULES: &str = r#"
 apiVersion: rolegate.dev/v1alpha1
 kind: RolegateConfig
@@ -17,9 +17,14 @@ spec:
   layers: { namespace: "off", grants: enforce, rego: enforce }
 "#;
 
-/// Waits until the object says this of itself: `Ready`, the reason, a part of the message.
-async fn says(stage: &Stage, path: &str, wanted: (&str, &str, &str)) -> anyhow::Result<Value> {
-    let admin = stage.cluster.requests()?;
+/// Waits until the object's condition has this `Ready` status, this reason and this part of the
+/// message.
+async fn says(
+    harness: &WebhookHarness,
+    path: &str,
+    wanted: (&str, &str, &str),
+) -> anyhow::Result<Value> {
+    let admin = harness.cluster.requests()?;
     let path = format!("{KINDS}/{path}");
     eventually(DEADLINE, async || {
         let object = taken("the object", admin.get(&path).await?)?;
@@ -37,16 +42,16 @@ async fn says(stage: &Stage, path: &str, wanted: (&str, &str, &str)) -> anyhow::
 #[tokio::test(flavor = "multi_thread")]
 async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     let _alone = alone().await?;
-    let stage = Stage::start(Cluster::start().await?, RULES).await?;
-    let admin = stage.cluster.requests()?;
-    stage.cluster.create_namespace("shop", &[]).await?;
+    let harness = WebhookHarness::start(Cluster::start().await?, RULES).await?;
+    let admin = harness.cluster.requests()?;
+    harness.cluster.create_namespace("shop", &[]).await?;
 
-    // A name that nothing completes here, which is not the grant's mistake.
-    stage.grant("shop", &["reader"]).await?;
+    // A name that no base ARN completes here, which is not a fault of the grant.
+    harness.grant("shop", &["reader"]).await?;
     let base = "no base ARN is known";
-    says(&stage, "rolegrants/shop", ("False", "NoBaseArn", base)).await?;
+    says(&harness, "rolegrants/shop", ("False", "NoBaseArn", base)).await?;
     says(
-        &stage,
+        &harness,
         "rolegateconfigs/cluster",
         ("True", "Valid", "in effect"),
     )
@@ -60,16 +65,16 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
         )
     };
     change(json!({ "baseRoleArn": "arn:aws:iam::123456789012:role/" })).await?;
-    says(&stage, "rolegrants/shop", ("True", "Valid", "in effect")).await?;
+    says(&harness, "rolegrants/shop", ("True", "Valid", "in effect")).await?;
     change(json!({ "layers": { "grants": "audit" } })).await?;
     says(
-        &stage,
+        &harness,
         "rolegrants/shop",
         ("True", "Valid", "grants is audit"),
     )
     .await?;
 
-    // Live pods are counted while they are there, finished ones are not.
+    // Live pods are counted while they exist; finished pods are not.
     let pods = "/api/v1/namespaces/shop/pods";
     for (name, role) in [("api", Some("reader")), ("other", None)] {
         let mut pod = pod(name, role);
@@ -86,26 +91,26 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
         .await
     };
     counted(1).await?;
-    stage
+    harness
         .cluster
         .set_pod_status("shop", "api", "Succeeded", &[])
         .await?;
     counted(0).await?;
 
-    // The configuration's status reports what keeps the rules from taking effect.
+    // The configuration's status contains the reason why the rules are not in effect.
     let required = json!([{ "namespace": "opa", "name": "must" }]);
     change(json!({ "rego": { "required": required } })).await?;
     let missing = ("False", "Invalid", "opa/must");
-    says(&stage, "rolegateconfigs/cluster", missing).await?;
+    says(&harness, "rolegateconfigs/cluster", missing).await?;
     change(json!({ "rego": { "required": [] } })).await?;
     says(
-        &stage,
+        &harness,
         "rolegateconfigs/cluster",
         ("True", "Valid", "in effect"),
     )
     .await?;
 
-    // A policy that cannot be read is reported by an Event too.
+    // A policy that cannot be parsed is reported by an Event too.
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": { "name": "broken", "labels": { "openpolicyagent.org/policy": "rego" } },
@@ -133,9 +138,13 @@ async fn how_rules_fare_is_written_into_their_status() -> anyhow::Result<()> {
     .await
 }
 
-/// An Event about an object of ours.
-async fn reported(stage: &Stage, reason: &str, object: &Value) -> anyhow::Result<String> {
-    let admin = stage.cluster.requests()?;
+/// Returns an Event about one of rolegate's objects.
+async fn reported(
+    harness: &WebhookHarness,
+    reason: &str,
+    object: &Value,
+) -> anyhow::Result<String> {
+    let admin = harness.cluster.requests()?;
     eventually(DEADLINE, async || {
         let events = "/apis/events.k8s.io/v1/namespaces/default/events";
         let events = taken("the Events", admin.get(events).await?)?;
@@ -154,8 +163,8 @@ async fn reported(stage: &Stage, reason: &str, object: &Value) -> anyhow::Result
 async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_reported()
 -> anyhow::Result<()> {
     let _alone = alone().await?;
-    let mut stage = Stage::start(Cluster::start().await?, RULES).await?;
-    let admin = stage.cluster.requests()?;
+    let mut harness = WebhookHarness::start(Cluster::start().await?, RULES).await?;
+    let admin = harness.cluster.requests()?;
     let grants = format!("{KINDS}/rolegrants");
     let grant = |name: &str, spec: Value| {
         let mut spec = spec;
@@ -165,8 +174,8 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     };
     let role = "arn:aws:iam::123456789012:role/reader";
     let policy = |policy: &str| json!({ "roles": [role], "session": { "policy": policy } });
-    // The administrator, who may do everything, is asked about as well.
-    for requests in [stage.jane()?, stage.cluster.requests()?] {
+    // Objects of the administrator, who has all rights, are reviewed as well.
+    for requests in [harness.jane()?, harness.cluster.requests()?] {
         for (spec, words) in [
             (policy("{"), "spec.session"),
             (json!({ "roles": ["arn:aws:iam::12:role/a"] }), "spec.roles"),
@@ -177,7 +186,7 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
                     .post(&grants, &grant("wrong", spec.clone()))
                     .await?;
                 if answer.status.is_success() {
-                    // The registration is not what it will be yet.
+                    // The webhook configuration may not be up to date yet.
                     taken(
                         "it is gone",
                         admin.delete(&format!("{grants}/wrong")).await?,
@@ -201,25 +210,25 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
             answer.status == 403 && message.contains("spec.rego.label"),
             "{message}"
         );
-        // A name that nothing completes here may be completed elsewhere.
+        // An agent may know a base ARN that completes a name which admission cannot complete.
         let fine = grant("fine", json!({ "roles": ["reader"] }));
         let path = format!("{grants}?dryRun=All");
         taken("a grant", requests.post(&path, &fine).await?)?;
     }
 
-    // What comes past the webhook is reported.
-    stage.gate.kill_admission();
+    // An invalid object that bypassed the webhook is reported.
+    harness.test_admission.kill_admission();
     let made = taken(
         "a grant",
         admin.post(&grants, &grant("wrong", policy("{"))).await?,
     )?;
     let invalid = ("False", "Invalid", "it grants nothing");
-    let found = says(&stage, "rolegrants/wrong", invalid).await?;
+    let found = says(&harness, "rolegrants/wrong", invalid).await?;
     assert_eq!(found["status"]["observedGeneration"], 1);
     assert_eq!(found["status"]["conditions"][0]["observedGeneration"], 1);
-    let note = reported(&stage, "GrantInvalid", &made).await?;
+    let note = reported(&harness, "GrantInvalid", &made).await?;
     assert!(note.contains("spec.session"), "{note}");
-    let told = stage.gate.controller_log();
+    let told = harness.test_admission.controller_log();
     assert!(
         told.contains("name=\"wrong\"") && told.contains("a rule is invalid"),
         "{told}"
@@ -229,16 +238,16 @@ async fn rules_that_cannot_be_used_are_refused_and_those_that_are_there_are_repo
     let config = taken("it", admin.patch(&path, PatchKind::Merge, &wrong).await?)?;
     assert_eq!(config["metadata"]["generation"], 2);
     let invalid = ("False", "Invalid", "spec.rego.label");
-    let found = says(&stage, "rolegateconfigs/cluster", invalid).await?;
+    let found = says(&harness, "rolegateconfigs/cluster", invalid).await?;
     assert_eq!(found["status"]["observedGeneration"], 2);
     assert_eq!(found["status"]["conditions"][0]["observedGeneration"], 2);
-    reported(&stage, "ConfigurationInvalid", &config).await?;
+    reported(&harness, "ConfigurationInvalid", &config).await?;
 
-    // A change that fixes it is one generation later.
+    // The change that fixes the object has the next generation.
     let fixed = json!({ "spec": { "session": { "policy": "" } } });
     let path = format!("{grants}/wrong");
     taken("it", admin.patch(&path, PatchKind::Merge, &fixed).await?)?;
-    let found = says(&stage, "rolegrants/wrong", ("True", "Valid", "in effect")).await?;
+    let found = says(&harness, "rolegrants/wrong", ("True", "Valid", "in effect")).await?;
     assert_eq!(found["status"]["observedGeneration"], 2);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Two brokers, of which one goes away: no pod outcomes, neither one that was there nor one that has
-//! just started.
+//! Two brokers, of which one stops: every pod gets its credentials without interruption, whether it
+//! ran before or has just started.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use rolegate_testkit::{Rolegate, eventually};
 
-use super::place::{Node, Place};
+use super::harness::{BrokerHarness, Node};
 use crate::ask::{self, CREDENTIALS};
 use crate::asking::{Asker, Asking};
-use crate::site::{DEADLINE, Pod, credentials};
+use crate::fixture::{DEADLINE, Pod, credentials};
 
 const FLAGS: [&str; 1] = ["--layer=namespace=off"];
-/// Longer than a busy machine takes for a failover: what a pod's first request waits for.
+/// Timeout of a pod's first request, longer than a failover takes on a busy machine.
 const PATIENCE: &str = "--wait=10s";
 
 const STREAMS: [&str; 2] = [
@@ -22,22 +22,22 @@ const STREAMS: [&str; 2] = [
     r#"rolegate_broker_streams{use="warm"}"#,
 ];
 
-/// Two nodes and where they are.
-struct Scene {
-    place: Place,
+/// Two nodes and their surroundings.
+struct Fixture {
+    harness: BrokerHarness,
     nodes: [Node; 2],
-    /// The last octet of the pod that was made last.
+    /// The last octet of the latest pod's address.
     last: Cell<u8>,
 }
 
-impl Scene {
-    /// Streams of agents to a broker: serving, and warm.
+impl Fixture {
+    /// Returns the numbers of agents' streams to a broker: active and standby.
     fn streams(&self, broker: u8) -> anyhow::Result<(u64, u64)> {
-        let [serving, warm] = STREAMS.map(|series| self.place.metric(broker, series));
+        let [serving, warm] = STREAMS.map(|series| self.harness.metric(broker, series));
         Ok((serving?, warm?))
     }
 
-    /// Waits until each agent has a stream to each broker; gives a broker that serves one.
+    /// Waits until each agent has a stream to each broker; returns a broker with an active stream.
     async fn settled(&self) -> anyhow::Result<u8> {
         let nodes = u64::try_from(self.nodes.len())?;
         eventually(DEADLINE, async || {
@@ -49,14 +49,14 @@ impl Scene {
         .await
     }
 
-    /// A pod starts on a node, with a role that no pod had, and asks once.
+    /// Starts a pod on a node, with a role that no pod had before, and sends one request.
     async fn starts(&self, node: &Node) -> anyhow::Result<(Arc<Pod>, String)> {
         let last = self.last.get() + 1;
         self.last.set(last);
-        let (place, pod) = (&self.place, Arc::new(self.place.pod(node, last)?));
+        let (harness, pod) = (&self.harness, Arc::new(self.harness.pod(node, last)?));
         let role = format!("role-{last}");
-        let object = place.object(node, "a", &format!("pod-{last}"), &pod);
-        place.cluster.run_pod(&object.role(&role)).await?;
+        let object = harness.object(node, "a", &format!("pod-{last}"), &pod);
+        harness.cluster.run_pod(&object.role(&role)).await?;
         let (path, asking) = (format!("{CREDENTIALS}{role}"), pod.clone());
         let first = tokio::task::spawn_blocking(move || ask::get(&asking, &path));
         let reply = first.await??;
@@ -64,7 +64,7 @@ impl Scene {
         Ok((pod, role))
     }
 
-    /// Pods start on both nodes as long as `work` goes on, and once more.
+    /// Starts pods on both nodes as long as `work` runs, and once more after it.
     async fn starting<T>(
         &self,
         work: impl Future<Output = anyhow::Result<T>>,
@@ -89,34 +89,38 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_while_brokers_go_and_come() -> anyhow::Result<()> {
-    let place = Place::new("failover", 2).await?;
-    let namespace = place.named("a");
-    place.cluster.create_namespace(&namespace, &[]).await?;
-    let nodes = [place.node(1).await?, place.node(2).await?];
-    let pods = [place.pod(&nodes[0], 5)?, place.pod(&nodes[1], 6)?];
+    let harness = BrokerHarness::new("failover", 2).await?;
+    let namespace = harness.named("a");
+    harness.cluster.create_namespace(&namespace, &[]).await?;
+    let nodes = [harness.node(1).await?, harness.node(2).await?];
+    let pods = [harness.pod(&nodes[0], 5)?, harness.pod(&nodes[1], 6)?];
     for ((node, pod), role) in nodes.iter().zip(&pods).zip(["reader", "writer"]) {
-        let object = place.object(node, "a", role, pod).role(role);
-        place.cluster.run_pod(&object).await?;
+        let object = harness.object(node, "a", role, pod).role(role);
+        harness.cluster.run_pod(&object).await?;
     }
-    let first = place.broker(1, &FLAGS).await?;
-    let second = place.broker(2, &FLAGS).await?;
+    let first = harness.broker(1, &FLAGS).await?;
+    let second = harness.broker(2, &FLAGS).await?;
     let mut agents = Vec::new();
     for node in &nodes {
-        let mut agent = place.unready_agent(node, &[PATIENCE])?;
+        let mut agent = harness.unready_agent(node, &[PATIENCE])?;
         node.ready(&mut agent).await?;
         agents.push(agent);
     }
-    place.served(&pods[0], "reader").await?;
-    place.served(&pods[1], "writer").await?;
+    harness.served(&pods[0], "reader").await?;
+    harness.served(&pods[1], "writer").await?;
 
     let (mut brokers, last) = ([first, second], Cell::new(10));
-    let scene = Scene { place, nodes, last };
+    let fixture = Fixture {
+        harness,
+        nodes,
+        last,
+    };
     let askers: [Asker<'_>; 2] = [(&pods[0], "reader"), (&pods[1], "writer")];
     Asking::all_during(&askers, &[], async |asking| {
-        fail_over(&scene, asking, &mut brokers).await?;
-        // Refreshed once more with no broker that comes or goes: a session of the short life, since
-        // what was there at first lives longer and is served on.
-        let (pod, role) = scene.starts(&scene.nodes[0]).await?;
+        fail_over(&fixture, asking, &mut brokers).await?;
+        // One more refresh without a change of brokers. It is of a session with the short lifetime,
+        // since the first sessions have a longer one and are still served.
+        let (pod, role) = fixture.starts(&fixture.nodes[0]).await?;
         let before = credentials(&pod, &role)?;
         eventually(DEADLINE, async || {
             let now = credentials(&pod, &role)?;
@@ -134,38 +138,38 @@ async fn no_request_fails_while_brokers_go_and_come() -> anyhow::Result<()> {
 }
 
 async fn fail_over(
-    scene: &Scene,
+    fixture: &Fixture,
     asking: &Asking,
     brokers: &mut [Rolegate; 2],
 ) -> anyhow::Result<()> {
-    // Killed: its agents go over to the other at once.
-    let serving = scene.settled().await?;
+    // A broker is killed: its agents switch to the other one at once.
+    let serving = fixture.settled().await?;
     let killed = brokers.get_mut(usize::from(serving) - 1);
     let killed = killed.context("a broker")?;
-    scene
+    fixture
         .starting(async {
             asking.more(20).await?;
             killed.kill();
             asking.more(50).await
         })
         .await?;
-    assert_eq!(scene.streams(3 - serving)?.0, 2);
-    // All of them: what is there is served on.
+    assert_eq!(fixture.streams(3 - serving)?.0, 2);
+    // All brokers are killed: existing sessions are still served.
     brokers.iter_mut().for_each(|broker| broker.kill());
     asking.more(50).await?;
-    // From now on a new session is renewed after 8 s, or a little more.
-    let place = &scene.place;
-    place.sts.set_life(Duration::from_secs(20));
-    *brokers = tokio::try_join!(place.broker(1, &FLAGS), place.broker(2, &FLAGS))?.into();
+    // From now on a new session is refreshed after 8 s or slightly more.
+    let harness = &fixture.harness;
+    harness.sts.set_life(Duration::from_secs(20));
+    *brokers = tokio::try_join!(harness.broker(1, &FLAGS), harness.broker(2, &FLAGS))?.into();
 
-    // A rolling update: one after the other, when there is a stream to the one before.
+    // A rolling update: one broker after another, each when the previous one has a stream.
     for (number, broker) in (1..).zip(brokers.iter_mut()) {
-        scene.settled().await?;
-        scene
+        fixture.settled().await?;
+        fixture
             .starting(async {
                 ensure!(broker.stop().await?.success(), "{}", broker.log());
                 asking.more(50).await?;
-                *broker = place.broker(number, &FLAGS).await?;
+                *broker = harness.broker(number, &FLAGS).await?;
                 Ok(())
             })
             .await?;

@@ -1,5 +1,5 @@
-//! A node moves from an agent that works alone to one with a broker, in place, as the rollout of the
-//! DaemonSet does it.
+//! A node switches from a standalone agent to one with a broker, in place, as the DaemonSet's
+//! rollout does it.
 
 use anyhow::ensure;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -9,13 +9,12 @@ use rolegate_devkit::ImdsOptions;
 use rolegate_testkit::{Cluster, Rolegate};
 use tokio::sync::OnceCell;
 
-use super::place::{HOME, Node, Place};
+use super::harness::{BrokerHarness, HOME, Node};
 use crate::ask::{self, CREDENTIALS};
 use crate::asking::Asking;
-use crate::site::DEADLINE;
+use crate::fixture::DEADLINE;
 
-/// A cluster of its own, whose agents have rights at first, by the manifest of agents without a
-/// broker.
+/// A separate cluster, whose agents have the rights of the standalone agents' manifest at first.
 async fn cluster() -> anyhow::Result<&'static Cluster> {
     static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
     CLUSTER
@@ -35,29 +34,29 @@ async fn apply(cluster: &Cluster, manifest: &str) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn agent_moves_from_alone_to_brokered() -> anyhow::Result<()> {
     let cluster = cluster().await?;
-    let place = Place::within(cluster, "moving", 9).await?;
-    cluster.create_namespace(&place.named("a"), &[]).await?;
-    // While agents are moved, pods' roles trust the nodes' role too.
-    let node = place.node_with(1, ImdsOptions::default()).await?;
-    let pod = place.pod(&node, 5)?;
-    let object = place.object(&node, "a", "asking", &pod).role("reader");
+    let harness = BrokerHarness::within(cluster, "moving", 9).await?;
+    cluster.create_namespace(&harness.named("a"), &[]).await?;
+    // During the migration, pods' roles trust the nodes' role too.
+    let node = harness.node_with(1, ImdsOptions::default()).await?;
+    let pod = harness.pod(&node, 5)?;
+    let object = harness.object(&node, "a", "asking", &pod).role("reader");
     cluster.run_pod(&object).await?;
     let rights = cluster
         .service_account_token(HOME, "rolegate-agent")
         .await?;
     let flags = ["--imds-v2=required"];
-    let way_out = place.way_out(&node)?;
-    let alone = place.agent_alone(&node, &rights, &flags).await?;
+    let way_out = harness.way_out(&node)?;
+    let alone = harness.agent_alone(&node, &rights, &flags).await?;
     let token = ask::token(&pod)?;
 
     let header = ("X-aws-ec2-metadata-token", token.as_str());
     let mut brokered = Asking::during(&pod, "reader", &[header], async |asking| {
-        let brokered = roll_out(&place, &node, asking, alone, &flags).await?;
+        let brokered = roll_out(&harness, &node, asking, alone, &flags).await?;
         drop(way_out);
         asking.more(50).await?;
         Ok(brokered)
     })?;
-    // It is the new one that answers, by the rules of the old one, which are still there.
+    // The new agent responds. The redirect rules of the old one are still in place.
     assert_eq!(ask::get(&pod, CREDENTIALS)?.status, 401);
     let rules = node.lab.node().exec("nft list table inet rolegate")?;
     ensure!(rules.contains("8181"), "{rules}");
@@ -68,16 +67,16 @@ async fn agent_moves_from_alone_to_brokered() -> anyhow::Result<()> {
 
 /// Steps 3 to 5 of the how-to, for a cluster of one node.
 async fn roll_out(
-    place: &Place,
+    harness: &BrokerHarness,
     node: &Node,
     asking: &Asking,
     mut alone: Rolegate,
     flags: &[&str],
 ) -> anyhow::Result<Rolegate> {
     asking.more(50).await?;
-    let broker = place.broker(1, &["--layer=namespace=off"]).await?;
-    apply(place.cluster, "rolegate-agent-broker").await?;
-    let mut brokered = place.unready_agent(node, flags)?;
+    let broker = harness.broker(1, &["--layer=namespace=off"]).await?;
+    apply(harness.cluster, "rolegate-agent-broker").await?;
+    let mut brokered = harness.unready_agent(node, flags)?;
     brokered.wait_for_line("took over", DEADLINE).await?;
     node.ready(&mut brokered).await?;
     asking.more(50).await?;
@@ -90,7 +89,7 @@ async fn roll_out(
     ensure!(status.success(), "the old agent ended with {status}");
     asking.more(50).await?;
 
-    let (client, now) = (place.cluster.admin()?, DeleteParams::default());
+    let (client, now) = (harness.cluster.admin()?, DeleteParams::default());
     let (roles, bindings) = (
         Api::<ClusterRole>::all(client.clone()),
         Api::<ClusterRoleBinding>::all(client),
@@ -98,8 +97,8 @@ async fn roll_out(
     roles.delete("rolegate-agent", &now).await?;
     bindings.delete("rolegate-agent", &now).await?;
     asking.more(50).await?;
-    // What is asked for now is what the broker sent.
-    let streams = place.metric(1, r#"rolegate_broker_streams{use="serving"}"#)?;
+    // Credentials that are requested now are those that the broker sent.
+    let streams = harness.metric(1, r#"rolegate_broker_streams{use="serving"}"#)?;
     ensure!(streams == 1, "{streams} streams: {}", broker.log());
     Ok(brokered)
 }

@@ -1,4 +1,4 @@
-//! An agent that has no right whatsoever.
+//! An agent without any rights.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::events::v1::Event;
@@ -7,45 +7,45 @@ use kube::api::ListParams;
 use rolegate_testkit::eventually;
 use serde_json::Value;
 
-use super::place::Place;
+use super::harness::BrokerHarness;
 use crate::ask::{self, CREDENTIALS};
+use crate::fixture::{DEADLINE, no_secrets};
 use crate::sdk::boto3;
-use crate::site::{DEADLINE, no_secrets};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
-    let place = Place::new("rights", 1).await?;
-    let cluster = place.cluster;
-    let namespace = place.named("a");
+    let harness = BrokerHarness::new("rights", 1).await?;
+    let cluster = harness.cluster;
+    let namespace = harness.named("a");
     let allowed = |roles| ("iam.amazonaws.com/allowed-roles", roles);
     cluster
         .create_namespace(&namespace, &[allowed(r#"["reader", "writer"]"#)])
         .await?;
-    let node = place.node(1).await?;
-    let [reader, writer, greedy] = [5, 6, 7].map(|last| place.pod(&node, last).unwrap());
+    let node = harness.node(1).await?;
+    let [reader, writer, greedy] = [5, 6, 7].map(|last| harness.pod(&node, last).unwrap());
     for (name, role, pod) in [
         ("reader", "reader", &reader),
         ("writer", "writer", &writer),
         ("greedy", "admin", &greedy),
     ] {
-        let object = place.object(&node, "a", name, pod).role(role);
+        let object = harness.object(&node, "a", name, pod).role(role);
         cluster.run_pod(&object).await?;
     }
     let restrictions = ["--layer=namespace=enforce"];
-    let broker = place.broker(1, &restrictions).await?;
-    let agent = place.agent(&node).await?;
+    let broker = harness.broker(1, &restrictions).await?;
+    let agent = harness.agent(&node).await?;
 
-    // Unmodified SDKs get their pods' roles, and nothing else.
+    // Unmodified SDKs get only their pods' roles.
     let session = |role: &str| {
         Some(format!(
             "arn:aws:sts::123456789012:assumed-role/{role}/{namespace}.default"
         ))
     };
-    let key = place.served(&reader, "reader").await?;
-    place.served(&writer, "writer").await?;
-    assert_eq!(boto3(&place.sts, &reader)?, session("reader"));
-    assert_eq!(boto3(&place.sts, &writer)?, session("writer"));
-    assert_eq!(boto3(&place.sts, &greedy)?, None);
+    let key = harness.served(&reader, "reader").await?;
+    harness.served(&writer, "writer").await?;
+    assert_eq!(boto3(&harness.sts, &reader)?, session("reader"));
+    assert_eq!(boto3(&harness.sts, &writer)?, session("writer"));
+    assert_eq!(boto3(&harness.sts, &greedy)?, None);
     let denied = ask::get(&greedy, CREDENTIALS)?;
     assert_eq!(denied.status, 403, "{denied:?}");
     let other = ask::get(&reader, &format!("{CREDENTIALS}writer"))?;
@@ -65,9 +65,9 @@ async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
     let teller = |name: &str| Some(name.to_owned());
     assert_eq!(told, (teller("rolegate-broker"), teller("broker-1")));
 
-    // Whose key is this?
+    // The ledger finds the pod of an access key.
     let record = eventually(DEADLINE, async || {
-        let answer = place.ledger(1, &["--key", &key, "--output=json"])?;
+        let answer = harness.ledger(1, &["--key", &key, "--output=json"])?;
         ensure!(answer.status.success(), "{answer:?}");
         Ok(serde_json::from_slice::<Value>(&answer.stdout)?)
     })
@@ -77,10 +77,10 @@ async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
     assert_eq!(record["namespace"], *namespace, "{record}");
     assert_eq!(record["node"], *node.name, "{record}");
     assert_eq!(record["role"], "arn:aws:iam::123456789012:role/reader");
-    let unknown = place.ledger(1, &["--key", "ASIANOBODYS"])?;
+    let unknown = harness.ledger(1, &["--key", "ASIANOBODYS"])?;
     assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
 
-    // What is taken away is gone, whatever the agent holds.
+    // A revoked right ends at once, whatever sessions the agent has.
     cluster
         .annotate_namespace(&namespace, &[(allowed("").0, Some(r#"["admin"]"#))])
         .await?;
@@ -90,7 +90,7 @@ async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    place.served(&greedy, "admin").await?;
+    harness.served(&greedy, "admin").await?;
     cluster.delete_pod(&namespace, "greedy").await?;
     eventually(DEADLINE, async || {
         let reply = ask::get(&greedy, &format!("{CREDENTIALS}admin"))?;
@@ -99,7 +99,7 @@ async fn agent_without_any_right_serves_its_node() -> anyhow::Result<()> {
     })
     .await?;
 
-    // It called only the broker, and did not even look for a role of its node.
+    // The agent called only the broker, and did not request its node's role.
     assert!(!node.called_out(), "{}", agent.log());
     let asked = node.imds.requests();
     let paths: Vec<&str> = asked.iter().map(|request| &*request.path).collect();

@@ -1,5 +1,5 @@
-//! A stolen node: an attacker with all secrets of node 1, its agent's token and its kubelet's rights
-//! included, gets what node 1's own pods may have, and nothing of node 2.
+//! A stolen node: an attacker with all secrets of node 1, including its agent's token and its
+//! kubelet's rights, gets the credentials of node 1's own pods, and none of node 2.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::authentication::v1::BoundObjectReference;
@@ -12,16 +12,16 @@ use rolegate_testkit::request::PatchKind;
 use rolegate_testkit::{Rolegate, TestPod, eventually};
 use serde_json::{Value, json};
 
-use super::place::{AUDIENCE, HOME, Node, Place};
+use super::harness::{AUDIENCE, BrokerHarness, HOME, Node};
 use super::stream::{Stream, refused};
+use crate::fixture::{DEADLINE, Pod};
 use crate::sdk::boto3;
-use crate::site::{DEADLINE, Pod};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 
-/// Two nodes with a pod each: `web` may have the role reader, `job` the role writer.
-struct Scene {
-    place: Place,
+/// Two nodes with one pod each: `web` may have the role reader, `job` the role writer.
+struct Fixture {
+    harness: BrokerHarness,
     namespace: String,
     nodes: [Node; 2],
     /// The network namespaces of `web` and `job`.
@@ -29,14 +29,14 @@ struct Scene {
     _broker: Rolegate,
 }
 
-impl Scene {
+impl Fixture {
     async fn new(name: &'static str, third: u8) -> anyhow::Result<Self> {
-        let place = Place::new(name, third).await?;
-        let cluster = place.cluster;
-        let namespace = place.named("a");
+        let harness = BrokerHarness::new(name, third).await?;
+        let cluster = harness.cluster;
+        let namespace = harness.named("a");
         cluster.create_namespace(&namespace, &[]).await?;
-        let nodes = [place.node(1).await?, place.node(2).await?];
-        let pods = [place.pod(&nodes[0], 5)?, place.pod(&nodes[1], 6)?];
+        let nodes = [harness.node(1).await?, harness.node(2).await?];
+        let pods = [harness.pod(&nodes[0], 5)?, harness.pod(&nodes[1], 6)?];
         for (((pod, name), role), node) in pods
             .iter()
             .zip(["web", "job"])
@@ -54,25 +54,25 @@ impl Scene {
                 },
             });
             cluster.apply_manifest(&grant.to_string()).await?;
-            let object = place.object(node, "a", name, pod);
+            let object = harness.object(node, "a", name, pod);
             let object = object.role(role).service_account(name);
             cluster.run_pod(&object).await?;
         }
         let layers = "--layer=namespace=off,grants=enforce";
         Ok(Self {
-            _broker: place.broker(1, &[layers]).await?,
-            place,
+            _broker: harness.broker(1, &[layers]).await?,
+            harness,
             namespace,
             nodes,
             pods,
         })
     }
 
-    /// A stream as node 1's agent opens it, with the node's pods.
+    /// Opens a stream as node 1's agent does, and receives the node's pods.
     async fn stream(&self) -> anyhow::Result<Stream> {
         let node = &self.nodes[0];
         let mut stream =
-            Stream::open(&self.place, node.lab.node(), &node.name, &node.token).await?;
+            Stream::open(&self.harness, node.lab.node(), &node.name, &node.token).await?;
         stream
             .until("welcome", |body| matches!(body, to_agent::Body::Welcome(_)))
             .await?;
@@ -83,9 +83,9 @@ impl Scene {
         Ok(stream)
     }
 
-    /// Writes a pod's status, and annotations with it, as the kubelet of node 1.
+    /// Writes a pod's status, with annotations, as the kubelet of node 1.
     async fn rewrite(&self, pod: &str, patch: &Value) -> anyhow::Result<Value> {
-        let kubelet = self.nodes[0].kubelet(self.place.cluster)?;
+        let kubelet = self.nodes[0].kubelet(self.harness.cluster)?;
         let path = format!("/api/v1/namespaces/{}/pods/{pod}/status", self.namespace);
         kubelet
             .patch(&path, PatchKind::Merge, patch)
@@ -93,7 +93,7 @@ impl Scene {
             .object()
     }
 
-    /// Waits until the stream tells of a pod as wanted.
+    /// Waits until the stream contains a pod in the wanted state.
     async fn told(
         &self,
         stream: &mut Stream,
@@ -120,9 +120,9 @@ fn is_denied(entry: &v1::Pod) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_that_prove_nothing_open_no_stream() -> anyhow::Result<()> {
-    let scene = Box::pin(Scene::new("tokens", 3)).await?;
-    let (place, cluster) = (&scene.place, scene.place.cluster);
-    let [own, other] = &scene.nodes;
+    let fixture = Box::pin(Fixture::new("tokens", 3)).await?;
+    let (harness, cluster) = (&fixture.harness, fixture.harness.cluster);
+    let [own, other] = &fixture.nodes;
     let gone = TestPod::new(HOME, "agent-gone", &own.name).service_account("rolegate-agent");
     let gone = cluster.create_pod(&gone).await?;
     let of_gone = cluster.pod_token(&gone, AUDIENCE).await?;
@@ -134,7 +134,7 @@ async fn tokens_that_prove_nothing_open_no_stream() -> anyhow::Result<()> {
         .set_pod_status(HOME, "agent-over", "Failed", &[])
         .await?;
     let pods =
-        Api::<k8s_openapi::api::core::v1::Pod>::namespaced(cluster.admin()?, &scene.namespace);
+        Api::<k8s_openapi::api::core::v1::Pod>::namespaced(cluster.admin()?, &fixture.namespace);
     let of_web = cluster.pod_token(&pods.get("web").await?, AUDIENCE).await?;
     let minted = async |bound| {
         cluster
@@ -151,7 +151,8 @@ async fn tokens_that_prove_nothing_open_no_stream() -> anyhow::Result<()> {
     let forged = format!("{head}.{}", "A".repeat(342));
     let elsewhere = cluster.pod_token(&own.agent, "somebody-else").await?;
     let for_the_api_server = cluster.pod_token(&own.agent, &cluster.url()).await?;
-    // A client that may request tokens in our namespace gets one of the other node's agent.
+    // A client that may request tokens in rolegate's namespace gets a token of the other node's
+    // agent.
     let stolen = cluster.pod_token(&other.agent, AUDIENCE).await?;
     let here = own.lab.node();
     let table = [
@@ -225,34 +226,34 @@ async fn tokens_that_prove_nothing_open_no_stream() -> anyhow::Result<()> {
     ];
     for (what, from, node, token, reason) in table {
         let series = format!(r#"rolegate_broker_refused_total{{reason="{reason}"}}"#);
-        let before = place.metric(1, &series)?;
-        let why = refused(place, from, node, token).await;
+        let before = harness.metric(1, &series)?;
+        let why = refused(harness, from, node, token).await;
         let why = why.with_context(|| format!("a token {what}"))?;
-        let after = place.metric(1, &series)?;
+        let after = harness.metric(1, &series)?;
         ensure!(after == before + 1, "a token {what}: {reason}, not {why}");
     }
-    // No session was fetched: no stream ever began.
-    assert!(place.sts.assumed().is_empty());
+    // No session was fetched, because no stream was activated.
+    assert!(harness.sts.assumed().is_empty());
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
-    let scene = Box::pin(Scene::new("stolen", 4)).await?;
-    let (place, cluster) = (&scene.place, scene.place.cluster);
-    let [web, job] = &scene.pods;
-    let _agent = place.agent(&scene.nodes[1]).await?;
-    let key = place.served(job, "writer").await?;
+    let fixture = Box::pin(Fixture::new("stolen", 4)).await?;
+    let (harness, cluster) = (&fixture.harness, fixture.harness.cluster);
+    let [web, job] = &fixture.pods;
+    let _agent = harness.agent(&fixture.nodes[1]).await?;
+    let key = harness.served(job, "writer").await?;
     let pods =
-        Api::<k8s_openapi::api::core::v1::Pod>::namespaced(cluster.admin()?, &scene.namespace);
+        Api::<k8s_openapi::api::core::v1::Pod>::namespaced(cluster.admin()?, &fixture.namespace);
     let uid = |pod: k8s_openapi::api::core::v1::Pod| pod.uid().context("a pod without UID");
     let (own_uid, other_uid) = (uid(pods.get("web").await?)?, uid(pods.get("job").await?)?);
 
-    // All that an honest agent gets, and then whatever else may be asked.
-    let mut stream = scene.stream().await?;
+    // First everything that an unmodified agent gets, then further requests.
+    let mut stream = fixture.stream().await?;
     let pods = stream.pods();
     let names: Vec<_> = pods.keys().map(String::as_str).collect();
-    assert_eq!(names, [&*scene.nodes[0].agent.name_any(), "web"]);
+    assert_eq!(names, [&*fixture.nodes[0].agent.name_any(), "web"]);
     assert!(is_allowed(&pods["web"]));
     for session in 0..50 {
         stream.send(from_agent::Body::PrioritizeSession(v1::PrioritizeSession {
@@ -261,42 +262,45 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
     }
     lie(&stream, [&own_uid, &other_uid], &key)?;
 
-    // What its kubelet may write: annotations of its own pods, which the grants answer.
-    scene
+    // The kubelet can write annotations of its own pods; the grants decide about them.
+    fixture
         .rewrite(
             "web",
             &json!({ "metadata": { "annotations": { ROLE: "writer" } } }),
         )
         .await?;
-    scene.told(&mut stream, "web", is_denied).await?;
-    scene
+    fixture.told(&mut stream, "web", is_denied).await?;
+    fixture
         .rewrite(
             "web",
             &json!({ "metadata": { "annotations": { ROLE: "reader" } } }),
         )
         .await?;
-    scene.told(&mut stream, "web", is_allowed).await?;
-    mirror(&scene, &mut stream).await?;
+    fixture.told(&mut stream, "web", is_allowed).await?;
+    mirror(&fixture, &mut stream).await?;
 
-    // The other pod's address: an alarm, and no harm to the other node.
+    // The other pod's address: it is reported, and does not affect the other node.
     let alarm = "rolegate_broker_address_claimed_twice_total";
-    let before = place.metric(1, alarm)?;
+    let before = harness.metric(1, alarm)?;
     let address = json!({ "podIP": job.v4, "podIPs": [{ "ip": job.v4 }] });
-    scene.rewrite("web", &json!({ "status": address })).await?;
+    fixture
+        .rewrite("web", &json!({ "status": address }))
+        .await?;
     let claims = wire::address_bytes(job.v4.into());
-    scene
+    fixture
         .told(&mut stream, "web", |it| it.addresses == [&claims[..]])
         .await?;
-    assert!(place.metric(1, alarm)? > before);
+    assert!(harness.metric(1, alarm)? > before);
     let arn = format!(
         "arn:aws:sts::123456789012:assumed-role/writer/{}.job",
-        scene.namespace
+        fixture.namespace
     );
-    assert_eq!(boto3(&place.sts, job)?, Some(arn));
+    assert_eq!(boto3(&harness.sts, job)?, Some(arn));
 
-    // Things happen on the other node, then one on its own: all earlier changes would have been sent.
+    // Changes on the other node, then one on its own node: earlier changes of the other node would
+    // have been sent first.
     cluster
-        .annotate_pod(&scene.namespace, "job", &[(ROLE, None)])
+        .annotate_pod(&fixture.namespace, "job", &[(ROLE, None)])
         .await?;
     eventually(DEADLINE, async || {
         let reply = crate::ask::get(job, crate::ask::CREDENTIALS)?;
@@ -305,14 +309,14 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
     })
     .await?;
     let own = json!({ "podIP": web.v4, "podIPs": [{ "ip": web.v4 }] });
-    scene.rewrite("web", &json!({ "status": own })).await?;
+    fixture.rewrite("web", &json!({ "status": own })).await?;
     let own = wire::address_bytes(web.v4.into());
-    scene
+    fixture
         .told(&mut stream, "web", |it| it.addresses == [&own[..]])
         .await?;
     let heard = stream.text();
-    let other = &scene.nodes[1];
-    let session = format!("{}.job", scene.namespace);
+    let other = &fixture.nodes[1];
+    let session = format!("{}.job", fixture.namespace);
     for secret in [&key, &other_uid, &other.name, &other.uid, &session] {
         ensure!(!heard.contains(secret), "{secret} in {heard}");
     }
@@ -322,8 +326,8 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
     assert!(heard.contains("SecretAccessKey"), "{heard}");
     assert!(!stream.pods().contains_key("job"));
 
-    // What it said of others is written nowhere.
-    let records = place.ledger(1, &["--key", &key, "--output=json"])?;
+    // The attacker's reports about other pods are not recorded.
+    let records = harness.ledger(1, &["--key", &key, "--output=json"])?;
     let records: Value = serde_json::from_slice(&records.stdout)?;
     let records = records.as_array().context("no list")?;
     let of_job = |record: &Value| record["pod"] == "job" && record["node"] == *other.name;
@@ -331,14 +335,14 @@ async fn stolen_node_gets_only_its_own_pods() -> anyhow::Result<()> {
         records.len() == 1 && records.iter().all(of_job),
         "{records:?}"
     );
-    let events = Api::<Event>::namespaced(cluster.admin()?, &scene.namespace);
+    let events = Api::<Event>::namespaced(cluster.admin()?, &fixture.namespace);
     let events = events.list(&ListParams::default()).await?.items;
     let named = |event: &Event| event.regarding.as_ref().and_then(|it| it.name.clone());
     assert!(events.iter().all(|it| named(it).as_deref() != Some("job")));
-    ends(&scene, stream).await
+    ends(&fixture, stream).await
 }
 
-/// Tells of sessions and pods that are none of the node's.
+/// Reports sessions and pods that do not belong to the node.
 fn lie(stream: &Stream, uids: [&str; 2], key: &str) -> anyhow::Result<()> {
     let outcomes = [
         outcome::Result::Served(key.into()),
@@ -356,13 +360,13 @@ fn lie(stream: &Stream, uids: [&str; 2], key: &str) -> anyhow::Result<()> {
     stream.send(from_agent::Body::Outcomes(v1::Outcomes { outcomes }))
 }
 
-/// A mirror pod with a role and another pod's address gets nothing, nor does it become another
-/// kind of pod.
-async fn mirror(scene: &Scene, stream: &mut Stream) -> anyhow::Result<()> {
+/// A mirror pod with a role and another pod's address gets no credentials, and cannot become
+/// another kind of pod.
+async fn mirror(fixture: &Fixture, stream: &mut Stream) -> anyhow::Result<()> {
     const MIRROR: &str = "kubernetes.io/config.mirror";
-    let node = &scene.nodes[0];
-    let kubelet = node.kubelet(scene.place.cluster)?;
-    let path = format!("/api/v1/namespaces/{}/pods", scene.namespace);
+    let node = &fixture.nodes[0];
+    let kubelet = node.kubelet(fixture.harness.cluster)?;
+    let path = format!("/api/v1/namespaces/{}/pods", fixture.namespace);
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -379,8 +383,8 @@ async fn mirror(scene: &Scene, stream: &mut Stream) -> anyhow::Result<()> {
         },
     });
     kubelet.post(&path, &pod).await?.object()?;
-    scene.told(stream, "mirror", is_denied).await?;
-    let address = scene.pods[1].v4;
+    fixture.told(stream, "mirror", is_denied).await?;
+    let address = fixture.pods[1].v4;
     let status = json!({
         "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }],
     });
@@ -389,22 +393,23 @@ async fn mirror(scene: &Scene, stream: &mut Stream) -> anyhow::Result<()> {
         json!({ "metadata": { "annotations": { ROLE: "writer" } } }),
     ];
     for change in &changes {
-        scene.rewrite("mirror", change).await?;
+        fixture.rewrite("mirror", change).await?;
     }
     let unmasked = json!({ "metadata": { "annotations": { MIRROR: null } } });
-    let unmasked = scene.rewrite("mirror", &unmasked).await;
+    let unmasked = fixture.rewrite("mirror", &unmasked).await;
     ensure!(unmasked.is_err(), "it is no longer a mirror: {unmasked:?}");
-    scene
+    fixture
         .told(stream, "mirror", |it| {
             format!("{it:?}").contains("role/writer") && is_denied(it) && it.addresses.is_empty()
         })
         .await
 }
 
-/// A stream ends where it is proven by another agent's token, and with its agent's pod.
-async fn ends(scene: &Scene, mut stream: Stream) -> anyhow::Result<()> {
-    let [own, other] = &scene.nodes;
-    let mut second = scene.stream().await?;
+/// A stream ends if the agent authenticates again with another agent's token, and when its agent's
+/// pod is deleted.
+async fn ends(fixture: &Fixture, mut stream: Stream) -> anyhow::Result<()> {
+    let [own, other] = &fixture.nodes;
+    let mut second = fixture.stream().await?;
     let token = other.token.clone();
     second.send(from_agent::Body::Reauthenticate(v1::Reauthenticate {
         token,
@@ -413,7 +418,7 @@ async fn ends(scene: &Scene, mut stream: Stream) -> anyhow::Result<()> {
     ensure!(status.code() == tonic::Code::Unauthenticated, "{status:?}");
 
     let name = own.agent.name_any();
-    scene.place.cluster.delete_pod(HOME, &name).await?;
+    fixture.harness.cluster.delete_pod(HOME, &name).await?;
     let status = stream.end().await?;
     ensure!(
         status
@@ -421,6 +426,6 @@ async fn ends(scene: &Scene, mut stream: Stream) -> anyhow::Result<()> {
             .contains("does not exist or has not been observed"),
         "{status:?}"
     );
-    refused(&scene.place, own.lab.node(), &own.name, &own.token).await?;
+    refused(&fixture.harness, own.lab.node(), &own.name, &own.token).await?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Peers that hold all connections that they can get: first without anything to show, then with the
-//! certificate of one node. Agents of other nodes are served.
+//! Clients that hold as many connections as they can get: first without credentials, then with the
+//! certificate of one node. Agents of other nodes are still served.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -23,19 +23,19 @@ use tokio::io::AsyncRead;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use super::place::{HOST, PORT, Place};
-use crate::site::DEADLINE;
+use super::harness::{BrokerHarness, HOST, PORT};
+use crate::fixture::DEADLINE;
 
 const STRANGERS: u16 = 512;
-/// Addresses that show the certificate of node 1.
+/// The number of addresses that present the certificate of node 1.
 const THIEVES: u16 = 256;
-/// An eighth of the connections of the shipped manifest.
+/// One eighth of the connections of the shipped manifest.
 const SHARE: u64 = 500;
-/// Connections of the agents' own share that may be unauthenticated at a moment: two for each.
+/// The maximum number of unauthenticated connections in the agents' own share: two for each agent.
 const EXPECTED: u64 = 6;
-/// Streams and connections of one node.
+/// The limits of streams and connections of one node.
 const PER_NODE: usize = 8;
-/// Before one that was closed is opened anew.
+/// The delay before a closed connection is opened again.
 const PAUSE: Duration = Duration::from_secs(2);
 
 const UNAUTHENTICATED: &str =
@@ -43,7 +43,7 @@ const UNAUTHENTICATED: &str =
 const AUTHENTICATED: &str = r#"rolegate_broker_connections{port="agents",state="authenticated"}"#;
 const CROWDED: &str = r#"rolegate_broker_refused_total{reason="crowded"}"#;
 
-/// The stage at which a connection falls silent.
+/// The stage after which a connection sends nothing.
 #[derive(Debug, Clone, Copy)]
 enum Silence {
     Tcp,
@@ -60,17 +60,17 @@ fn stranger(n: u16) -> Ipv4Addr {
     Ipv4Addr::new(127, 66, high, low)
 }
 
-/// A connection to broker 1 from an address of the broker's own node.
+/// Opens a connection to broker 1 from an address of the broker's own node.
 async fn dial(from: &Path, address: Ipv4Addr) -> anyhow::Result<TcpStream> {
     let socket = in_netns(from, TcpSocket::new_v4)??;
     socket.bind((address, 0).into())?;
     Ok(socket.connect(broker()).await?)
 }
 
-/// The connections that broker 1 closed since there were too many.
-fn closed(place: &Place, limit: &str) -> anyhow::Result<u64> {
+/// Returns the number of connections that broker 1 closed because of a limit.
+fn closed(harness: &BrokerHarness, limit: &str) -> anyhow::Result<u64> {
     let series = "rolegate_broker_connections_closed_total";
-    place.metric(1, &format!(r#"{series}{{port="agents",limit="{limit}"}}"#))
+    harness.metric(1, &format!(r#"{series}{{port="agents",limit="{limit}"}}"#))
 }
 
 /// Reads until the other end closes the connection, and counts that.
@@ -79,8 +79,8 @@ async fn until_closed(mut stream: impl AsyncRead + Unpin, ended: &AtomicUsize) {
     ended.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Holds a silent connection until the other end closes it. Counts in `ended` where nothing but the
-/// other end can have closed it.
+/// Holds a silent connection until the other end closes it. Counts in `ended` the connections that
+/// only the other end can have closed.
 async fn hold(
     from: &Path,
     address: Ipv4Addr,
@@ -102,8 +102,8 @@ async fn hold(
     Ok(())
 }
 
-/// Opens a stream as the agent of node 1, and holds it until the other end closes it. Counts those
-/// that are welcome.
+/// Opens a stream as the agent of node 1, and holds it until the other end closes it. Counts the
+/// streams that got a `Welcome`.
 async fn steal(
     from: &Path,
     address: Ipv4Addr,
@@ -131,7 +131,7 @@ async fn steal(
             while incoming.message().await?.is_some() {}
             welcome.fetch_sub(1, Ordering::Relaxed);
         }
-        // The connection is kept as long as it can be.
+        // The client holds the connection as long as it can.
         std::future::pending::<anyhow::Result<()>>().await
     };
     tokio::select! {
@@ -140,7 +140,7 @@ async fn steal(
     }
 }
 
-/// Those who attack broker 1 from its own node.
+/// The clients that attack broker 1 from its own node.
 struct Attack {
     from: Arc<PathBuf>,
     ca: PathBuf,
@@ -158,7 +158,7 @@ impl Attack {
         }
     }
 
-    /// Holds silent connections from many addresses, and opens those anew that end.
+    /// Holds silent connections from many addresses, and reopens those that are closed.
     fn silent(&self, ended: &Arc<AtomicUsize>) -> JoinSet<()> {
         let mut strangers = JoinSet::new();
         for n in 0..STRANGERS {
@@ -175,8 +175,8 @@ impl Attack {
         strangers
     }
 
-    /// Opens streams with the node's certificate from these addresses, and opens those anew that
-    /// end.
+    /// Opens streams with the node's certificate from these addresses, and reopens those that are
+    /// closed.
     fn stealing(
         &self,
         addresses: impl Iterator<Item = u16>,
@@ -197,7 +197,7 @@ impl Attack {
     }
 }
 
-/// The certificate of a node, and the file of the authority that it is of.
+/// Returns the certificate of a node, and the file of its authority.
 fn certificate(folder: &Path, node: &str) -> anyhow::Result<(TlsFiles, PathBuf)> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -217,33 +217,33 @@ fn certificate(folder: &Path, node: &str) -> anyhow::Result<(TlsFiles, PathBuf)>
     Ok((files, authority))
 }
 
-/// An agent that starts, and serves its node's pod.
+/// Starts an agent, which must serve its node's pod.
 async fn starts(
-    place: &Place,
-    node: &super::place::Node,
-    pod: &crate::site::Pod,
+    harness: &BrokerHarness,
+    node: &super::harness::Node,
+    pod: &crate::fixture::Pod,
     role: &str,
 ) -> anyhow::Result<Rolegate> {
-    let agent = place.agent(node).await?;
-    place.served(pod, role).await?;
+    let agent = harness.agent(node).await?;
+    harness.served(pod, role).await?;
     Ok(agent)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
-    let place = Place::new("strangers", 27).await?;
-    let namespace = place.named("a");
-    place.cluster.create_namespace(&namespace, &[]).await?;
+    let harness = BrokerHarness::new("strangers", 27).await?;
+    let namespace = harness.named("a");
+    harness.cluster.create_namespace(&namespace, &[]).await?;
     let nodes = [
-        place.node(1).await?,
-        place.node(2).await?,
-        place.node(3).await?,
+        harness.node(1).await?,
+        harness.node(2).await?,
+        harness.node(3).await?,
     ];
     let mut pods = Vec::new();
     for ((node, role), last) in nodes.iter().zip(["reader", "writer", "fresh"]).zip(5..) {
-        let pod = place.pod(node, last)?;
-        let object = place.object(node, "a", role, &pod).role(role);
-        place.cluster.run_pod(&object).await?;
+        let pod = harness.pod(node, last)?;
+        let object = harness.object(node, "a", role, &pod).role(role);
+        harness.cluster.run_pod(&object).await?;
         pods.push(pod);
     }
     let folder = tempfile::tempdir()?;
@@ -254,20 +254,20 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
         "--max-agent-connections=4000",
         &authority,
     ];
-    let _broker = place.broker(1, &flags).await?;
-    let _first = starts(&place, &nodes[0], &pods[0], "reader").await?;
+    let _broker = harness.broker(1, &flags).await?;
+    let _first = starts(&harness, &nodes[0], &pods[0], "reader").await?;
 
     let attack = Attack {
-        from: Arc::new(place.lab.node().path()),
-        ca: place.ca(),
+        from: Arc::new(harness.lab.node().path()),
+        ca: harness.ca(),
         pair,
         node: nodes[0].name.clone(),
     };
     let ended = Arc::new(AtomicUsize::new(0));
     let mut strangers = attack.silent(&ended);
     eventually(DEADLINE, async || {
-        let held = place.metric(1, UNAUTHENTICATED)?;
-        let evicted = closed(&place, "unauthenticated")?;
+        let held = harness.metric(1, UNAUTHENTICATED)?;
+        let evicted = closed(&harness, "unauthenticated")?;
         ensure!(
             held >= SHARE && evicted > 0,
             "{held} are held, {evicted} were evicted"
@@ -275,54 +275,55 @@ async fn strangers_lock_no_agent_out() -> anyhow::Result<()> {
         Ok(())
     })
     .await?;
-    // The limit is seen by who looks, and the broker is ready.
-    let ready = place.admin(1, "/readyz?verbose")?;
+    // The limit is visible to operators, and the broker is ready.
+    let ready = harness.admin(1, "/readyz?verbose")?;
     ensure!(ready.status == 200, "{}", ready.body);
     for said in ["agent connections", "too many are unauthenticated"] {
         ensure!(ready.body.contains(said), "{}", ready.body);
     }
-    // An agent's pod has the address that its agent comes from: it is served along with all of them.
+    // The address of an agent's pod is known to the broker, so the agent is served along with all
+    // of them.
     let start = Instant::now();
-    let _second = starts(&place, &nodes[1], &pods[1], "writer").await?;
+    let _second = starts(&harness, &nodes[1], &pods[1], "writer").await?;
     println!(
         "from an agent's start among {STRANGERS} silent addresses to its pod's credentials: {:.2?}",
         start.elapsed()
     );
-    newcomer_takes_a_strangers_place(&place, &attack, &ended).await?;
+    newcomer_takes_a_strangers_place(&harness, &attack, &ended).await?;
     strangers.shutdown().await;
 
-    // One certificate, shown from many addresses.
+    // One certificate, presented from many addresses.
     let welcome = Arc::new(AtomicUsize::new(0));
     let mut thieves = attack.stealing(0..THIEVES, &welcome);
     eventually(DEADLINE, async || {
-        let crowded = place.metric(1, CROWDED)?;
+        let crowded = harness.metric(1, CROWDED)?;
         ensure!(crowded >= u64::from(THIEVES), "{crowded} were refused");
         Ok(())
     })
     .await?;
-    let _third = starts(&place, &nodes[2], &pods[2], "fresh").await?;
-    // All of node 1's together, and two for each of the other agents.
-    let authenticated = usize::try_from(place.metric(1, AUTHENTICATED)?)?;
+    let _third = starts(&harness, &nodes[2], &pods[2], "fresh").await?;
+    // All streams of node 1, and two for each of the other agents.
+    let authenticated = usize::try_from(harness.metric(1, AUTHENTICATED)?)?;
     ensure!(
         authenticated <= PER_NODE + 4,
         "{authenticated} are authenticated"
     );
     ensure!(welcome.load(Ordering::Relaxed) <= PER_NODE);
     for (pod, role) in pods.iter().zip(["reader", "writer", "fresh"]) {
-        place.served(pod, role).await.context(role)?;
+        harness.served(pod, role).await.context(role)?;
     }
     thieves.shutdown().await;
     Ok(())
 }
 
-/// An authenticated client, from an address that the broker does not expect, is served because a
-/// stranger is evicted, not because one has timed out.
+/// An authenticated client from an address that the broker does not know is served because an
+/// unknown client is evicted, not because one has timed out.
 async fn newcomer_takes_a_strangers_place(
-    place: &Place,
+    harness: &BrokerHarness,
     attack: &Attack,
     ended: &AtomicUsize,
 ) -> anyhow::Result<()> {
-    let before = closed(place, "unauthenticated")?;
+    let before = closed(harness, "unauthenticated")?;
     let welcome = Arc::new(AtomicUsize::new(0));
     let mut newcomer = attack.stealing(STRANGERS..=STRANGERS, &welcome);
     eventually(DEADLINE, async || {
@@ -330,20 +331,20 @@ async fn newcomer_takes_a_strangers_place(
         Ok(())
     })
     .await?;
-    let evicted = closed(place, "unauthenticated")?;
+    let evicted = closed(harness, "unauthenticated")?;
     ensure!(evicted > before, "welcome without an eviction");
-    // Each connection of a stranger that ended was closed for another one, or refused since its
-    // address opens too many.
+    // Each closed connection of an unknown client was evicted for another connection, or rejected
+    // because its address opens too many.
     let ended = u64::try_from(ended.load(Ordering::Relaxed))?;
     let mut counted = 0;
     for limit in ["unauthenticated", "peer", "rate"] {
-        counted += closed(place, limit)?;
+        counted += closed(harness, limit)?;
     }
     ensure!(
         ended > 0 && ended <= counted,
         "{ended} connections ended, and {counted} were closed by a limit"
     );
-    let held = place.metric(1, UNAUTHENTICATED)?;
+    let held = harness.metric(1, UNAUTHENTICATED)?;
     ensure!(held <= SHARE + EXPECTED, "{held} are held");
     newcomer.shutdown().await;
     Ok(())

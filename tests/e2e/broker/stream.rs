@@ -17,10 +17,10 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status, Streaming};
 
-use super::place::{HOST, PORT, Place};
-use crate::site::DEADLINE;
+use super::harness::{BrokerHarness, HOST, PORT};
+use crate::fixture::DEADLINE;
 
-/// A stream to broker 1, and everything that came on it.
+/// A stream to broker 1, and all messages received on it.
 pub(super) struct Stream {
     sender: mpsc::UnboundedSender<FromAgent>,
     incoming: Streaming<ToAgent>,
@@ -31,7 +31,7 @@ pub(super) struct Stream {
 impl Stream {
     /// Opens a stream from the network `from`, claiming to be the agent of `node`.
     pub(super) async fn open(
-        place: &Place,
+        harness: &BrokerHarness,
         from: &Namespace,
         node: &str,
         token: &str,
@@ -40,7 +40,7 @@ impl Stream {
         let stream = from.run(|| TcpStream::connect(address))??;
         stream.set_nonblocking(true)?;
         let tls = ClientTls {
-            ca: place.ca(),
+            ca: harness.ca(),
             pair: None,
             clock: Clock::system(),
         };
@@ -70,7 +70,7 @@ impl Stream {
         Ok(self.sender.send(message(body))?)
     }
 
-    /// Takes messages until one is as wanted.
+    /// Receives messages until one is as wanted.
     pub(super) async fn until(
         &mut self,
         what: &str,
@@ -89,7 +89,7 @@ impl Stream {
         }
     }
 
-    /// Takes messages until the stream ends, which is an error that it gives.
+    /// Receives messages until the stream ends with an error, which it returns.
     pub(super) async fn end(&mut self) -> anyhow::Result<Status> {
         let end = tokio::time::Instant::now() + DEADLINE;
         loop {
@@ -108,7 +108,7 @@ impl Stream {
         pods.map(|it| (it.name.clone(), it.clone())).collect()
     }
 
-    /// All updates.
+    /// Returns all updates.
     pub(super) fn updates(&self) -> impl Iterator<Item = &v1::Update> {
         self.heard.iter().filter_map(|message| match &message.body {
             Some(to_agent::Body::Update(update)) => Some(update),
@@ -116,7 +116,7 @@ impl Stream {
         })
     }
 
-    /// Everything that came, secrets too, as text to search in.
+    /// Returns all messages, including secrets, as a text to search.
     pub(super) fn text(&self) -> String {
         let sessions = self.updates().flat_map(|update| &update.sessions);
         let secrets: String = sessions
@@ -127,15 +127,15 @@ impl Stream {
     }
 }
 
-/// Opens a stream that is refused: nothing comes but the reason.
+/// Opens a stream that is rejected: the client receives only the reason.
 pub(super) async fn refused(
-    place: &Place,
+    harness: &BrokerHarness,
     from: &Namespace,
     node: &str,
     token: &str,
 ) -> anyhow::Result<String> {
-    let mut stream = Stream::open(place, from, node, token).await?;
-    // It may have been refused by now.
+    let mut stream = Stream::open(harness, from, node, token).await?;
+    // The broker may have rejected the stream already.
     let _ = stream.send(from_agent::Body::Activate(v1::Activate {}));
     let status = stream.end().await?;
     ensure!(status.code() == Code::Unauthenticated, "{status:?}");

@@ -1,4 +1,4 @@
-//! Pods that ask for credentials all the while, and what becomes of each.
+//! Pods that continuously request credentials, and the results of each pod.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +12,7 @@ use super::places::Case;
 use crate::ask::{CREDENTIALS, DEADLINE};
 
 /// Prints each change of the status that a pod gets, and counts its requests in /tmp/asked. `000`
-/// stands for no answer.
+/// means no response.
 const ASK: &str = r#"n=0 last=
 trap 'exit 0' TERM
 while :; do
@@ -26,34 +26,35 @@ done"#;
 /// The status of credentials.
 const GIVEN: &str = "200";
 
-/// A reader's position.
+/// A reader's position in the pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Position {
     pub(super) page: String,
     pub(super) line: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.page, self.line)
     }
 }
 
-/// The asking pods of a cluster.
+/// The requesting pods of a cluster.
 pub(super) struct Askers<'a> {
     cluster: &'a TestCluster,
     cases: &'a [Case],
     /// The statuses of each case so far.
     seen: BTreeMap<&'a str, Vec<String>>,
-    /// Cases that pages said they stop, or open, and that have not changed yet; by whom.
-    stopping: BTreeMap<String, Place>,
-    opening: BTreeMap<String, Place>,
-    /// Cases that have had credentials at some time.
+    /// The cases that a page announced to lose or gain credentials, that have not changed yet, with
+    /// the position of the announcement.
+    stopping: BTreeMap<String, Position>,
+    opening: BTreeMap<String, Position>,
+    /// The cases that have had credentials at some time.
     worked: BTreeSet<&'a str>,
 }
 
 impl<'a> Askers<'a> {
-    /// Starts the pods, and waits until each has had an answer.
+    /// Starts the pods, and waits until each has had a response.
     pub(super) async fn start(cluster: &'a TestCluster, cases: &'a [Case]) -> anyhow::Result<Self> {
         for case in cases {
             let script = format!("URL={CREDENTIALS}{}\n{ASK}", case.asks());
@@ -89,30 +90,30 @@ impl<'a> Askers<'a> {
         Ok(askers)
     }
 
-    /// Says that the step that begins stops or opens these cases.
+    /// Announces that the next step makes these cases lose or gain credentials.
     pub(super) fn announce(
         &mut self,
-        place: &Place,
+        position: &Position,
         stops: &[String],
         opens: &[String],
     ) -> anyhow::Result<()> {
         for name in stops.iter().chain(opens) {
             ensure!(
                 self.cases.iter().any(|case| case.name == name),
-                "{place}: there is no case {name:?}"
+                "{position}: there is no case {name:?}"
             );
         }
         for (names, changes) in [(stops, &mut self.stopping), (opens, &mut self.opening)] {
-            changes.extend(names.iter().map(|name| (name.clone(), place.clone())));
+            changes.extend(names.iter().map(|name| (name.clone(), position.clone())));
         }
         Ok(())
     }
 
-    /// Looks at what has changed. Fails where no step has said so.
-    pub(super) async fn look(&mut self, place: &Place) -> anyhow::Result<()> {
+    /// Checks the changes since the last call. Fails if no step announced a change.
+    pub(super) async fn look(&mut self, position: &Position) -> anyhow::Result<()> {
         for change in self.take().await? {
             let Change { case, from, to } = change;
-            eprintln!("    {}: {from} → {to} (at {place})", case.name);
+            eprintln!("    {}: {from} → {to} (at {position})", case.name);
             let allowed = if to == GIVEN && !case.entitled {
                 self.opening.remove(case.name)
             } else if from == GIVEN && to != GIVEN {
@@ -122,18 +123,18 @@ impl<'a> Askers<'a> {
             };
             ensure!(
                 allowed.is_some(),
-                "{place}: {} had {from} and has {to} now, and no step has said so",
+                "{position}: {} had {from} and has {to} now, and no step has said so",
                 case.name
             );
         }
         Ok(())
     }
 
-    /// Waits until all that was announced has come.
-    pub(super) async fn settle(&mut self, place: &Place) -> anyhow::Result<()> {
+    /// Waits until all announced changes have happened.
+    pub(super) async fn settle(&mut self, position: &Position) -> anyhow::Result<()> {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            self.look(place).await?;
+            self.look(position).await?;
             if self.stopping.is_empty() && self.opening.is_empty() {
                 return Ok(());
             }
@@ -146,7 +147,7 @@ impl<'a> Askers<'a> {
         }
     }
 
-    /// Fails unless each pod that may have a role has had it, and all have asked on.
+    /// Fails unless each pod that may have a role has had it, and all pods still send requests.
     pub(super) async fn finish(&mut self) -> anyhow::Result<()> {
         for case in self.cases {
             ensure!(
@@ -165,7 +166,7 @@ impl<'a> Askers<'a> {
         Ok(())
     }
 
-    /// Returns the pods' answers since the last call.
+    /// Returns the pods' responses since the last call.
     async fn take(&mut self) -> anyhow::Result<Vec<Change<'a>>> {
         let mut changes = Vec::new();
         for case in self.cases {
@@ -193,7 +194,7 @@ struct Change<'a> {
     to: String,
 }
 
-/// The statuses that a pod has got, each differing from the one before.
+/// Returns the distinct consecutive statuses that a pod has got.
 async fn statuses(cluster: &TestCluster, case: &Case) -> anyhow::Result<Vec<String>> {
     let log = ["logs", "-n", case.namespace, case.name, "--tail=-1"];
     let log = cluster.kubectl(&log).await?;

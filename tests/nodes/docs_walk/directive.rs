@@ -1,5 +1,5 @@
-//! The directives of the walk: HTML comments in a page, which render as nothing, right before the
-//! block that they are about. The vocabulary is closed: what is not here is an error.
+//! The directives of a page: HTML comments, which are not rendered, right before the block to which
+//! they apply. The vocabulary is closed: an unknown directive is an error.
 
 use anyhow::{Context, bail, ensure};
 
@@ -11,7 +11,7 @@ const PREFIX: &str = "walk:";
 pub(super) enum Directive {
     /// The page begins on a cluster without rolegate.
     Fresh,
-    /// The page goes on where this one ends.
+    /// The page continues on the cluster of this page.
     After(String),
     /// The commands of the block are not run.
     Skip {
@@ -22,7 +22,7 @@ pub(super) enum Directive {
     Example,
     /// The block is a part of this file of the repository.
     PartOf(String),
-    /// The block is what the command before it prints.
+    /// The block is the output of the previous command.
     Output,
     /// The block is the content of a file.
     File(String),
@@ -32,22 +32,22 @@ pub(super) enum Directive {
     Node(Node),
     /// The commands fail.
     Refused,
-    /// The commands are repeated until they do what the page shows.
+    /// The commands are repeated until their output is the page's.
     Eventually,
-    /// These cases get no credentials from this step on, for a moment or for good.
+    /// These cases lose their credentials at this step, temporarily or permanently.
     Stops(Vec<String>),
-    /// These cases get credentials that they should not have had before.
+    /// These cases gain credentials that they should not have had before.
     Opens(Vec<String>),
 }
 
-/// Which node of two.
+/// One of the two nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Node {
     First,
     Second,
 }
 
-/// Reads the directives of an HTML comment; none where the comment is not ours.
+/// Parses the directives of an HTML comment; an empty list for other comments.
 pub(super) fn parse(comment: &str) -> anyhow::Result<Vec<Directive>> {
     let text = comment.trim();
     let Some(text) = text.strip_prefix("<!--") else {
@@ -90,7 +90,7 @@ fn directive(name: &str, value: Option<&str>) -> anyhow::Result<Directive> {
     })
 }
 
-/// Words, and `NAME=VALUE` or `NAME="VALUE WITH SPACES"`.
+/// Splits words, and `NAME=VALUE` or `NAME="VALUE WITH SPACES"`.
 fn words(text: &str) -> anyhow::Result<Vec<(String, Option<String>)>> {
     let mut rest = text.trim();
     let mut words = Vec::new();

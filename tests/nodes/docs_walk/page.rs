@@ -18,14 +18,14 @@ pub(super) struct Page {
     pub(super) steps: Vec<Step>,
 }
 
-/// The cluster that a page begins on.
+/// The cluster on which a page starts.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Start {
-    /// One without rolegate.
+    /// A new cluster without rolegate.
     Fresh,
-    /// The one that this page leaves.
+    /// The cluster after this page.
     After(String),
-    /// None: the page has no commands to run.
+    /// No cluster: the page has no commands to run.
     Nowhere,
 }
 
@@ -35,9 +35,9 @@ pub(super) struct Step {
     /// The line of its block in the page.
     pub(super) line: usize,
     pub(super) action: Action,
-    /// Cases that it says it stops.
+    /// The cases that lose their credentials.
     pub(super) stops: Vec<String>,
-    /// Cases that it says it opens.
+    /// The cases that gain credentials.
     pub(super) opens: Vec<String>,
 }
 
@@ -59,7 +59,7 @@ pub(super) enum Action {
     },
 }
 
-/// A command with what the page says of it.
+/// A command with its directives.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Command {
     pub(super) text: String,
@@ -70,7 +70,7 @@ pub(super) struct Command {
     pub(super) eventually: bool,
 }
 
-/// A block of a page as it is written.
+/// A block of a page.
 struct Block {
     line: usize,
     language: String,
@@ -106,7 +106,7 @@ impl Page {
         Ok(page)
     }
 
-    /// The blocks of a page, each with the directives right before it.
+    /// Returns the blocks of a page, each with the directives right before it.
     fn blocks(&mut self, text: &str) -> anyhow::Result<Vec<Block>> {
         let line = |range: &Range<usize>| 1 + text.get(..range.start).map_or(0, newlines);
         let mut blocks = Vec::new();
@@ -159,12 +159,12 @@ impl Page {
 
     fn add(&mut self, block: Block) -> anyhow::Result<()> {
         let (language, text) = (block.language, block.text);
-        let Marks {
+        let BlockDirectives {
             kind,
             stops,
             opens,
             like,
-        } = Marks::of(block.directives)?;
+        } = BlockDirectives::of(block.directives)?;
         let mut push = |action, stops: &[String], opens: &[String]| {
             self.steps.push(Step {
                 line: block.line,
@@ -186,7 +186,7 @@ impl Page {
                 for command in commands {
                     push(run(command), &[], &[]);
                 }
-                // What the block stops or opens is so once its last command has run.
+                // The announced changes of the block have happened once its last command has run.
                 push(run(last), &stops, &opens);
             }
             (Some(Directive::Skip { reason }), Some(last)) => {
@@ -213,7 +213,7 @@ impl Page {
         Ok(())
     }
 
-    /// Takes a block as the output of the command before it.
+    /// Uses a block as the output of the previous command.
     fn show(&mut self, text: String) -> anyhow::Result<()> {
         match self.steps.last_mut().map(|step| &mut step.action) {
             Some(Action::Run(command)) if command.shown.is_none() => command.shown = Some(text),
@@ -226,8 +226,8 @@ impl Page {
 
 /// The directives of a block.
 #[derive(Default)]
-struct Marks {
-    /// The kind of the block, unless it is commands to run.
+struct BlockDirectives {
+    /// The kind of the block; `None` for commands to run.
     kind: Option<Directive>,
     stops: Vec<String>,
     opens: Vec<String>,
@@ -235,7 +235,7 @@ struct Marks {
     like: Command,
 }
 
-impl Marks {
+impl BlockDirectives {
     fn of(directives: Vec<Directive>) -> anyhow::Result<Self> {
         let mut marks = Self::default();
         for directive in directives {
@@ -255,7 +255,7 @@ impl Marks {
     }
 }
 
-/// The commands of a block with the outputs that follow them; none of a block of another kind.
+/// Returns the commands of a block with their outputs; an empty list for a block of another kind.
 fn commands(language: &str, text: &str) -> anyhow::Result<Vec<(String, Option<String>)>> {
     match language {
         "console" => console(text),
@@ -269,7 +269,7 @@ fn newlines(text: &str) -> usize {
     text.matches('\n').count()
 }
 
-/// The text of the code block that has begun.
+/// Returns the text of the code block that has started.
 fn code(events: &mut OffsetIter<'_>) -> String {
     let mut text = String::new();
     for (event, _) in events {
@@ -281,10 +281,10 @@ fn code(events: &mut OffsetIter<'_>) -> String {
     text
 }
 
-/// The commands of a session, each with the output that follows it.
+/// Returns the commands of a session, each with its output.
 fn console(text: &str) -> anyhow::Result<Vec<(String, Option<String>)>> {
     let mut commands: Vec<(String, Option<String>)> = Vec::new();
-    // The word that ends a here-document, while one is open.
+    // The delimiter of the open here-document, if any.
     let mut heredoc: Option<String> = None;
     for line in text.lines() {
         if let (Some(end), Some((command, _))) = (&heredoc, commands.last_mut()) {
@@ -317,7 +317,7 @@ fn console(text: &str) -> anyhow::Result<Vec<(String, Option<String>)>> {
     Ok(commands)
 }
 
-/// The word of `<<'WORD'`.
+/// Returns the delimiter in `<<'DELIMITER'`.
 fn ends_with_word(command: &str) -> Option<String> {
     let (_, word) = command.split_once("<<")?;
     let word = word.split_whitespace().next()?;

@@ -6,16 +6,16 @@ use rolegate_testkit::nodes::CLIENT;
 
 use crate::ask::CREDENTIALS;
 
-/// A pod that asks for credentials while a reader goes through pages.
+/// A pod that requests credentials while a reader follows pages.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Case {
     pub(super) namespace: &'static str,
-    /// Its name, by which pages say that they stop it.
+    /// The name by which pages announce changes of its credentials.
     pub(super) name: &'static str,
-    /// Its annotation; without one it asks for the node's role.
+    /// The role in its annotation; without an annotation the pod requests the node's role.
     pub(super) role: Option<&'static str>,
     pub(super) node: &'static str,
-    /// True if it may have credentials. Other pods must get none while agents run.
+    /// True if the pod may have credentials. Other pods must get none while agents run.
     pub(super) entitled: bool,
 }
 
@@ -41,25 +41,25 @@ impl Case {
         }
     }
 
-    /// The name of the role that it asks for.
+    /// Returns the name of the requested role.
     pub(super) fn asks(&self) -> &'static str {
         let role = self.role.unwrap_or("node");
-        // As agents list it: a role's name with its path below that of the base ARN.
+        // As agents list it: the role's name with its path below the path of the base ARN.
         role.rsplit_once("role/k8s/").map_or(role, |(_, name)| name)
     }
 }
 
-/// Namespaces and pods that are there before a reader begins with this page.
-pub(super) struct Scene {
+/// The namespaces and pods that exist before a reader starts with this page.
+pub(super) struct PageFixture {
     pub(super) page: &'static str,
-    /// Objects that are applied first.
+    /// The objects that are created first.
     pub(super) objects: &'static str,
     pub(super) cases: &'static [Case],
 }
 
-/// For each page that begins on a fresh cluster.
-pub(super) const SCENES: [Scene; 2] = [
-    Scene {
+/// The fixtures of each page that starts on a new cluster.
+pub(super) const PAGE_FIXTURES: [PageFixture; 2] = [
+    PageFixture {
         page: "docs/tutorial.md",
         objects: r#"{"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "cases", "annotations":
@@ -83,7 +83,7 @@ pub(super) const SCENES: [Scene; 2] = [
             Case::new("cases", "not-at-aws", Some("lost")).without_right(),
         ],
     },
-    Scene {
+    PageFixture {
         page: "docs/how-to/install.md",
         objects: r#"{"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}},
@@ -105,13 +105,13 @@ pub(super) const SCENES: [Scene; 2] = [
 /// A role that STS refuses.
 pub(super) const LOST: &str = "arn:aws:iam::123456789012:role/k8s/lost";
 
-/// The node that "the node" of a page is.
+/// The node that pages call "the node".
 pub(super) const NODE: &str = "node-1";
 /// The other node.
 pub(super) const SECOND: &str = "node-2";
-/// The image that manifests name, which nodes have.
+/// The image in the manifests, which the nodes have.
 pub(super) const IMAGE: &str = "ghcr.io/rolegate/rolegate:0.1.0";
-/// The image of a new version, which nodes have in addition to the installed one.
+/// The image of a new version, which the nodes have in addition to the installed one.
 pub(super) const NEW_IMAGE: &str = "registry.example/rolegate:0.2.0";
 
 /// Returns the replacements in commands and files.
@@ -124,13 +124,13 @@ pub(super) fn table(cluster: &TestCluster) -> Vec<(&'static str, String)> {
         )
     };
     vec![
-        // A registry, and an image with the AWS CLI: nodes here have no way to one.
+        // A registry, and an image with the AWS CLI: the nodes cannot pull images.
         ("REGISTRY/rolegate:0.1.0", IMAGE.to_owned()),
         ("REGISTRY/rolegate:VERSION", NEW_IMAGE.to_owned()),
         ("--image=amazon/aws-cli", format!("--image={CLIENT}")),
-        // The pods' side of a node.
+        // The host's end of the pods' interfaces.
         ("=eni+", format!("={interface}")),
-        // Names that each cluster or account makes up.
+        // Names that differ per cluster or account.
         (
             "--instance-id i-…",
             "--instance-id $(aws ec2 describe-instances --query Reservations[0].Instances[0].InstanceId --output text)"
@@ -157,9 +157,9 @@ pub(super) fn table(cluster: &TestCluster) -> Vec<(&'static str, String)> {
         ("POD", "not-allowed".to_owned()),
         ("-n NAMESPACE", "-n cases".to_owned()),
         ("deployment/NAME", "deployment/app".to_owned()),
-        // What ends by itself, for what stays.
+        // A command that exits by itself instead of one that keeps running.
         ("make demo", "rolegate demo --once".to_owned()),
-        // What needs no chart.
+        // A command that needs no chart.
         ("helm template shop ./chart", "cat chart.yaml".to_owned()),
     ]
 }

@@ -10,14 +10,14 @@ use rolegate_testkit::nodes::Ran;
 use rolegate_testkit::{Forward, Moto, TestCluster, eventually, repository};
 use tempfile::TempDir;
 
-use super::asker::{Askers, Place};
+use super::asker::{Askers, Position};
 use super::directive::Node;
 use super::page::{Action, Command, Page, Step};
 use super::places::{self, NODE, SECOND};
 use super::shown::is_shown;
 use crate::ask::DEADLINE;
 
-/// So many faults end the walk: later ones follow from the first.
+/// Number of faults that end the walk, since later ones usually follow from the first.
 const MANY: usize = 5;
 /// The account before rolegate is installed: the nodes' role, and a node.
 const ACCOUNT: &str = "aws iam create-role --role-name node --assume-role-policy-document '{}'
@@ -37,7 +37,7 @@ spec:
       containers: [{ name: shop, image: registry.example/app }]
 ";
 
-/// A reader with a clone of the repository, and an account at AWS.
+/// A reader with a clone of the repository and an AWS account.
 pub(super) struct Reader<'a> {
     cluster: &'a TestCluster,
     clone: TempDir,
@@ -83,8 +83,8 @@ impl<'a> Reader<'a> {
         Ok(reader)
     }
 
-    /// Goes through a page from its top to its end; gives a transcript, and what was not as the page
-    /// says. It goes on after a fault, so that one run tells of several.
+    /// Follows a page from start to end, and returns a transcript and the differences from the
+    /// page. It continues after a fault, so that one run reports several.
     pub(super) async fn read(
         &self,
         page: &Page,
@@ -93,13 +93,13 @@ impl<'a> Reader<'a> {
     ) -> anyhow::Result<String> {
         let mut transcript = format!("{}\n", page.path);
         for step in &page.steps {
-            let place = Place {
+            let position = Position {
                 page: page.path.clone(),
                 line: step.line,
             };
-            if let Err(fault) = self.step(&place, step, askers, &mut transcript).await {
-                eprintln!("FAULT {place}: {fault:#}");
-                faults.push(format!("{place}: {fault:#}"));
+            if let Err(fault) = self.step(&position, step, askers, &mut transcript).await {
+                eprintln!("FAULT {position}: {fault:#}");
+                faults.push(format!("{position}: {fault:#}"));
             }
             ensure!(
                 faults.len() < MANY,
@@ -112,36 +112,36 @@ impl<'a> Reader<'a> {
 
     async fn step(
         &self,
-        place: &Place,
+        position: &Position,
         step: &Step,
         askers: &mut Askers<'_>,
         transcript: &mut String,
     ) -> anyhow::Result<()> {
-        askers.announce(place, &step.stops, &step.opens)?;
+        askers.announce(position, &step.stops, &step.opens)?;
         let done = match &step.action {
-            Action::Run(command) => self.run(place, command, transcript).await,
+            Action::Run(command) => self.run(position, command, transcript).await,
             Action::Skip { command, reason } => {
-                writeln!(transcript, "\n{place}: skipped: {command}\n({reason})")?;
+                writeln!(transcript, "\n{position}: skipped: {command}\n({reason})")?;
                 Ok(())
             }
             Action::Write { file, text } => self.write(file, text),
             Action::Edit { file, diff } => self.edit(file, diff),
         };
         if done.is_ok() && !(step.stops.is_empty() && step.opens.is_empty()) {
-            askers.settle(place).await?;
+            askers.settle(position).await?;
         }
-        // Whatever the step came to, it must not cut any pod off.
-        askers.look(place).await.and(done)
+        // Whatever the step did, no pod may have lost its credentials without an announcement.
+        askers.look(position).await.and(done)
     }
 
     async fn run(
         &self,
-        place: &Place,
+        position: &Position,
         command: &Command,
         transcript: &mut String,
     ) -> anyhow::Result<()> {
         let script = self.translate(&command.text);
-        eprintln!("{place}: {}", command.text.trim_end());
+        eprintln!("{position}: {}", command.text.trim_end());
         let once = async || {
             let ran = match command.on_node {
                 Some(Node::First) => self.cluster.node(NODE)?.shell(&script).await?,
@@ -157,7 +157,7 @@ impl<'a> Reader<'a> {
             once().await
         };
         let ran = ran.with_context(|| format!("$ {script}"))?;
-        writeln!(transcript, "\n{place}\n$ {}", script.trim_end())?;
+        writeln!(transcript, "\n{position}\n$ {}", script.trim_end())?;
         write!(transcript, "{}{}", ran.stdout, ran.stderr)?;
         Ok(())
     }
@@ -192,7 +192,8 @@ impl<'a> Reader<'a> {
         Ok(fs::write(self.file(file)?, self.translate(text))?)
     }
 
-    /// Replaces each run of `-` lines, which must be in the file once, by the `+` lines after it.
+    /// Replaces each group of `-` lines, which the file must contain once, by the `+` lines after
+    /// it.
     fn edit(&self, file: &str, diff: &str) -> anyhow::Result<()> {
         let path = self.file(file)?;
         let mut text = fs::read_to_string(&path)?;
@@ -218,7 +219,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Returns an error if a command did not do what the page says.
+/// Returns an error if a command's result differs from the page.
 fn check(command: &Command, ran: &Ran) -> anyhow::Result<()> {
     let both = format!("{}\n{}", ran.stdout, ran.stderr);
     let other = format!("{}\n{}", ran.stderr, ran.stdout);

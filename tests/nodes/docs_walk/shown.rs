@@ -1,7 +1,7 @@
 //! Compares an output with the one that a page shows.
 
-/// Returns true if `printed` is the output that the page shows. Line breaks are ignored, and `…` in the
-/// page stands for any text.
+/// Returns true if `printed` matches the output in the page. Line breaks are ignored, and `…` in
+/// the page matches any text.
 pub(super) fn is_shown(shown: &str, printed: &str) -> bool {
     let (shown, printed) = (one_line(shown), one_line(printed));
     let mut pieces = shown.split('…').map(str::trim);
@@ -35,7 +35,7 @@ fn a_page_breaks_lines_and_leaves_out_what_differs() {
         ("…two", "one two", true),
         ("a … c … e", "a b c d e", true),
         ("a … c … e", "a b d e", false),
-        // What is shown twice must be there twice.
+        // A line that the page shows twice must occur twice.
         ("a … a", "a", false),
         ("a … c c", "a c", false),
         ("", "", true),

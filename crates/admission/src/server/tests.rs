@@ -216,12 +216,12 @@ async fn a_large_review_leaves_its_thread_to_others() {
 async fn a_body_that_is_too_large_is_refused_with_its_limit() {
     let address = start();
     let refused = |all: &str| all.starts_with("HTTP/1.1 413") && all.contains("more than 8388608");
-    // By the length that is told, before any of it is read.
+    // A Content-Length above the limit is refused before the body is read.
     let mut stream = connect(address, 2).await;
     send(&mut stream, MAX_BODY_BYTES + 1, "").await;
     let told = answer(&mut stream).await;
     assert!(refused(&told), "{told}");
-    // By what arrives, where no length is told.
+    // Without a Content-Length, the bytes that arrive are counted.
     let stream = connect(address, 3).await;
     let (mut read, mut write) = stream.into_split();
     let sending = async {

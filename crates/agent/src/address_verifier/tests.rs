@@ -72,16 +72,16 @@ impl AttachmentLookup for StandIn {
     }
 
     fn resolve(&self, _: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
-        let place = Attachment {
+        let pod_attachment = Attachment {
             ifindex: 3,
             name: "if3".to_owned(),
             kind: Kind::PointToPoint,
         };
-        Ok((!self.elsewhere.load(Ordering::Relaxed)).then_some(place))
+        Ok((!self.elsewhere.load(Ordering::Relaxed)).then_some(pod_attachment))
     }
 
-    fn is_home(&self, _: &str, _: IpAddr, place: Option<&Attachment>) -> bool {
-        place.is_some()
+    fn is_home(&self, _: &str, _: IpAddr, pod_attachment: Option<&Attachment>) -> bool {
+        pod_attachment.is_some()
     }
 
     fn forget(&self, uid: &str) {

@@ -21,11 +21,11 @@ pub const HALF_OPEN: Duration = Duration::from_secs(2);
 
 /// A source of events: the kernel, or a test double.
 pub(super) trait EventSource {
-    /// Reads some pending events; `None` if there are none. They include everything that the kernel
-    /// did before the call, unless one is [`Event::Lost`].
+    /// Reads some pending events; `None` if no event is pending. The events cover everything that
+    /// the kernel did before the call, unless one is [`Event::Lost`].
     ///
     /// # Errors
-    /// Returns an error if the source has ended.
+    /// Returns an error if the source is closed.
     fn read(&mut self) -> Result<Option<Vec<Event>>, AttachmentError>;
 }
 
@@ -80,7 +80,7 @@ impl<S: EventSource> Events<S> {
     /// Passes the pending events to `take_in`, up to a limit.
     ///
     /// # Errors
-    /// Returns an error if the source has ended.
+    /// Returns an error if the source is closed.
     pub(super) fn catch_up(
         &mut self,
         mut take_in: impl FnMut(&Event),

@@ -27,7 +27,7 @@ const POD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 /// The response to a pod that was identified but has no role.
 const IDENTIFIED: &str = "this pod has no role";
 
-struct Stage {
+struct Fixture {
     pod_table: Arc<PodTable>,
     attachments: Arc<StandIn>,
     address: SocketAddr,
@@ -36,7 +36,7 @@ struct Stage {
 
 /// Starts a server for one pod, with attachments that return `verdict` and a request timeout of
 /// `wait`.
-async fn stage(verdict: Verdict, wait: Duration) -> Stage {
+async fn fixture(verdict: Verdict, wait: Duration) -> Fixture {
     let listener = TcpListener::bind((POD, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let attachments = StandIn::saying(verdict);
@@ -86,7 +86,7 @@ async fn stage(verdict: Verdict, wait: Duration) -> Stage {
         header_time: Duration::from_secs(10),
     };
     let server = MetadataServer::new(options, parts);
-    Stage {
+    Fixture {
         pod_table,
         attachments,
         address,
@@ -97,7 +97,7 @@ async fn stage(verdict: Verdict, wait: Duration) -> Stage {
 /// A connection of the pod.
 struct Pod(TcpStream, SocketAddr);
 
-impl Stage {
+impl Fixture {
     async fn connect(&self) -> Pod {
         Pod(
             TcpStream::connect(self.address).await.unwrap(),
@@ -154,37 +154,37 @@ async fn only_attached_addresses_are_served() {
         (Verdict::Unrecorded, "has not recorded"),
         (Verdict::Unknown, "cannot locate it"),
     ] {
-        let stage = stage(verdict, SHORT).await;
-        let answer = stage.connect().await.ask().await;
+        let fixture = fixture(verdict, SHORT).await;
+        let answer = fixture.connect().await.ask().await;
         assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
         assert!(answer.contains(why), "{answer}");
     }
-    let stage = stage(Verdict::Same, SHORT).await;
-    stage.attachments.say(None);
-    let answer = stage.connect().await.ask().await;
+    let fixture = fixture(Verdict::Same, SHORT).await;
+    fixture.attachments.say(None);
+    let answer = fixture.connect().await.ask().await;
     assert!(
         answer.contains("cannot locate"),
         "an error of the kernel: {answer}"
     );
-    stage.attachments.say(Some(Verdict::Same));
-    let answer = stage.connect().await.ask().await;
+    fixture.attachments.say(Some(Verdict::Same));
+    let answer = fixture.connect().await.ask().await;
     assert!(answer.contains(IDENTIFIED), "{answer}");
 }
 
 #[tokio::test]
 async fn open_connections_are_refused_once_the_address_has_moved() {
-    let stage = stage(Verdict::Same, SHORT).await;
-    let mut pod = stage.connect().await;
+    let fixture = fixture(Verdict::Same, SHORT).await;
+    let mut pod = fixture.connect().await;
     for _ in 0..2 {
         let answer = pod.ask().await;
         assert!(answer.contains(IDENTIFIED), "{answer}");
     }
     assert_eq!(
-        stage.attachments.asked(),
+        fixture.attachments.asked(),
         1,
         "asked once for the connection"
     );
-    stage.attachments.say(Some(Verdict::Changed));
+    fixture.attachments.say(Some(Verdict::Changed));
     let answer = pod.ask().await;
     assert!(answer.contains("is not attached to its pod"), "{answer}");
     assert!(answer.contains("connection: close"), "{answer}");
@@ -192,40 +192,43 @@ async fn open_connections_are_refused_once_the_address_has_moved() {
 
 #[tokio::test]
 async fn connections_opened_from_elsewhere_stay_refused() {
-    let stage = stage(Verdict::Changed, SHORT).await;
-    let mut thief = stage.connect().await;
-    stage.asked(0).await;
-    stage.attachments.say(Some(Verdict::Same));
+    let fixture = fixture(Verdict::Changed, SHORT).await;
+    let mut thief = fixture.connect().await;
+    fixture.asked(0).await;
+    fixture.attachments.say(Some(Verdict::Same));
     let answer = thief.ask().await;
     assert!(answer.contains("is not attached to its pod"), "{answer}");
-    let answer = stage.connect().await.ask().await;
+    let answer = fixture.connect().await.ask().await;
     assert!(answer.contains(IDENTIFIED), "{answer}");
 }
 
 #[tokio::test]
 async fn attachment_counts_from_the_opening_of_the_connection() {
-    let stage = stage(Verdict::Same, SHORT).await;
-    stage.attachments.elsewhere.store(true, Ordering::Relaxed);
+    let fixture = fixture(Verdict::Same, SHORT).await;
+    fixture.attachments.elsewhere.store(true, Ordering::Relaxed);
     // Its pod is unknown yet, so only this check shows that a neighbor opened it.
-    let owner = stage.pod_table.owner(POD);
-    stage.pod_table.publish(vec![(POD, None)]);
-    let mut thief = stage.connect().await;
+    let owner = fixture.pod_table.owner(POD);
+    fixture.pod_table.publish(vec![(POD, None)]);
+    let mut thief = fixture.connect().await;
     let answer = thief.ask().await;
     assert!(answer.contains("no pod of this node"), "{answer}");
-    stage.attachments.elsewhere.store(false, Ordering::Relaxed);
-    stage.pod_table.publish(vec![(POD, owner)]);
+    fixture
+        .attachments
+        .elsewhere
+        .store(false, Ordering::Relaxed);
+    fixture.pod_table.publish(vec![(POD, owner)]);
     let answer = thief.ask().await;
     assert!(answer.contains("is not attached to its pod"), "{answer}");
-    let answer = stage.connect().await.ask().await;
+    let answer = fixture.connect().await.ask().await;
     assert!(answer.contains(IDENTIFIED), "{answer}");
 }
 
 #[tokio::test]
 async fn connections_with_lost_events_are_closed() {
-    let stage = stage(Verdict::Same, LONG).await;
-    let mut pod = stage.connect().await;
+    let fixture = fixture(Verdict::Same, LONG).await;
+    let mut pod = fixture.connect().await;
     assert!(pod.ask().await.contains(IDENTIFIED));
-    stage.attachments.say(Some(Verdict::EventsLost));
+    fixture.attachments.say(Some(Verdict::EventsLost));
     // At once, since waiting would change nothing.
     let answer = pod.ask().await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
@@ -235,15 +238,15 @@ async fn connections_with_lost_events_are_closed() {
 
 #[tokio::test]
 async fn a_request_waits_for_its_pod_s_record() {
-    let stage = stage(Verdict::Unrecorded, LONG).await;
-    let mut pod = stage.connect().await;
+    let fixture = fixture(Verdict::Unrecorded, LONG).await;
+    let mut pod = fixture.connect().await;
     pod.send().await;
     // When it was opened, and at the request, before and after it began to wait.
-    stage.asked(0).await;
-    stage.asked(1).await;
-    stage.asked(2).await;
-    stage.attachments.say(Some(Verdict::Same));
-    stage.pod_table.touch();
+    fixture.asked(0).await;
+    fixture.asked(1).await;
+    fixture.asked(2).await;
+    fixture.attachments.say(Some(Verdict::Same));
+    fixture.pod_table.touch();
     let answer = pod.answer().await;
     assert!(answer.contains(IDENTIFIED), "{answer}");
 }

@@ -25,9 +25,9 @@ use crate::metrics::AgentMetrics;
 use crate::pod_table::{Owner, PodTable};
 
 /// An STS client that is never called, since the driver does not run.
-struct Nobody;
+struct PendingSts;
 
-impl AssumeRole for Nobody {
+impl AssumeRole for PendingSts {
     async fn assume_role(&self, _: &SessionKey) -> Result<Credentials, Failure> {
         std::future::pending().await
     }
@@ -42,7 +42,7 @@ fn authorization(case: &Case) -> Option<AgentResult> {
     let offline = load(&case.world.documents, options).unwrap();
     let registry = &mut Registry::default();
     let (sessions, _) = Sessions::new(
-        Nobody,
+        PendingSts,
         EngineOptions::default(),
         Clock::system(),
         SessionMetrics::register(registry),

@@ -22,25 +22,25 @@ use crate::pod_table::Owner;
 use rolegate_authorizer::pod::DecisionRecord;
 
 /// An STS client that is never called, since the driver does not run.
-struct Nobody;
+struct PendingSts;
 
-impl AssumeRole for Nobody {
+impl AssumeRole for PendingSts {
     async fn assume_role(&self, _: &SessionKey) -> Result<Credentials, Failure> {
         std::future::pending().await
     }
 }
 
-struct Stage {
+struct Fixture {
     pod_reconciler: PodReconciler,
     authorizer: Authorizer,
     pod_table: Arc<PodTable>,
     readiness: Readiness,
 }
 
-fn stage() -> Stage {
+fn fixture() -> Fixture {
     let registry = &mut Registry::default();
     let (sessions, _) = Sessions::new(
-        Nobody,
+        PendingSts,
         EngineOptions::default(),
         Clock::system(),
         SessionMetrics::register(registry),
@@ -62,7 +62,7 @@ fn stage() -> Stage {
         writer,
     };
     let pod_reconciler = PodReconciler::new(parts, &readiness);
-    Stage {
+    Fixture {
         pod_reconciler,
         authorizer,
         pod_table,
@@ -71,17 +71,17 @@ fn stage() -> Stage {
 }
 
 /// Everything is loaded, and namespace `default` allows role `reader`.
-fn settled() -> Stage {
-    let mut stage = stage();
-    stage
+fn settled() -> Fixture {
+    let mut fixture = fixture();
+    fixture
         .pod_reconciler
         .update(Update::Workloads(Change::Snapshot(Vec::new())));
-    stage.pod_reconciler.update(namespaces("[\"reader\"]"));
-    stage.pod_reconciler.set_aws_environment(AwsEnvironment {
+    fixture.pod_reconciler.update(namespaces("[\"reader\"]"));
+    fixture.pod_reconciler.set_aws_environment(AwsEnvironment {
         base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()),
         ..AwsEnvironment::default()
     });
-    stage
+    fixture
 }
 
 fn namespaces(allowed: &str) -> Update {
@@ -114,7 +114,7 @@ fn pod(uid: &str, role: &str) -> Workload {
 
 const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
-impl Stage {
+impl Fixture {
     fn apply(&mut self, pod: Workload) {
         self.pod_reconciler
             .update(Update::Workloads(Change::Apply(pod)));
@@ -132,7 +132,7 @@ impl Stage {
     /// Returns the state of the address in a few words.
     fn seen(&self) -> String {
         match self.pod_table.owner(ADDRESS) {
-            None => "nobody".into(),
+            None => "no pod".into(),
             Some(Owner::Disputed) => "disputed".into(),
             Some(Owner::Pod(entry)) => match &self.authorization(&entry).authorization {
                 Authorization::Allowed(allowed) => {
@@ -148,175 +148,175 @@ impl Stage {
 
 #[test]
 fn nothing_is_settled_before_everything_is_loaded() {
-    let mut stage = stage();
+    let mut fixture = fixture();
     for step in 0..3 {
         assert!(
-            !stage.pod_table.is_settled() && !stage.readiness.is_ready(),
+            !fixture.pod_table.is_settled() && !fixture.readiness.is_ready(),
             "{step}"
         );
         match step {
-            0 => stage
+            0 => fixture
                 .pod_reconciler
                 .update(Update::Workloads(Change::Snapshot(vec![pod(
                     "a", "reader",
                 )]))),
-            1 => stage.pod_reconciler.update(namespaces("[\"reader\"]")),
-            _ => stage
+            1 => fixture.pod_reconciler.update(namespaces("[\"reader\"]")),
+            _ => fixture
                 .pod_reconciler
                 .set_aws_environment(AwsEnvironment::default()),
         }
     }
-    assert!(stage.pod_table.is_settled() && stage.readiness.is_ready());
+    assert!(fixture.pod_table.is_settled() && fixture.readiness.is_ready());
     // Without a base ARN, a bare name is denied with that reason.
-    assert_eq!(stage.seen(), "a denied");
+    assert_eq!(fixture.seen(), "a denied");
 }
 
 #[test]
 fn pain_02_an_address_is_its_living_owners_alone() {
-    let mut stage = settled();
+    let mut fixture = settled();
     let first = pod("a", "reader");
-    stage.apply(first.clone());
-    assert_eq!(stage.seen(), "a reader");
+    fixture.apply(first.clone());
+    assert_eq!(fixture.seen(), "a reader");
     // A job's pod finishes, and the next one gets its address before it is deleted.
-    stage.apply(Workload {
+    fixture.apply(Workload {
         phase: Phase::Succeeded,
         ..first.clone()
     });
-    assert_eq!(stage.seen(), "nobody");
-    stage.apply(pod("b", "other"));
-    assert_eq!(stage.seen(), "b denied");
-    stage.delete(Workload {
+    assert_eq!(fixture.seen(), "no pod");
+    fixture.apply(pod("b", "other"));
+    assert_eq!(fixture.seen(), "b denied");
+    fixture.delete(Workload {
         phase: Phase::Succeeded,
         ..first
     });
-    assert_eq!(stage.seen(), "b denied");
+    assert_eq!(fixture.seen(), "b denied");
 }
 
 #[test]
 fn rule_01_two_live_pods_with_one_address_get_nothing() {
-    let mut stage = settled();
-    stage.apply(pod("a", "reader"));
-    stage.apply(pod("b", "reader"));
-    assert_eq!(stage.seen(), "disputed");
-    stage.delete(pod("a", "reader"));
-    assert_eq!(stage.seen(), "b reader");
+    let mut fixture = settled();
+    fixture.apply(pod("a", "reader"));
+    fixture.apply(pod("b", "reader"));
+    assert_eq!(fixture.seen(), "disputed");
+    fixture.delete(pod("a", "reader"));
+    assert_eq!(fixture.seen(), "b reader");
 }
 
 #[test]
 fn threat_01_mirror_and_host_network_pods_own_no_address() {
-    let mut stage = settled();
-    stage.apply(Workload {
+    let mut fixture = settled();
+    fixture.apply(Workload {
         mirror: true,
         ..pod("a", "reader")
     });
-    assert_eq!(stage.seen(), "nobody");
-    stage.apply(Workload {
+    assert_eq!(fixture.seen(), "no pod");
+    fixture.apply(Workload {
         host_network: true,
         ..pod("b", "reader")
     });
-    assert_eq!(stage.seen(), "nobody");
-    stage.apply(pod("c", "reader"));
-    assert_eq!(stage.seen(), "c reader");
+    assert_eq!(fixture.seen(), "no pod");
+    fixture.apply(pod("c", "reader"));
+    assert_eq!(fixture.seen(), "c reader");
 }
 
 #[test]
 fn rule_04_a_right_taken_away_is_gone_at_once() {
-    let mut stage = settled();
-    stage.apply(pod("a", "reader"));
-    assert_eq!(stage.seen(), "a reader");
-    stage.pod_reconciler.update(namespaces("[]"));
-    assert_eq!(stage.seen(), "a denied");
-    stage.pod_reconciler.update(namespaces("[\"reader\"]"));
-    assert_eq!(stage.seen(), "a reader");
+    let mut fixture = settled();
+    fixture.apply(pod("a", "reader"));
+    assert_eq!(fixture.seen(), "a reader");
+    fixture.pod_reconciler.update(namespaces("[]"));
+    assert_eq!(fixture.seen(), "a denied");
+    fixture.pod_reconciler.update(namespaces("[\"reader\"]"));
+    assert_eq!(fixture.seen(), "a reader");
     let own = ReservedRole {
         account: None,
         name: "reader".into(),
     };
-    stage.pod_reconciler.set_aws_environment(AwsEnvironment {
+    fixture.pod_reconciler.set_aws_environment(AwsEnvironment {
         reserved_roles: vec![own],
         ..AwsEnvironment::default()
     });
-    assert_eq!(stage.seen(), "a denied");
+    assert_eq!(fixture.seen(), "a denied");
 }
 
 #[test]
 fn a_session_is_kept_across_changes_that_do_not_shape_it() {
-    let mut stage = settled();
-    let lease = |stage: &Stage| match stage.pod_table.owner(ADDRESS) {
-        Some(Owner::Pod(entry)) => match &stage.authorization(&entry).authorization {
+    let mut fixture = settled();
+    let lease = |fixture: &Fixture| match fixture.pod_table.owner(ADDRESS) {
+        Some(Owner::Pod(entry)) => match &fixture.authorization(&entry).authorization {
             Authorization::Allowed(allowed) => Arc::as_ptr(&allowed.lease),
             other => panic!("{other:?}"),
         },
         other => panic!("{other:?}"),
     };
-    stage.apply(Workload {
+    fixture.apply(Workload {
         addresses: Vec::new(),
         phase: Phase::Pending,
         ..pod("a", "reader")
     });
-    stage.apply(pod("a", "reader"));
-    let first = lease(&stage);
-    stage.pod_reconciler.update(namespaces("[\"*\"]"));
-    assert_eq!(lease(&stage), first);
+    fixture.apply(pod("a", "reader"));
+    let first = lease(&fixture);
+    fixture.pod_reconciler.update(namespaces("[\"*\"]"));
+    assert_eq!(lease(&fixture), first);
     let mut changed = pod("a", "reader");
     changed.role_request.external_id = Some("id-b".into());
-    stage.apply(changed);
-    assert_ne!(lease(&stage), first);
+    fixture.apply(changed);
+    assert_ne!(lease(&fixture), first);
 }
 
 #[test]
 fn a_namespace_that_comes_later_decides_then() {
-    let mut stage = settled();
+    let mut fixture = settled();
     let mut early = pod("a", "reader");
     early.namespace = "new".into();
-    stage.apply(early);
-    assert_eq!(stage.seen(), "a undecided");
-    stage
+    fixture.apply(early);
+    assert_eq!(fixture.seen(), "a undecided");
+    fixture
         .pod_reconciler
         .update(Update::Namespaces(Change::Apply(Namespace {
             name: "new".into(),
             permitted: Some(".*".into()),
             ..Namespace::default()
         })));
-    assert_eq!(stage.seen(), "a reader");
+    assert_eq!(fixture.seen(), "a reader");
 }
 
 #[test]
 fn a_snapshot_removes_what_is_not_in_it() {
-    let mut stage = settled();
-    stage.apply(pod("a", "reader"));
-    stage
+    let mut fixture = settled();
+    fixture.apply(pod("a", "reader"));
+    fixture
         .pod_reconciler
         .update(Update::Workloads(Change::Snapshot(vec![pod(
             "b", "reader",
         )])));
-    assert_eq!(stage.seen(), "b reader");
-    stage
+    assert_eq!(fixture.seen(), "b reader");
+    fixture
         .pod_reconciler
         .update(Update::Workloads(Change::Snapshot(Vec::new())));
-    assert_eq!(stage.seen(), "nobody");
-    assert!(stage.pod_reconciler.pods.is_empty());
+    assert_eq!(fixture.seen(), "no pod");
+    assert!(fixture.pod_reconciler.pods.is_empty());
 }
 
 #[test]
 fn rule_changes_apply_before_pods_are_decided_again_once() {
-    let mut stage = settled();
-    stage.apply(pod("a", "reader"));
-    assert_eq!(stage.seen(), "a reader");
+    let mut fixture = settled();
+    fixture.apply(pod("a", "reader"));
+    assert_eq!(fixture.seen(), "a reader");
     for _ in 0..3 {
-        stage.pod_reconciler.update(namespaces("[]"));
-        stage.pod_reconciler.update(namespaces("[\"reader\"]"));
+        fixture.pod_reconciler.update(namespaces("[]"));
+        fixture.pod_reconciler.update(namespaces("[\"reader\"]"));
     }
-    stage.pod_reconciler.update(namespaces("[]"));
-    assert!(!stage.pod_reconciler.inputs.is_idle());
-    let decided = |stage: &Stage| match stage.pod_table.owner(ADDRESS) {
+    fixture.pod_reconciler.update(namespaces("[]"));
+    assert!(!fixture.pod_reconciler.inputs.is_idle());
+    let decided = |fixture: &Fixture| match fixture.pod_table.owner(ADDRESS) {
         Some(Owner::Pod(entry)) => entry.decided.load().generation,
         other => panic!("{other:?}"),
     };
-    let before = decided(&stage);
-    assert_eq!(stage.seen(), "a denied");
-    assert!(decided(&stage) > before, "it was decided when it asked");
+    let before = decided(&fixture);
+    assert_eq!(fixture.seen(), "a denied");
+    assert!(decided(&fixture) > before, "the request decides again");
     // One pod was queued, however many changes there were.
-    stage.pod_reconciler.reconcile_batch(1);
-    assert!(stage.pod_reconciler.inputs.is_idle());
+    fixture.pod_reconciler.reconcile_batch(1);
+    assert!(fixture.pod_reconciler.inputs.is_idle());
 }

@@ -59,7 +59,7 @@ impl KeyStore {
         Ok(Self { folder, name })
     }
 
-    /// Loads the keys of a previous agent; `None` if there are none.
+    /// Loads the keys of a previous agent; `None` if no key file exists.
     ///
     /// # Errors
     /// Returns a [`StoreError`] for a symbolic link, a file of another user, one that others may

@@ -7,24 +7,24 @@ use rolegate_core::metadata::AllowList;
 use rolegate_devkit::StsFailure;
 use rolegate_runtime::supervisor::Service as _;
 
-use crate::stage::{CREDENTIALS, Stage, alone, arn, pod_with_role};
+use crate::harness::{CREDENTIALS, TestAgent, alone, arn, pod_with_role};
 
 const TOKEN: &str = "/latest/api/token";
 
 #[tokio::test]
 async fn an_agent_does_not_end_by_itself() {
-    let mut stage = Stage::new().await;
-    let ended = stage.agent.ended();
+    let mut harness = TestAgent::new().await;
+    let ended = harness.agent.ended();
     let ended = tokio::time::timeout(Duration::from_millis(200), ended).await;
     assert!(ended.is_err(), "{ended:?}");
 }
 
 #[tokio::test]
 async fn a_role_is_listed_and_served_as_by_the_real_service() {
-    let stage = Stage::new().await;
+    let harness = TestAgent::new().await;
     for path in [CREDENTIALS, CREDENTIALS.strip_suffix('/').unwrap()] {
         for version in ["/latest/", "/2021-07-15/", "/1.0/"] {
-            let reply = stage.get(1, &path.replace("/latest/", version)).await;
+            let reply = harness.get(1, &path.replace("/latest/", version)).await;
             assert_eq!(
                 (reply.status, reply.body.as_str()),
                 (200, "reader"),
@@ -35,7 +35,7 @@ async fn a_role_is_listed_and_served_as_by_the_real_service() {
         }
     }
     for role in ["reader".to_owned(), arn("reader")] {
-        let reply = stage.get(1, &format!("{CREDENTIALS}{role}")).await;
+        let reply = harness.get(1, &format!("{CREDENTIALS}{role}")).await;
         assert_eq!(reply.status, 200, "{reply:?}");
         let document = reply.json();
         assert_eq!(document["Code"], "Success");
@@ -51,23 +51,23 @@ async fn a_role_is_listed_and_served_as_by_the_real_service() {
             assert!(time.len() == 20 && time.ends_with('Z'), "{time}");
         }
     }
-    let info = stage.get(1, "/latest/meta-data/iam/info").await.json();
+    let info = harness.get(1, "/latest/meta-data/iam/info").await.json();
     let profile = "arn:aws:iam::123456789012:instance-profile/reader";
     assert_eq!(info["InstanceProfileArn"], profile);
 }
 
 #[tokio::test]
 async fn each_refusal_has_its_status_and_a_sentence() {
-    let stage = Stage::new().await;
-    stage
+    let harness = TestAgent::new().await;
+    harness
         .kube
         .put_pod(pod_with_role("refused", 4, "reader-refused"));
-    stage
+    harness
         .kube
         .put_pod(pod_with_role("failing", 5, "reader-failing"));
-    stage.sts.deny_role(&arn("reader-refused"));
+    harness.sts.deny_role(&arn("reader-refused"));
     let failure = StsFailure::new(500, "InternalFailure", "told to fail");
-    stage.sts.fail_role(&arn("reader-failing"), Some(failure));
+    harness.sts.fail_role(&arn("reader-failing"), Some(failure));
     for (pod, path, status, sentence) in [
         (1, "writer", 403, "Invalid role writer"),
         (
@@ -93,7 +93,7 @@ async fn each_refusal_has_its_status_and_a_sentence() {
         (4, "reader-refused", 403, "STS denies role"),
         (5, "reader-failing", 503, "right now (InternalFailure)"),
     ] {
-        let reply = stage.get(pod, &format!("{CREDENTIALS}{path}")).await;
+        let reply = harness.get(pod, &format!("{CREDENTIALS}{path}")).await;
         assert_eq!(reply.status, status, "{pod} {path} {reply:?}");
         assert!(reply.body.contains(sentence), "{}", reply.body);
         assert_eq!(reply.body.lines().count(), 1, "{}", reply.body);
@@ -104,13 +104,14 @@ async fn each_refusal_has_its_status_and_a_sentence() {
 
 #[tokio::test]
 async fn what_sts_says_is_missing_reaches_the_pods_owner() {
-    let stage = Stage::with(|options| alone(options).rules.cluster = Some("prod-1".into())).await;
-    stage.sts.deny_tagging(&arn("reader-tagged"), true);
-    stage
+    let harness =
+        TestAgent::with(|options| alone(options).rules.cluster = Some("prod-1".into())).await;
+    harness.sts.deny_tagging(&arn("reader-tagged"), true);
+    harness
         .kube
         .put_pod(pod_with_role("tagged", 4, "reader-tagged"));
     let path = format!("{CREDENTIALS}reader-tagged");
-    let reply = stage.until(4, &path, |reply| reply.status == 403).await;
+    let reply = harness.until(4, &path, |reply| reply.status == 403).await;
     let told = "(AccessDenied): the session has tags, so the trust policy of role reader-tagged \
                 must allow rolegate sts:TagSession in addition to sts:AssumeRole\n";
     assert!(reply.body.ends_with(told), "{}", reply.body);
@@ -118,21 +119,23 @@ async fn what_sts_says_is_missing_reaches_the_pods_owner() {
 
 #[tokio::test]
 async fn head_is_get_without_a_body() {
-    let stage = Stage::new().await;
-    let get = stage.get(1, CREDENTIALS).await;
-    let mut stream = stage.connect(1).await;
+    let harness = TestAgent::new().await;
+    let get = harness.get(1, CREDENTIALS).await;
+    let mut stream = harness.connect(1).await;
     let request = format!(
         "HEAD {CREDENTIALS} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n"
     );
     tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes())
         .await
         .unwrap();
-    let head = crate::stage::reply(&mut stream).await;
+    let head = crate::harness::reply(&mut stream).await;
     assert_eq!((head.status, head.body.as_str()), (200, ""));
     assert_eq!(head.header("content-length"), get.header("content-length"));
     for path in [CREDENTIALS, "/latest/meta-data/instance-id"] {
         for method in ["POST", "DELETE", "PUT", "OPTIONS", "PATCH", "TRACE"] {
-            let reply = stage.request(1, &format!("{method} {path} HTTP/1.1")).await;
+            let reply = harness
+                .request(1, &format!("{method} {path} HTTP/1.1"))
+                .await;
             assert_eq!(reply.status, 405, "{method} {path}");
         }
     }
@@ -140,9 +143,9 @@ async fn head_is_get_without_a_body() {
 
 #[tokio::test]
 async fn pain_13_tokens_as_by_the_real_service() {
-    let stage = Stage::new().await;
+    let harness = TestAgent::new().await;
     let put = async |pod, headers: &str| {
-        stage
+        harness
             .request(pod, &format!("PUT {TOKEN} HTTP/1.1{headers}"))
             .await
     };
@@ -157,7 +160,7 @@ async fn pain_13_tokens_as_by_the_real_service() {
     }
     let proxied = format!("{ttl}60\r\nX-Forwarded-For: 1.2.3.4");
     assert_eq!(put(1, &proxied).await.status, 403);
-    assert_eq!(stage.get(1, TOKEN).await.status, 405);
+    assert_eq!(harness.get(1, TOKEN).await.status, 405);
     let reply = put(1, &format!("{ttl}21600")).await;
     assert_eq!(reply.status, 200);
     assert_eq!(
@@ -166,41 +169,41 @@ async fn pain_13_tokens_as_by_the_real_service() {
     );
     let with = async |pod, token: &str| {
         let head = format!("GET {CREDENTIALS} HTTP/1.1\r\nX-aws-ec2-metadata-token: {token}");
-        stage.request(pod, &head).await.status
+        harness.request(pod, &head).await.status
     };
     assert_eq!(with(1, &reply.body).await, 200);
     assert_eq!(with(1, "wrong").await, 401);
     assert_eq!(with(1, "").await, 401);
-    stage.kube.put_pod(pod_with_role("other", 4, "reader"));
-    stage
+    harness.kube.put_pod(pod_with_role("other", 4, "reader"));
+    harness
         .until(4, CREDENTIALS, |reply| reply.status == 200)
         .await;
     assert_eq!(with(4, &reply.body).await, 401);
     // Tokens are checked for forwarded paths too.
     let forwarded = "GET /latest/meta-data/instance-id HTTP/1.1\r\nX-aws-ec2-metadata-token: x";
-    assert_eq!(stage.request(1, forwarded).await.status, 401);
+    assert_eq!(harness.request(1, forwarded).await.status, 401);
 }
 
 #[tokio::test]
 async fn tokens_can_be_demanded() {
-    let stage = Stage::with(|options| options.metadata.imds_v2 = ImdsV2::Required).await;
+    let harness = TestAgent::with(|options| options.metadata.imds_v2 = ImdsV2::Required).await;
     for path in [
         CREDENTIALS,
         "/latest/meta-data/instance-id",
         "/latest/meta-data/iam/info",
     ] {
-        assert_eq!(stage.get(1, path).await.status, 401, "{path}");
+        assert_eq!(harness.get(1, path).await.status, 401, "{path}");
     }
     let put = format!("PUT {TOKEN} HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 60");
-    let token = stage.request(1, &put).await.body;
+    let token = harness.request(1, &put).await.body;
     let get = format!("GET {CREDENTIALS} HTTP/1.1\r\nX-aws-ec2-metadata-token: {token}");
-    assert_eq!(stage.request(1, &get).await.status, 200);
+    assert_eq!(harness.request(1, &get).await.status, 200);
 }
 
 #[tokio::test]
 async fn safe_paths_are_forwarded_and_others_if_allowed() {
     let more = AllowList::new(&["meta-data/ami-id".into()]).unwrap();
-    let stage = Stage::with(|options| options.metadata.allow = more).await;
+    let harness = TestAgent::with(|options| options.metadata.allow = more).await;
     for path in [
         "meta-data/placement/region",
         "meta-data/instance-id",
@@ -208,37 +211,40 @@ async fn safe_paths_are_forwarded_and_others_if_allowed() {
         "meta-data/ami-id",
         "dynamic/instance-identity/document",
     ] {
-        let reply = stage.get(1, &format!("/latest/{path}")).await;
+        let reply = harness.get(1, &format!("/latest/{path}")).await;
         assert_eq!(reply.status, 200, "{path} {reply:?}");
         assert!(!reply.body.is_empty());
     }
     // Cached: requested once, returned twice.
     let asked = |path: &str| {
-        stage
+        harness
             .imds
             .requests()
             .iter()
             .filter(|request| request.path == path)
             .count()
     };
-    stage.get(1, "/latest/meta-data/instance-id").await;
+    harness.get(1, "/latest/meta-data/instance-id").await;
     assert_eq!(asked("/latest/meta-data/instance-id"), 1);
-    stage.get(1, "/latest/meta-data/ami-id").await;
+    harness.get(1, "/latest/meta-data/ami-id").await;
     assert_eq!(asked("/latest/meta-data/ami-id"), 2);
     assert_eq!(
-        stage.get(1, "/latest/meta-data/public-keys/").await.status,
+        harness
+            .get(1, "/latest/meta-data/public-keys/")
+            .await
+            .status,
         403
     );
     assert_eq!(
-        stage.get(9, "/latest/meta-data/instance-id").await.status,
+        harness.get(9, "/latest/meta-data/instance-id").await.status,
         404
     );
 }
 
 #[tokio::test]
 async fn rule_10_kube2iams_health_page_and_nothing_more_is_on_the_pods_port() {
-    let stage = Stage::with(|options| options.debug = true).await;
-    let health = stage
+    let harness = TestAgent::with(|options| options.debug = true).await;
+    let health = harness
         .raw(1, "GET /healthz HTTP/1.1\r\nHost: 10.0.0.1:8181\r\n\r\n")
         .await;
     assert_eq!(health.status, 200);
@@ -257,29 +263,29 @@ async fn rule_10_kube2iams_health_page_and_nothing_more_is_on_the_pods_port() {
         "/healthz/",
         "/healthz?x",
     ] {
-        let reply = stage.get(1, path).await;
+        let reply = harness.get(1, path).await;
         assert!((400..500).contains(&reply.status), "{path} {reply:?}");
     }
-    assert_eq!(stage.admin("/healthz").await.status, 200);
-    assert_eq!(stage.admin("/readyz").await.status, 200);
+    assert_eq!(harness.admin("/healthz").await.status, 200);
+    assert_eq!(harness.admin("/readyz").await.status, 200);
     assert!(
-        stage
+        harness
             .admin("/metrics")
             .await
             .body
             .contains("rolegate_pods 3")
     );
-    let store = stage.admin("/debug/store").await.json();
+    let store = harness.admin("/debug/store").await.json();
     assert_eq!(store["rolesByIP"]["127.1.0.1"], arn("reader"));
     assert_eq!(store["namespaceByIP"]["127.1.0.1"], "default");
 }
 
 #[tokio::test]
 async fn kube2iams_metric_names_on_demand() {
-    let stage = Stage::with(|options| options.kube2iam_metrics = true).await;
-    stage.key_id(1, "reader").await;
-    stage.get(1, "/healthz").await;
-    let metrics = stage.admin("/metrics").await.body;
+    let harness = TestAgent::with(|options| options.kube2iam_metrics = true).await;
+    harness.key_id(1, "reader").await;
+    harness.get(1, "/healthz").await;
+    let metrics = harness.admin("/metrics").await.body;
     for line in [
         r#"kube2iam_http_request_duration_seconds_count{code="200",handler="roleHandler",method="GET"} 1"#,
         "kube2iam_iam_cache_hits_total 1",
@@ -289,6 +295,6 @@ async fn kube2iams_metric_names_on_demand() {
     ] {
         assert!(metrics.contains(line), "{line} not in\n{metrics}");
     }
-    let plain = Stage::new().await;
+    let plain = TestAgent::new().await;
     assert!(!plain.admin("/metrics").await.body.contains("kube2iam"));
 }

@@ -10,7 +10,7 @@ use rolegate_devkit::{Imds, StsFailure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::stage::{CREDENTIALS, Stage, alone, arn, pod_with_role, reply};
+use crate::harness::{CREDENTIALS, TestAgent, alone, arn, pod_with_role, reply};
 
 const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds: 60";
 const TOKEN: &str = "X-aws-ec2-metadata-token";
@@ -18,13 +18,13 @@ const PUT: &str = "PUT /latest/api/token HTTP/1.1";
 
 #[tokio::test]
 async fn probes_for_ec2_find_it() {
-    let stage = Stage::new().await;
-    let root = stage.get(1, "/").await;
+    let harness = TestAgent::new().await;
+    let root = harness.get(1, "/").await;
     assert_eq!(root.status, 200);
     assert!(root.body.starts_with("1.0\n2007-01-19\n") && root.body.ends_with("\nlatest"));
     assert_eq!(root.header("server"), Some("EC2ws"));
     for path in ["/latest", "/latest/", "/2021-07-15/", "/1.0"] {
-        let role_name = stage.get(1, path).await;
+        let role_name = harness.get(1, path).await;
         assert_eq!(
             (role_name.status, role_name.body.as_str()),
             (200, "dynamic\nmeta-data"),
@@ -32,16 +32,16 @@ async fn probes_for_ec2_find_it() {
         );
     }
     for path in ["/", "/latest/"] {
-        let head = stage
+        let head = harness
             .request(1, &format!("HEAD {path} HTTP/1.1\r\nConnection: close"))
             .await;
         assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
-        let post = stage.request(1, &format!("POST {path} HTTP/1.1")).await;
+        let post = harness.request(1, &format!("POST {path} HTTP/1.1")).await;
         assert_eq!(post.status, 405, "{path}");
         // An unknown client gets the same listing, which belongs to no pod.
-        assert_eq!(stage.get(9, path).await.status, 200, "{path}");
+        assert_eq!(harness.get(9, path).await.status, 200, "{path}");
     }
-    let token = stage.request(1, &format!("{PUT}\r\n{TTL}")).await.body;
+    let token = harness.request(1, &format!("{PUT}\r\n{TTL}")).await.body;
     for (path, token, status) in [
         ("/", "INVALID", 401),
         ("/", "", 401),
@@ -51,26 +51,26 @@ async fn probes_for_ec2_find_it() {
     ] {
         let head = format!("GET {path} HTTP/1.1\r\n{TOKEN}: {token}");
         assert_eq!(
-            stage.request(1, &head).await.status,
+            harness.request(1, &head).await.status,
             status,
             "{path} {token}"
         );
     }
     let other = format!("GET / HTTP/1.1\r\n{TOKEN}: {token}");
-    assert_eq!(stage.request(2, &other).await.status, 401);
+    assert_eq!(harness.request(2, &other).await.status, 401);
 }
 
 #[tokio::test]
 async fn probes_for_ec2_learn_that_tokens_are_required() {
-    let stage = Stage::with(|options| options.metadata.imds_v2 = ImdsV2::Required).await;
+    let harness = TestAgent::with(|options| options.metadata.imds_v2 = ImdsV2::Required).await;
     for path in ["/", "/latest", "/latest/"] {
-        assert_eq!(stage.get(1, path).await.status, 401, "{path}");
+        assert_eq!(harness.get(1, path).await.status, 401, "{path}");
     }
 }
 
 #[tokio::test]
 async fn probes_for_other_clouds_find_nothing() {
-    let stage = Stage::new().await;
+    let harness = TestAgent::new().await;
     for path in [
         "/computeMetadata/v1/",
         "/computeMetadata/v1/instance/service-accounts/default/token",
@@ -87,11 +87,11 @@ async fn probes_for_other_clouds_find_nothing() {
         "/latest.json",
         "/favicon.ico",
     ] {
-        let answer = stage.get(1, path).await;
+        let answer = harness.get(1, path).await;
         assert_eq!(answer.status, 404, "{path} {answer:?}");
     }
     assert!(
-        stage
+        harness
             .imds
             .requests()
             .iter()
@@ -101,7 +101,7 @@ async fn probes_for_other_clouds_find_nothing() {
 
 #[tokio::test]
 async fn who_names_no_host_is_no_browser() {
-    let stage = Stage::new().await;
+    let harness = TestAgent::new().await;
     let path = format!("{CREDENTIALS}reader");
     for (request, status) in [
         ("HTTP/1.0\r\n\r\n", 200),
@@ -121,16 +121,18 @@ async fn who_names_no_host_is_no_browser() {
         ),
         ("HTTP/1.1\r\nHost: evil.example\r\n\r\n", 403),
     ] {
-        let answer = stage.raw(1, &format!("GET {path} {request}")).await;
+        let answer = harness.raw(1, &format!("GET {path} {request}")).await;
         assert_eq!(answer.status, status, "{request:?} {answer:?}");
     }
 }
 
 #[tokio::test]
 async fn role_names_may_be_percent_encoded() {
-    let stage = Stage::new().await;
-    stage.kube.put_pod(pod_with_role("team", 4, "team/reader"));
-    stage
+    let harness = TestAgent::new().await;
+    harness
+        .kube
+        .put_pod(pod_with_role("team", 4, "team/reader"));
+    harness
         .until(4, CREDENTIALS, |reply| reply.status == 200)
         .await;
     let encoded = arn("team/reader").replace(':', "%3A").replace('/', "%2F");
@@ -141,7 +143,7 @@ async fn role_names_may_be_percent_encoded() {
         encoded.as_str(),
     ] {
         let path = format!("{CREDENTIALS}{role}");
-        let answer = stage.until(4, &path, |reply| reply.status != 503).await;
+        let answer = harness.until(4, &path, |reply| reply.status != 503).await;
         assert_eq!(answer.status, 200, "{role}");
     }
     for (role, status) in [
@@ -153,10 +155,10 @@ async fn role_names_may_be_percent_encoded() {
         ("team%2Freader?x", 400),
         ("team%0d%0aX: y", 400),
     ] {
-        let answer = stage.get(4, &format!("{CREDENTIALS}{role}")).await;
+        let answer = harness.get(4, &format!("{CREDENTIALS}{role}")).await;
         assert_eq!(answer.status, status, "{role} {answer:?}");
     }
-    let wrong = stage.get(4, &format!("{CREDENTIALS}team%2Fwriter")).await;
+    let wrong = harness.get(4, &format!("{CREDENTIALS}team%2Fwriter")).await;
     assert_eq!(wrong.body, "Invalid role team/writer\n");
 }
 
@@ -191,14 +193,14 @@ async fn service(answer: fn(&str, SocketAddr) -> String) -> SocketAddr {
 }
 
 /// Starts an agent for that service whose pods are not known yet, so that paths are forwarded.
-async fn in_front_of(answer: fn(&str, SocketAddr) -> String) -> (Stage, SocketAddr) {
+async fn in_front_of(answer: fn(&str, SocketAddr) -> String) -> (TestAgent, SocketAddr) {
     let address = service(answer).await;
     let nowhere = Imds::start("127.0.0.1:0".parse().unwrap(), Default::default())
         .await
         .unwrap();
     let api = nowhere.url();
     nowhere.stop().await;
-    let stage = Stage::unready(|options| {
+    let harness = TestAgent::unready(|options| {
         options.metadata_addr = address.to_string();
         options.metadata.allow = AllowList::new(&["meta-data/tags/.*".into()]).unwrap();
         if let SourceOptions::Kubernetes { client, .. } = &mut alone(options).source {
@@ -206,12 +208,12 @@ async fn in_front_of(answer: fn(&str, SocketAddr) -> String) -> (Stage, SocketAd
         }
     })
     .await;
-    (stage, address)
+    (harness, address)
 }
 
 #[tokio::test]
 async fn a_slash_at_the_end_reaches_the_service() {
-    let (stage, _) =
+    let (harness, _) =
         in_front_of(|path, _| format!("200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len()))
             .await;
     // Each is cached separately.
@@ -220,14 +222,14 @@ async fn a_slash_at_the_end_reaches_the_service() {
             "/latest/meta-data/placement",
             "/latest/meta-data/placement/",
         ] {
-            assert_eq!(stage.get(1, path).await.body, path);
+            assert_eq!(harness.get(1, path).await.body, path);
         }
     }
 }
 
 #[tokio::test]
 async fn redirects_contain_the_path_and_never_the_address() {
-    let (stage, service) = in_front_of(|path, own| {
+    let (harness, service) = in_front_of(|path, own| {
         let to = match path.rsplit('/').next().unwrap_or_default() {
             "absolute" => format!("http://{own}/latest/meta-data/placement/"),
             "relative" => "/latest/meta-data/placement/region".to_owned(),
@@ -255,7 +257,7 @@ async fn redirects_contain_the_path_and_never_the_address() {
         ("none", 502, None),
         ("region", 200, None),
     ] {
-        let answer = stage.get(1, &format!("{placement}/{path}")).await;
+        let answer = harness.get(1, &format!("{placement}/{path}")).await;
         assert_eq!(answer.status, status, "{path} {answer:?}");
         assert_eq!(answer.header("location"), location, "{path}");
         let whole = format!("{}{}", answer.head, answer.body);
@@ -266,7 +268,7 @@ async fn redirects_contain_the_path_and_never_the_address() {
 
 #[tokio::test]
 async fn only_complete_small_responses_are_cached() {
-    let (stage, _) = in_front_of(|path, _| {
+    let (harness, _) = in_front_of(|path, _| {
         static ASKED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         let asked = ASKED.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         let (status, size) = match path.rsplit('/').next().unwrap_or_default() {
@@ -289,26 +291,28 @@ async fn only_complete_small_responses_are_cached() {
     ] {
         let path = format!("/latest/meta-data/placement/{name}");
         // The response to a HEAD must not be cached for a GET.
-        stage
+        harness
             .request(1, &format!("HEAD {path} HTTP/1.1\r\nConnection: close"))
             .await;
-        let first = stage.get(1, &path).await.body;
+        let first = harness.get(1, &path).await.body;
         assert!(first.len() >= 10, "{name} {first}");
-        let again = stage.get(1, &path).await.body;
+        let again = harness.get(1, &path).await.body;
         assert_eq!(first == again, kept, "{name}");
     }
 }
 
 #[tokio::test]
 async fn a_client_that_ends_its_side_is_answered() {
-    let stage = Stage::new().await;
-    stage.imds.set_latency(std::time::Duration::from_millis(50));
+    let harness = TestAgent::new().await;
+    harness
+        .imds
+        .set_latency(std::time::Duration::from_millis(50));
     for path in [
         "/latest/meta-data/instance-id",
         "/latest/meta-data/placement/availability-zone",
         CREDENTIALS,
     ] {
-        let mut stream = stage.connect(1).await;
+        let mut stream = harness.connect(1).await;
         let request = format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
@@ -316,7 +320,7 @@ async fn a_client_that_ends_its_side_is_answered() {
         assert_eq!(answer.status, 200, "{path} {answer:?}");
     }
     // A client whose pod has not appeared yet, too.
-    let mut stream = stage.connect(9).await;
+    let mut stream = harness.connect(9).await;
     let request = format!("GET {CREDENTIALS} HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     stream.shutdown().await.unwrap();
@@ -330,19 +334,19 @@ async fn kube2iams_page_is_alive_while_the_agent_serves() {
         .unwrap();
     let nowhere = closed.addr().to_string();
     closed.stop().await;
-    let stage = Stage::with(|options| {
+    let harness = TestAgent::with(|options| {
         options.metadata_addr = nowhere;
         options.kube2iam_metrics = true;
     })
     .await;
-    stage.key_id(1, "reader").await;
-    let page = stage.get(1, "/healthz").await;
+    harness.key_id(1, "reader").await;
+    let page = harness.get(1, "/healthz").await;
     assert_eq!(page.status, 200, "{page:?}");
     assert_eq!(page.json()["hostIP"], "127.0.0.1");
     assert_eq!(page.json()["instanceId"], "");
     assert!(page.json()["reason"].is_string(), "{page:?}");
     // This metric contains the verdict of kube2iam's page.
-    let metrics = stage.admin("/metrics").await.body;
+    let metrics = harness.admin("/metrics").await.body;
     assert!(
         metrics.contains("kube2iam_healthcheck_status 0"),
         "{metrics}"
@@ -356,7 +360,7 @@ async fn tokens_are_issued_only_when_they_would_be_accepted() {
         .unwrap();
     let api = nowhere.url();
     nowhere.stop().await;
-    let early = Stage::unready(|options| {
+    let early = TestAgent::unready(|options| {
         if let SourceOptions::Kubernetes { client, .. } = &mut alone(options).source {
             client.api_server = Some(api);
         }
@@ -365,8 +369,8 @@ async fn tokens_are_issued_only_when_they_would_be_accepted() {
     let put = format!("{PUT}\r\n{TTL}");
     assert_eq!(early.request(1, &put).await.status, 503);
     // A token from before a restart is not rejected for good while its pod cannot be identified.
-    let stage = Stage::new().await;
-    let token = stage.request(1, &put).await;
+    let harness = TestAgent::new().await;
+    let token = harness.request(1, &put).await;
     assert_eq!(token.status, 200);
     for (token, status) in [(token.body.as_str(), 503), ("INVALID", 401)] {
         for path in ["/", "/latest/meta-data/instance-id", CREDENTIALS] {
@@ -375,36 +379,36 @@ async fn tokens_are_issued_only_when_they_would_be_accepted() {
         }
     }
     // A pod that is not known to this node yet: 404 would tell its client that there are no tokens.
-    let unknown = stage.request(9, &put).await;
+    let unknown = harness.request(9, &put).await;
     assert_eq!(unknown.status, 503, "{unknown:?}");
     assert!(unknown.body.contains("no pod of this node"), "{unknown:?}");
-    stage.kube.put_pod(pod_with_role("late", 9, "reader"));
-    stage
+    harness.kube.put_pod(pod_with_role("late", 9, "reader"));
+    harness
         .until(9, CREDENTIALS, |reply| reply.status == 200)
         .await;
-    assert_eq!(stage.request(9, &put).await.status, 200);
+    assert_eq!(harness.request(9, &put).await.status, 200);
 }
 
 #[tokio::test]
 async fn the_cause_of_a_refusal_reaches_the_pods_owner() {
-    let stage = Stage::new().await;
+    let harness = TestAgent::new().await;
     let refusal = |code: &str, message: &str| Some(StsFailure::new(403, code, message));
     let denied = "User: arn:aws:sts::111122223333:assumed-role/node/i-0abc is not authorized to perform: sts:AssumeRole on resource: x";
-    stage
+    harness
         .sts
         .set_max_session_duration(&arn("reader-short"), 1800);
-    stage
+    harness
         .sts
         .fail_role(&arn("reader-trust"), refusal("AccessDenied", denied));
     let own = format!("{denied} because no identity-based policy allows the sts:AssumeRole action");
-    stage
+    harness
         .sts
         .fail_role(&arn("reader-own"), refusal("AccessDenied", &own));
-    stage.sts.fail_role(
+    harness.sts.fail_role(
         &arn("reader-odd"),
         refusal("ValidationError", "1 validation error"),
     );
-    stage
+    harness
         .sts
         .require_external_id(&arn("reader-ext"), Some("id-a"));
     for (n, role, told) in [
@@ -438,9 +442,9 @@ async fn the_cause_of_a_refusal_reaches_the_pods_owner() {
         if role == "reader-ext" {
             pod = pod.annotation("iam.amazonaws.com/external-id", "id-b");
         }
-        stage.kube.put_pod(pod);
+        harness.kube.put_pod(pod);
         let path = format!("{CREDENTIALS}{role}");
-        let refused = stage.until(n, &path, |reply| reply.status == 403).await;
+        let refused = harness.until(n, &path, |reply| reply.status == 403).await;
         assert!(refused.body.contains(told), "{}", refused.body);
         for secret in ["111122223333", "assumed-role", "id-b"] {
             assert!(!refused.body.contains(secret), "{}", refused.body);
@@ -448,7 +452,7 @@ async fn the_cause_of_a_refusal_reaches_the_pods_owner() {
         let speaks = refused.body.contains("external ID");
         assert_eq!(speaks, role == "reader-ext", "{}", refused.body);
         // The Event on the pod contains the same and nothing else.
-        let note = stage.event_note(&arn(role)).await;
+        let note = harness.event_note(&arn(role)).await;
         assert!(
             note.contains(told.trim_end()) || role == "reader-odd",
             "{note}"

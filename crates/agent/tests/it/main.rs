@@ -9,7 +9,7 @@
 
 mod answers;
 mod clients;
+mod harness;
 mod pains;
 mod rules;
-mod stage;
 mod threats;

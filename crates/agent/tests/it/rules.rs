@@ -7,7 +7,7 @@ use rolegate_core::metadata::AllowList;
 use rolegate_devkit::{NODE_ACCESS_KEY_ID, NODE_SECRET_MARKER, Namespace};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::stage::{CREDENTIALS, Stage, pod, pod_with_role};
+use crate::harness::{CREDENTIALS, TestAgent, pod, pod_with_role};
 
 fn assert_clean(text: &str) {
     assert!(!text.contains(NODE_SECRET_MARKER), "{text}");
@@ -16,23 +16,23 @@ fn assert_clean(text: &str) {
 
 #[tokio::test]
 async fn rule_01_who_is_not_identified_gets_nothing() {
-    let stage = Stage::new().await;
-    stage.kube.put_pod(pod_with_role("twin", 1, "reader"));
-    let twin = stage
+    let harness = TestAgent::new().await;
+    harness.kube.put_pod(pod_with_role("twin", 1, "reader"));
+    let twin = harness
         .until(1, CREDENTIALS, |reply| reply.status == 404)
         .await;
     assert!(twin.body.contains("several live pods"), "{}", twin.body);
-    stage
+    harness
         .kube
         .put_pod(pod_with_role("host", 4, "reader").host_network());
-    stage
+    harness
         .kube
         .put_pod(pod_with_role("mirror", 5, "reader").mirror());
-    stage
+    harness
         .kube
         .put_pod(pod_with_role("done", 6, "reader").phase("Failed"));
-    stage.kube.put_pod(pod_with_role("marker", 7, "reader"));
-    stage
+    harness.kube.put_pod(pod_with_role("marker", 7, "reader"));
+    harness
         .until(7, CREDENTIALS, |reply| reply.status == 200)
         .await;
     for n in [4, 5, 6] {
@@ -41,7 +41,7 @@ async fn rule_01_who_is_not_identified_gets_nothing() {
             "/latest/meta-data/iam/info",
             "/latest/meta-data/instance-id",
         ] {
-            assert_eq!(stage.get(n, path).await.status, 404, "{n} {path}");
+            assert_eq!(harness.get(n, path).await.status, 404, "{n} {path}");
         }
     }
 }
@@ -50,7 +50,7 @@ async fn rule_01_who_is_not_identified_gets_nothing() {
 async fn rule_02_the_nodes_credentials_never_leave_in_any_spelling() {
     // Even if an administrator opens everything that can be opened.
     let everything = AllowList::new(&[".*".into()]).unwrap();
-    let stage = Stage::with(|options| options.metadata.allow = everything).await;
+    let harness = TestAgent::with(|options| options.metadata.allow = everything).await;
     let node = "iam/security-credentials/node";
     let paths = [
         "iam",
@@ -132,7 +132,7 @@ async fn rule_02_the_nodes_credentials_never_leave_in_any_spelling() {
                 if pod == 9 && method != "GET" {
                     continue;
                 }
-                let mut stream = stage.connect(pod).await;
+                let mut stream = harness.connect(pod).await;
                 let request = format!(
                     "{method} {target} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n"
                 );
@@ -151,7 +151,7 @@ async fn rule_02_the_nodes_credentials_never_leave_in_any_spelling() {
         "/latest/meta-data/iam/info",
         "/latest/meta-data/iam/security-credentials/",
     ];
-    for request in stage.imds.requests() {
+    for request in harness.imds.requests() {
         let lower = request.path.to_ascii_lowercase();
         let secret = ["iam", "credentials", "user-data", "%"]
             .iter()
@@ -166,9 +166,9 @@ async fn rule_02_the_nodes_credentials_never_leave_in_any_spelling() {
 
 #[tokio::test]
 async fn rule_03_a_denial_makes_no_call_and_is_told() {
-    let stage = Stage::new().await;
+    let harness = TestAgent::new().await;
     for _ in 0..5 {
-        let reply = stage.get(2, &format!("{CREDENTIALS}writer")).await;
+        let reply = harness.get(2, &format!("{CREDENTIALS}writer")).await;
         assert_eq!(reply.status, 403);
         assert!(
             reply.body.contains("iam.amazonaws.com/allowed-roles"),
@@ -177,24 +177,24 @@ async fn rule_03_a_denial_makes_no_call_and_is_told() {
         );
     }
     assert!(
-        stage
+        harness
             .assumed()
             .iter()
             .all(|call| !call.role_arn.ends_with("writer"))
     );
-    let metrics = stage.admin("/metrics").await.body;
+    let metrics = harness.admin("/metrics").await.body;
     let line =
         r#"rolegate_request_duration_seconds_count{handler="credentials",outcome="denied"} 5"#;
     assert!(metrics.contains(line), "{metrics}");
     let told = async {
-        while stage.kube.events().is_empty() {
+        while harness.kube.events().is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(20), told)
         .await
         .unwrap();
-    let event = stage.kube.events()[0].to_string();
+    let event = harness.kube.events()[0].to_string();
     assert!(
         event.contains("RoleForbidden") && event.contains("\"writer\""),
         "{event}"
@@ -203,37 +203,37 @@ async fn rule_03_a_denial_makes_no_call_and_is_told() {
 
 #[tokio::test]
 async fn rule_04_a_right_taken_away_is_gone_though_the_session_is_kept() {
-    let stage = Stage::new().await;
-    stage.key_id(1, "reader").await;
+    let harness = TestAgent::new().await;
+    harness.key_id(1, "reader").await;
     let rules =
         |allowed| Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", allowed);
-    stage.kube.put_namespace(rules(r#"["other"]"#));
+    harness.kube.put_namespace(rules(r#"["other"]"#));
     let path = format!("{CREDENTIALS}reader");
-    stage.until(1, &path, |reply| reply.status == 403).await;
-    assert_eq!(stage.get(1, &path).await.status, 403);
-    stage.kube.put_pod(pod("reader", 1));
-    stage.until(1, &path, |reply| reply.status == 404).await;
-    stage.kube.delete_pod("default", "reader");
-    stage
+    harness.until(1, &path, |reply| reply.status == 403).await;
+    assert_eq!(harness.get(1, &path).await.status, 403);
+    harness.kube.put_pod(pod("reader", 1));
+    harness.until(1, &path, |reply| reply.status == 404).await;
+    harness.kube.delete_pod("default", "reader");
+    harness
         .until(1, &path, |reply| reply.body.contains("no pod of this node"))
         .await;
 }
 
 #[tokio::test]
 async fn rule_05_forwarding_headers_are_not_believed_and_not_sent_on() {
-    let stage = Stage::new().await;
+    let harness = TestAgent::new().await;
     let spoofed = "\r\nX-Forwarded-For: 127.1.0.1\r\nForwarded: for=127.1.0.1\r\nX-Real-IP: 127.1.0.1\
                    \r\nVia: 1.1 x\r\nX-aws-ec2-metadata-token-ttl-seconds: 5\r\nAuthorization: secret";
-    let reply = stage
+    let reply = harness
         .request(3, &format!("GET {CREDENTIALS} HTTP/1.1{spoofed}"))
         .await;
     assert_eq!(reply.status, 404);
     let path = "/latest/meta-data/placement/region";
-    let reply = stage
+    let reply = harness
         .request(3, &format!("GET {path} HTTP/1.1{spoofed}"))
         .await;
     assert_eq!(reply.status, 200);
-    let requests = stage.imds.requests();
+    let requests = harness.imds.requests();
     let request = requests
         .iter()
         .rfind(|request| request.path == path)
@@ -252,11 +252,11 @@ async fn rule_05_forwarding_headers_are_not_believed_and_not_sent_on() {
 
 #[tokio::test]
 async fn rule_06_no_secret_is_in_metrics_debug_pages_or_events() {
-    let stage = Stage::with(|options| options.debug = true).await;
-    let document = stage.get(1, &format!("{CREDENTIALS}reader")).await.json();
-    stage.get(2, CREDENTIALS).await;
+    let harness = TestAgent::with(|options| options.debug = true).await;
+    let document = harness.get(1, &format!("{CREDENTIALS}reader")).await.json();
+    harness.get(2, CREDENTIALS).await;
     for path in ["/metrics", "/readyz?verbose", "/debug/store"] {
-        let page = stage.admin(path).await.body;
+        let page = harness.admin(path).await.body;
         assert_clean(&page);
         for secret in ["SecretAccessKey", "Token"] {
             assert!(!page.contains(document[secret].as_str().unwrap()), "{path}");
@@ -266,9 +266,9 @@ async fn rule_06_no_secret_is_in_metrics_debug_pages_or_events() {
 
 #[tokio::test]
 async fn rule_09_slow_and_large_requests_are_cut_off() {
-    let stage =
-        Stage::with(|options| options.metadata.header_time = Duration::from_millis(200)).await;
-    let mut slow = stage.connect(1).await;
+    let harness =
+        TestAgent::with(|options| options.metadata.header_time = Duration::from_millis(200)).await;
+    let mut slow = harness.connect(1).await;
     slow.write_all(b"GET /latest/meta-data/iam/info HTTP/1.1\r\nHost: 169.254")
         .await
         .unwrap();
@@ -276,7 +276,7 @@ async fn rule_09_slow_and_large_requests_are_cut_off() {
     let closed = tokio::time::timeout(Duration::from_secs(20), slow.read_to_end(&mut rest)).await;
     assert!(closed.is_ok(), "the connection is held");
     assert_clean(&String::from_utf8_lossy(&rest));
-    let mut idle = stage.connect(1).await;
+    let mut idle = harness.connect(1).await;
     let closed = tokio::time::timeout(Duration::from_secs(20), idle.read_to_end(&mut rest)).await;
     assert!(closed.is_ok(), "an idle connection is held");
     for large in [
@@ -287,27 +287,29 @@ async fn rule_09_slow_and_large_requests_are_cut_off() {
         ),
         format!("GET {CREDENTIALS} HTTP/1.1{}", "\r\nX-Many: y".repeat(500)),
     ] {
-        let mut stream = stage.connect(1).await;
+        let mut stream = harness.connect(1).await;
         let request = format!("{large}\r\nHost: 169.254.169.254\r\n\r\n");
         let _ = stream.write_all(request.as_bytes()).await;
-        let reply = crate::stage::reply(&mut stream).await;
+        let reply = crate::harness::reply(&mut stream).await;
         assert_ne!(reply.status, 200, "{}", reply.head);
     }
     // The pod is served after all that.
-    stage.key_id(1, "reader").await;
+    harness.key_id(1, "reader").await;
 }
 
 #[tokio::test]
 async fn rule_12_a_token_is_worth_nothing_to_another_pod_or_the_next_at_its_address() {
-    let stage = Stage::new().await;
+    let harness = TestAgent::new().await;
     let put = "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 600";
-    let token = stage.request(1, put).await.body;
+    let token = harness.request(1, put).await.body;
     let get = format!("GET {CREDENTIALS} HTTP/1.1\r\nX-aws-ec2-metadata-token: {token}");
-    assert_eq!(stage.request(1, &get).await.status, 200);
-    assert_eq!(stage.request(3, &get).await.status, 401);
-    stage.kube.delete_pod("default", "reader");
-    stage.kube.put_pod(pod_with_role("next", 1, "reader-next"));
-    let next = |reply: &crate::stage::Reply| reply.body == "reader-next";
-    stage.until(1, CREDENTIALS, next).await;
-    assert_eq!(stage.request(1, &get).await.status, 401);
+    assert_eq!(harness.request(1, &get).await.status, 200);
+    assert_eq!(harness.request(3, &get).await.status, 401);
+    harness.kube.delete_pod("default", "reader");
+    harness
+        .kube
+        .put_pod(pod_with_role("next", 1, "reader-next"));
+    let next = |reply: &crate::harness::Reply| reply.body == "reader-next";
+    harness.until(1, CREDENTIALS, next).await;
+    assert_eq!(harness.request(1, &get).await.status, 401);
 }

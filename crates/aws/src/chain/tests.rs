@@ -37,7 +37,7 @@ impl AssumeRole for Counting {
     }
 }
 
-fn stage() -> (Counting, Arc<AssumedRole<Counting>>) {
+fn fixture() -> (Counting, Arc<AssumedRole<Counting>>) {
     let clock = Clock::tokio("2024-06-01T00:00:00Z".parse().unwrap());
     let sts = Counting {
         clock: clock.clone(),
@@ -63,7 +63,7 @@ async fn used(role: &AssumedRole<Counting>) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_is_fetched_once_and_again_at_half_its_life() {
-    let (sts, role) = stage();
+    let (sts, role) = fixture();
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..64 {
         let role = role.clone();
@@ -84,7 +84,7 @@ async fn a_session_is_fetched_once_and_again_at_half_its_life() {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_is_used_until_it_expires() {
-    let (sts, role) = stage();
+    let (sts, role) = fixture();
     used(&role).await;
     *sts.fails.lock() = true;
     for _ in 0..179 {

@@ -31,7 +31,7 @@ fn chained(service: &devkit::Sts) -> Sts {
 }
 
 /// Starts an STS where each role trusts only the previous one.
-async fn stage() -> devkit::Sts {
+async fn fixture() -> devkit::Sts {
     let service = service(NODE).await;
     service.trust_only(FIRST, &["arn:aws:iam::123456789012:role/node"]);
     service.trust_only(SECOND, &[FIRST_PRINCIPAL]);
@@ -42,7 +42,7 @@ async fn stage() -> devkit::Sts {
 
 #[tokio::test]
 async fn pods_roles_are_assumed_by_the_last_of_the_chain() {
-    let service = stage().await;
+    let service = fixture().await;
     let direct = Sts::new(options(&service.url()));
     direct.assume_role(&key()).await.unwrap_err();
 
@@ -79,7 +79,7 @@ async fn pods_roles_are_assumed_by_the_last_of_the_chain() {
 
 #[tokio::test]
 async fn no_pod_may_have_a_role_of_the_chain() {
-    let service = stage().await;
+    let service = fixture().await;
     let metadata = devkit::Imds::start(ANY, devkit::ImdsOptions::default());
     let metadata = metadata.await.unwrap();
     metadata.fail_with(Some(404));
@@ -102,7 +102,7 @@ async fn no_pod_may_have_a_role_of_the_chain() {
 
 #[tokio::test]
 async fn a_chain_that_breaks_is_ours_to_mend() {
-    let service = stage().await;
+    let service = fixture().await;
     service.deny_role(SECOND);
     let sts = chained(&service);
     let before = service.count();

@@ -66,14 +66,18 @@ async fn a_node_without_a_role_is_not_an_error() {
 
 #[tokio::test]
 async fn a_failed_part_does_not_hide_the_others() {
-    let nobody = TcpListener::bind(ANY)
+    let unreachable = TcpListener::bind(ANY)
         .await
         .unwrap()
         .local_addr()
         .unwrap()
         .to_string();
     let sts = service(CALLER).await;
-    let found = discover(&Sts::new(options(&sts.url())), &Imds::new(&nobody).unwrap()).await;
+    let found = discover(
+        &Sts::new(options(&sts.url())),
+        &Imds::new(&unreachable).unwrap(),
+    )
+    .await;
     assert!(matches!(found.node_role, Err(ImdsError::Unreachable(_))));
     assert_eq!(
         found.base_arn().unwrap().as_str(),
@@ -84,7 +88,7 @@ async fn a_failed_part_does_not_hide_the_others() {
         .await
         .unwrap();
     let imds = Imds::new(&metadata.url()).unwrap();
-    let found = discover(&Sts::new(options(&format!("http://{nobody}"))), &imds).await;
+    let found = discover(&Sts::new(options(&format!("http://{unreachable}"))), &imds).await;
     assert_eq!(found.caller.as_ref().unwrap_err().code, "Unreachable");
     assert_eq!(found.node_role, Ok(Some("node".into())));
 }

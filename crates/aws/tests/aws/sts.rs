@@ -258,8 +258,8 @@ async fn silence_ends_at_the_limit() {
 #[tokio::test]
 async fn credentials_that_never_come_end_at_the_limit_too() {
     #[derive(Debug)]
-    struct Never;
-    impl aws_credential_types::provider::ProvideCredentials for Never {
+    struct PendingCredentials;
+    impl aws_credential_types::provider::ProvideCredentials for PendingCredentials {
         fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
         where
             Self: 'a,
@@ -270,7 +270,7 @@ async fn credentials_that_never_come_end_at_the_limit_too() {
     let service = service(USER).await;
     let failure = failure(StsOptions {
         timeout: Duration::from_millis(300),
-        credentials: Some(SharedCredentialsProvider::new(Never)),
+        credentials: Some(SharedCredentialsProvider::new(PendingCredentials)),
         ..options(&service.url())
     })
     .await;
@@ -294,8 +294,8 @@ async fn an_unreachable_service_is_temporary() {
 #[tokio::test]
 async fn no_credentials_of_our_own_are_temporary() {
     #[derive(Debug)]
-    struct Nothing;
-    impl aws_credential_types::provider::ProvideCredentials for Nothing {
+    struct NoCredentials;
+    impl aws_credential_types::provider::ProvideCredentials for NoCredentials {
         fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
         where
             Self: 'a,
@@ -305,7 +305,7 @@ async fn no_credentials_of_our_own_are_temporary() {
     }
     let service = service(USER).await;
     let failure = failure(StsOptions {
-        credentials: Some(SharedCredentialsProvider::new(Nothing)),
+        credentials: Some(SharedCredentialsProvider::new(NoCredentials)),
         ..options(&service.url())
     })
     .await;

@@ -54,15 +54,15 @@ mod tests {
                 ..agent()
             })
         };
-        let (one, beside, far) = (pod("1", "a"), pod("2", "a"), pod("3", "b"));
+        let (one, neighbor, far) = (pod("1", "a"), pod("2", "a"), pod("3", "b"));
         let mut claims = Claims::default();
         assert_eq!(claims.put(&one), []);
-        assert_eq!(claims.put(&beside), []);
+        assert_eq!(claims.put(&neighbor), []);
         assert_eq!(claims.put(&far), [(peer(), one.clone())]);
         claims.remove(&one);
         claims.remove(&far);
-        assert_eq!(claims.put(&far), [(peer(), beside.clone())]);
-        claims.remove(&beside);
+        assert_eq!(claims.put(&far), [(peer(), neighbor.clone())]);
+        claims.remove(&neighbor);
         claims.remove(&far);
         assert!(claims.0.is_empty());
     }

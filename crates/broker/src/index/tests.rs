@@ -25,18 +25,18 @@ mod activate;
 use super::*;
 use crate::identity::AgentAccount;
 
-struct Bench {
+struct Fixture {
     index: Index,
     registry: Registry,
     readiness: Readiness,
     _fed: RemoteSessions,
 }
 
-fn empty() -> Bench {
+fn empty() -> Fixture {
     empty_by(RuleConfig::default())
 }
 
-fn empty_by(config: RuleConfig) -> Bench {
+fn empty_by(config: RuleConfig) -> Fixture {
     let (sessions, fed) = Sessions::remote();
     let writer = RuleStoreWriter::new(
         config,
@@ -58,7 +58,7 @@ fn empty_by(config: RuleConfig) -> Bench {
         node_addresses: None,
         metrics: BrokerMetrics::register(&mut registry),
     };
-    Bench {
+    Fixture {
         index: Index::new(parts, &readiness),
         registry,
         readiness,
@@ -67,17 +67,17 @@ fn empty_by(config: RuleConfig) -> Bench {
 }
 
 /// Returns an index without pods where namespace `default` allows `reader`.
-fn synced() -> Bench {
+fn synced() -> Fixture {
     settle(empty())
 }
 
-fn settle(mut bench: Bench) -> Bench {
-    bench
+fn settle(mut fixture: Fixture) -> Fixture {
+    fixture
         .index
         .update(Update::Workloads(Change::Snapshot(Vec::new())));
-    bench.allow(r#"["reader"]"#);
-    bench.set_aws_environment();
-    bench
+    fixture.allow(r#"["reader"]"#);
+    fixture.set_aws_environment();
+    fixture
 }
 
 fn pod(uid: &str, node: &str) -> Workload {
@@ -111,8 +111,8 @@ fn agent(node: &str) -> Workload {
 }
 
 fn subscription(node: &str, pod_uid: Option<&str>) -> Arc<Subscription> {
-    let place = KeyedLimiter::new(1).take(node.into()).unwrap();
-    Arc::new(Subscription::new(place, pod_uid.map(Into::into)))
+    let permit = KeyedLimiter::new(1).take(node.into()).unwrap();
+    Arc::new(Subscription::new(permit, pod_uid.map(Into::into)))
 }
 
 fn namespace(roles: &str) -> Update {
@@ -123,7 +123,7 @@ fn namespace(roles: &str) -> Update {
     }]))
 }
 
-impl Bench {
+impl Fixture {
     fn apply(&mut self, pod: Workload) {
         self.index.update(Update::Workloads(Change::Apply(pod)));
     }
@@ -206,76 +206,76 @@ fn sent(subscription: &Subscription) -> (Vec<String>, Vec<String>, bool) {
 
 #[test]
 fn sessions_are_held_for_pods_of_served_nodes_alone() {
-    let mut bench = synced();
-    bench.apply(pod("uid-1", "node-1"));
-    bench.apply(pod("uid-2", "node-2"));
-    assert_eq!(bench.leased(), 0);
+    let mut fixture = synced();
+    fixture.apply(pod("uid-1", "node-1"));
+    fixture.apply(pod("uid-2", "node-2"));
+    assert_eq!(fixture.leased(), 0);
     // A standby stream receives nothing, and no sessions are held for it.
     let warm = subscription("node-2", None);
-    bench.index.command(StreamCommand::Join(warm.clone()));
-    assert!(!warm.has_changes() && bench.leased() == 0);
-    let subscription = bench.serving("node-1", None);
-    assert_eq!(bench.leased(), 1);
+    fixture.index.command(StreamCommand::Join(warm.clone()));
+    assert!(!warm.has_changes() && fixture.leased() == 0);
+    let subscription = fixture.serving("node-1", None);
+    assert_eq!(fixture.leased(), 1);
     assert_eq!(sent(&subscription), (vec!["uid-1".into()], vec![], true));
-    assert!(bench.metric("broker_streams{use=\"serving\"} 1"));
-    assert!(bench.metric("broker_streams{use=\"warm\"} 1"));
+    assert!(fixture.metric("broker_streams{use=\"serving\"} 1"));
+    assert!(fixture.metric("broker_streams{use=\"warm\"} 1"));
 
-    bench
+    fixture
         .index
         .command(StreamCommand::Leave(subscription.clone()));
-    assert_eq!(bench.leased(), 0);
+    assert_eq!(fixture.leased(), 0);
     drop(subscription);
-    bench.index.command(StreamCommand::Leave(warm));
-    assert!(bench.metric("broker_streams{use=\"warm\"} 0"));
+    fixture.index.command(StreamCommand::Leave(warm));
+    assert!(fixture.metric("broker_streams{use=\"warm\"} 0"));
 }
 
 #[test]
 fn nothing_is_complete_before_pods_and_rules_are_known() {
-    let mut bench = empty();
-    bench
+    let mut fixture = empty();
+    fixture
         .index
         .update(Update::Workloads(Change::Snapshot(vec![pod(
             "uid-1", "node-1",
         )])));
-    let subscription = bench.serving("node-1", None);
+    let subscription = fixture.serving("node-1", None);
     let (_, _, complete) = sent(&subscription);
     assert!(!complete && authorization(&subscription, "uid-1") == "undecided");
-    assert!(!bench.readiness.is_ready());
-    bench.allow(r#"["reader"]"#);
-    bench.set_aws_environment();
-    assert!(bench.readiness.is_ready());
+    assert!(!fixture.readiness.is_ready());
+    fixture.allow(r#"["reader"]"#);
+    fixture.set_aws_environment();
+    assert!(fixture.readiness.is_ready());
     assert_eq!(sent(&subscription), (vec!["uid-1".into()], vec![], true));
     assert_eq!(authorization(&subscription, "uid-1"), "allowed");
 }
 
 #[test]
 fn a_change_of_the_rules_reaches_all_pods_that_it_touches() {
-    let mut bench = synced();
+    let mut fixture = synced();
     for number in 0..300 {
-        bench.apply(pod(&format!("uid-{number}"), "node-1"));
+        fixture.apply(pod(&format!("uid-{number}"), "node-1"));
     }
-    let subscription = bench.serving("node-1", None);
+    let subscription = fixture.serving("node-1", None);
     assert_eq!(sent(&subscription).0.len(), 300);
-    bench.allow(r#"["writer"]"#);
+    fixture.allow(r#"["writer"]"#);
     // The work is batched, so sources are read in between.
-    assert!(!bench.index.inputs.is_idle());
-    bench.reconcile_all();
+    assert!(!fixture.index.inputs.is_idle());
+    fixture.reconcile_all();
     assert_eq!(sent(&subscription).0.len(), 300);
     assert_eq!(authorization(&subscription, "uid-299"), "denied");
-    assert_eq!(bench.leased(), 0);
+    assert_eq!(fixture.leased(), 0);
 }
 
 #[test]
 fn frequent_rule_changes_starve_no_pod() {
-    let mut bench = synced();
+    let mut fixture = synced();
     for number in 0..300 {
-        bench.apply(pod(&format!("uid-{number}"), "node-1"));
+        fixture.apply(pod(&format!("uid-{number}"), "node-1"));
     }
-    let subscription = bench.serving("node-1", None);
+    let subscription = fixture.serving("node-1", None);
     let mut denied = HashSet::new();
     for round in 0..3 {
         // Each change queues all pods, and there is time for one batch only.
-        bench.allow(&format!(r#"["writer-{round}"]"#));
+        fixture.allow(&format!(r#"["writer-{round}"]"#));
         let pods = (0..300).map(|number| format!("uid-{number}"));
         denied.extend(pods.filter(|uid| authorization(&subscription, uid) == "denied"));
         assert_eq!(denied.len(), 300.min((round + 1) * BATCH_SIZE));
@@ -297,33 +297,33 @@ fn policy(text: &str) -> Report {
 
 #[test]
 fn a_slow_policy_is_evaluated_again_and_delays_no_source() {
-    let mut bench = empty_by(RuleConfig {
+    let mut fixture = empty_by(RuleConfig {
         modes: Modes::default().with(LayerId::Rego, Mode::Enforce),
         ..RuleConfig::default()
     });
     let endless = "package kubernetes.admission\ndeny[msg] { r := numbers.range(1, 2000); x := r[_]; y := r[_]; \
                    z := r[_]; x + y + z < 0; msg := 1 }";
-    bench.index.report(policy(endless));
-    let mut bench = settle(bench);
+    fixture.index.report(policy(endless));
+    let mut fixture = settle(fixture);
     for number in 0..3 {
-        bench.apply(pod(&format!("uid-{number}"), "node-1"));
+        fixture.apply(pod(&format!("uid-{number}"), "node-1"));
     }
-    let subscription = bench.serving("node-1", None);
+    let subscription = fixture.serving("node-1", None);
     assert_eq!(authorization(&subscription, "uid-0"), "denied");
-    assert!(bench.index.inputs.is_idle());
-    bench.index.recheck_timely();
-    assert!(!bench.index.inputs.is_idle());
+    assert!(fixture.index.inputs.is_idle());
+    fixture.index.recheck_timely();
+    assert!(!fixture.index.inputs.is_idle());
     // One evaluation uses up the time of a batch, so the sources are read after each.
-    bench.index.reconcile_batch(BATCH_SIZE);
-    assert!(!bench.index.inputs.is_idle());
-    bench.reconcile_all();
+    fixture.index.reconcile_batch(BATCH_SIZE);
+    assert!(!fixture.index.inputs.is_idle());
+    fixture.reconcile_all();
     assert_eq!(authorization(&subscription, "uid-0"), "denied");
     // The policy finishes the next time, although no change was reported.
-    bench.index.inputs.writer().apply(policy(
+    fixture.index.inputs.writer().apply(policy(
         "package kubernetes.admission\ndeny[msg] { false; msg := 1 }",
     ));
-    bench.index.recheck_timely();
-    bench.index.reconcile_batch(BATCH_SIZE);
+    fixture.index.recheck_timely();
+    fixture.index.reconcile_batch(BATCH_SIZE);
     for number in 0..3 {
         assert_eq!(
             authorization(&subscription, &format!("uid-{number}")),
@@ -331,160 +331,170 @@ fn a_slow_policy_is_evaluated_again_and_delays_no_source() {
         );
     }
     // The decision is kept until something changes.
-    bench.index.recheck_timely();
-    assert!(bench.index.inputs.is_idle());
+    fixture.index.recheck_timely();
+    assert!(fixture.index.inputs.is_idle());
 }
 
 #[test]
 fn a_pod_belongs_to_the_node_that_it_is_on() {
-    let mut bench = synced();
-    let (one, two) = (bench.serving("node-1", None), bench.serving("node-2", None));
-    bench.apply(pod("uid-1", "node-1"));
+    let mut fixture = synced();
+    let (one, two) = (
+        fixture.serving("node-1", None),
+        fixture.serving("node-2", None),
+    );
+    fixture.apply(pod("uid-1", "node-1"));
     sent(&one);
     sent(&two);
-    bench.apply(pod("uid-1", "node-2"));
+    fixture.apply(pod("uid-1", "node-2"));
     assert_eq!(sent(&one), (vec![], vec!["uid-1".into()], false));
     assert_eq!(sent(&two), (vec!["uid-1".into()], vec![], false));
-    bench
+    fixture
         .index
         .update(Update::Workloads(Change::Snapshot(Vec::new())));
     assert_eq!(sent(&two), (vec![], vec!["uid-1".into()], false));
-    assert_eq!(bench.leased(), 0);
+    assert_eq!(fixture.leased(), 0);
 }
 
 #[test]
 fn threat_09_a_stream_ends_with_its_agents_pod() {
-    type Fate = fn(&mut Bench);
+    type Fate = fn(&mut Fixture);
     let fates: [(&str, Fate); 4] = [
-        ("is deleted", |bench| {
+        ("is deleted", |fixture| {
             let agent = agent("node-1");
-            bench.index.update(Update::Workloads(Change::Delete(agent)));
+            fixture
+                .index
+                .update(Update::Workloads(Change::Delete(agent)));
         }),
-        ("is over", |bench| {
-            bench.apply(Workload {
+        ("is over", |fixture| {
+            fixture.apply(Workload {
                 phase: Phase::Failed,
                 ..agent("node-1")
             });
         }),
-        ("is on another node", |bench| bench.apply(agent("node-2"))),
-        ("is missing in a snapshot", |bench| {
+        ("is on another node", |fixture| {
+            fixture.apply(agent("node-2"))
+        }),
+        ("is missing in a snapshot", |fixture| {
             let none = Change::Snapshot(Vec::new());
-            bench.index.update(Update::Workloads(none));
+            fixture.index.update(Update::Workloads(none));
         }),
     ];
     for (what, happens) in fates {
-        let mut bench = synced();
-        bench.apply(agent("node-1"));
-        let subscription = bench.serving("node-1", Some("uid-agent"));
-        let by_certificate = bench.serving("node-1", None);
-        bench.apply(Workload {
+        let mut fixture = synced();
+        fixture.apply(agent("node-1"));
+        let subscription = fixture.serving("node-1", Some("uid-agent"));
+        let by_certificate = fixture.serving("node-1", None);
+        fixture.apply(Workload {
             labels: [("a", "b")].into_iter().collect(),
             ..agent("node-1")
         });
         assert!(!subscription.closed.is_cancelled(), "{what}");
-        happens(&mut bench);
+        happens(&mut fixture);
         assert!(subscription.closed.is_cancelled(), "{what}");
         assert!(!by_certificate.closed.is_cancelled(), "{what}");
     }
     // The pod was deleted between authentication and activation.
-    let mut bench = synced();
-    let subscription = bench.serving("node-1", Some("uid-agent"));
+    let mut fixture = synced();
+    let subscription = fixture.serving("node-1", Some("uid-agent"));
     assert!(subscription.closed.is_cancelled());
 }
 
 #[test]
 fn threat_01_an_address_that_pods_of_two_nodes_claim_is_an_alarm_and_no_denial() {
-    let mut bench = synced();
-    let (one, two) = (bench.serving("node-1", None), bench.serving("node-2", None));
-    bench.apply(pod("victim", "node-1"));
+    let mut fixture = synced();
+    let (one, two) = (
+        fixture.serving("node-1", None),
+        fixture.serving("node-2", None),
+    );
+    fixture.apply(pod("victim", "node-1"));
     // Mirror pods own no address: a kubelet controls their content.
-    bench.apply(Workload {
+    fixture.apply(Workload {
         mirror: true,
         ..pod("mirror", "node-2")
     });
-    bench.apply(Workload {
+    fixture.apply(Workload {
         host_network: true,
         ..pod("host", "node-2")
     });
-    assert!(bench.metric("broker_address_claimed_twice_total 0"));
+    assert!(fixture.metric("broker_address_claimed_twice_total 0"));
     // The node's own agent handles conflicts between its pods.
-    bench.apply(pod("neighbour", "node-1"));
-    assert!(bench.metric("broker_address_claimed_twice_total 0"));
-    bench.apply(pod("thief", "node-2"));
-    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    fixture.apply(pod("neighbour", "node-1"));
+    assert!(fixture.metric("broker_address_claimed_twice_total 0"));
+    fixture.apply(pod("thief", "node-2"));
+    assert!(fixture.metric("broker_address_claimed_twice_total 1"));
     assert_eq!(authorization(&one, "victim"), "allowed");
     assert_eq!(authorization(&two, "thief"), "allowed");
     assert_eq!(authorization(&one, "thief"), "unknown");
     assert_eq!(authorization(&two, "victim"), "unknown");
     // The conflict is reported once, whatever else changes in the pods.
     for (uid, node) in [("victim", "node-1"), ("thief", "node-2")] {
-        bench.apply(Workload {
+        fixture.apply(Workload {
             labels: [("a", "b")].into_iter().collect(),
             ..pod(uid, node)
         });
     }
-    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    assert!(fixture.metric("broker_address_claimed_twice_total 1"));
     // The first claimant is deleted, and the address passes to the next.
     for uid in ["victim", "neighbour"] {
         let removed_pod_uids = Change::Delete(pod(uid, "node-1"));
-        bench.index.update(Update::Workloads(removed_pod_uids));
+        fixture.index.update(Update::Workloads(removed_pod_uids));
     }
-    bench.apply(pod("next", "node-1"));
-    assert!(bench.metric("broker_address_claimed_twice_total 2"));
+    fixture.apply(pod("next", "node-1"));
+    assert!(fixture.metric("broker_address_claimed_twice_total 2"));
     for (uid, node) in [("next", "node-1"), ("thief", "node-2")] {
         let removed_pod_uids = Change::Delete(pod(uid, node));
-        bench.index.update(Update::Workloads(removed_pod_uids));
+        fixture.index.update(Update::Workloads(removed_pod_uids));
     }
-    bench.apply(pod("new", "node-1"));
-    assert!(bench.metric("broker_address_claimed_twice_total 2"));
+    fixture.apply(pod("new", "node-1"));
+    assert!(fixture.metric("broker_address_claimed_twice_total 2"));
 }
 
 #[test]
 fn a_new_pod_on_an_emptied_node_reaches_its_stream() {
-    let mut bench = synced();
-    let subscription = bench.serving("node-1", None);
-    bench.apply(pod("uid-1", "node-1"));
+    let mut fixture = synced();
+    let subscription = fixture.serving("node-1", None);
+    fixture.apply(pod("uid-1", "node-1"));
     let removed_pod_uids = Change::Delete(pod("uid-1", "node-1"));
-    bench.index.update(Update::Workloads(removed_pod_uids));
-    bench.apply(pod("uid-2", "node-1"));
+    fixture.index.update(Update::Workloads(removed_pod_uids));
+    fixture.apply(pod("uid-2", "node-1"));
     assert_eq!(authorization(&subscription, "uid-2"), "allowed");
-    // After its streams have ended as well, nothing of the node is left.
-    bench.index.command(StreamCommand::Leave(subscription));
+    // Once the node has neither pods nor streams, the index drops it.
+    fixture.index.command(StreamCommand::Leave(subscription));
     let removed_pod_uids = Change::Delete(pod("uid-2", "node-1"));
-    bench.index.update(Update::Workloads(removed_pod_uids));
-    assert!(bench.index.nodes.is_empty());
+    fixture.index.update(Update::Workloads(removed_pod_uids));
+    assert!(fixture.index.nodes.is_empty());
 }
 
 #[test]
 fn threat_09_a_stream_ends_with_its_agents_pod_though_another_stream_ended_before() {
-    let mut bench = synced();
-    bench.apply(agent("node-1"));
-    let other = bench.serving("node-2", None);
-    let subscription = bench.serving("node-1", Some("uid-agent"));
-    bench.index.command(StreamCommand::Leave(other));
+    let mut fixture = synced();
+    fixture.apply(agent("node-1"));
+    let other = fixture.serving("node-2", None);
+    let subscription = fixture.serving("node-1", Some("uid-agent"));
+    fixture.index.command(StreamCommand::Leave(other));
     let removed_pod_uids = Change::Delete(agent("node-1"));
-    bench.index.update(Update::Workloads(removed_pod_uids));
+    fixture.index.update(Update::Workloads(removed_pod_uids));
     assert!(subscription.closed.is_cancelled());
 }
 
 #[test]
 fn rule_changes_skip_pods_of_unserved_nodes() {
-    let mut bench = synced();
-    bench.apply(pod("uid-1", "node-1"));
-    bench.apply(pod("uid-2", "node-2"));
-    let _feed = bench.serving("node-1", None);
-    bench.index.update(namespace(r#"["writer"]"#));
-    let touched: Vec<_> = std::iter::from_fn(|| bench.index.inputs.next_queued()).collect();
+    let mut fixture = synced();
+    fixture.apply(pod("uid-1", "node-1"));
+    fixture.apply(pod("uid-2", "node-2"));
+    let _feed = fixture.serving("node-1", None);
+    fixture.index.update(namespace(r#"["writer"]"#));
+    let touched: Vec<_> = std::iter::from_fn(|| fixture.index.inputs.next_queued()).collect();
     assert_eq!(touched, [("uid-1".into(), Reason::Retry)]);
-    assert_eq!(bench.leased(), 1);
+    assert_eq!(fixture.leased(), 1);
     // Rules that affect one namespace do not affect pods of another.
     let elsewhere = Namespace {
         name: "elsewhere".into(),
         ..Namespace::default()
     };
     let change = Update::Namespaces(Change::Apply(elsewhere));
-    bench.index.update(change);
-    assert!(bench.index.inputs.is_idle());
+    fixture.index.update(change);
+    assert!(fixture.index.inputs.is_idle());
 }
 
 #[test]
@@ -502,66 +512,66 @@ fn retries_stay_queued_until_they_are_made() {
 #[test]
 fn subscriptions_complete_once_pods_and_rules_are_known() {
     // Rules without pods, and pods without rules.
-    let mut bench = empty();
-    let subscription = bench.serving("node-1", None);
-    bench.allow(r#"["reader"]"#);
-    bench.set_aws_environment();
+    let mut fixture = empty();
+    let subscription = fixture.serving("node-1", None);
+    fixture.allow(r#"["reader"]"#);
+    fixture.set_aws_environment();
     assert!(!sent(&subscription).2, "pods are not known");
-    let late = bench.serving("node-1", None);
+    let late = fixture.serving("node-1", None);
     assert!(!sent(&late).2);
     let none = Change::Snapshot(Vec::new());
-    bench.index.update(Update::Workloads(none));
+    fixture.index.update(Update::Workloads(none));
     assert!(sent(&subscription).2 && sent(&late).2);
     // The subscription becomes complete once.
-    bench.allow(r#"["writer"]"#);
+    fixture.allow(r#"["writer"]"#);
     assert!(!sent(&subscription).2);
 }
 
 #[test]
 fn threat_01_an_address_or_a_node_that_changes_is_an_alarm_of_its_own() {
-    let mut bench = synced();
+    let mut fixture = synced();
     let address = |last: u8| vec![[10, 0, 0, last].into()];
     let at = |uid: &str, node: &str, last: u8| Workload {
         addresses: address(last),
         ..pod(uid, node)
     };
-    bench.apply(at("victim", "node-1", 1));
-    bench.apply(at("thief", "node-2", 2));
-    assert!(bench.metric("broker_address_claimed_twice_total 0"));
+    fixture.apply(at("victim", "node-1", 1));
+    fixture.apply(at("thief", "node-2", 2));
+    assert!(fixture.metric("broker_address_claimed_twice_total 0"));
     // Only the address changes.
-    bench.apply(at("thief", "node-2", 1));
-    assert!(bench.metric("broker_address_claimed_twice_total 1"));
-    bench.apply(at("thief", "node-1", 1));
-    assert!(bench.metric("broker_address_claimed_twice_total 1"));
+    fixture.apply(at("thief", "node-2", 1));
+    assert!(fixture.metric("broker_address_claimed_twice_total 1"));
+    fixture.apply(at("thief", "node-1", 1));
+    assert!(fixture.metric("broker_address_claimed_twice_total 1"));
     // Only the node changes.
-    bench.apply(at("thief", "node-2", 1));
-    assert!(bench.metric("broker_address_claimed_twice_total 2"));
+    fixture.apply(at("thief", "node-2", 1));
+    assert!(fixture.metric("broker_address_claimed_twice_total 2"));
 }
 
 #[test]
 fn pods_that_a_list_does_not_have_are_gone() {
-    let mut bench = synced();
-    let subscription = bench.serving("node-1", None);
-    bench.apply(pod("uid-1", "node-1"));
-    bench.apply(pod("uid-2", "node-1"));
+    let mut fixture = synced();
+    let subscription = fixture.serving("node-1", None);
+    fixture.apply(pod("uid-1", "node-1"));
+    fixture.apply(pod("uid-2", "node-1"));
     sent(&subscription);
     let uids = ["uid-2".into(), "uid-3".into()].into();
-    bench.index.update(Update::RetainWorkloads(uids));
+    fixture.index.update(Update::RetainWorkloads(uids));
     assert_eq!(sent(&subscription), (vec![], vec!["uid-1".into()], false));
-    assert!(bench.metric("pods 1"));
+    assert!(fixture.metric("pods 1"));
     let update = Update::RetainNamespaces(HashSet::new());
-    bench.index.update(update);
-    bench.index.reconcile_batch(BATCH_SIZE);
+    fixture.index.update(update);
+    fixture.index.reconcile_batch(BATCH_SIZE);
     assert_eq!(authorization(&subscription, "uid-2"), "undecided");
 }
 
 #[test]
 fn label_changes_are_kept_for_later_rules() {
-    let mut bench = synced();
-    let subscription = bench.serving("node-1", None);
-    bench.apply(pod("uid-1", "node-1"));
+    let mut fixture = synced();
+    let subscription = fixture.serving("node-1", None);
+    fixture.apply(pod("uid-1", "node-1"));
     sent(&subscription);
-    bench.apply(Workload {
+    fixture.apply(Workload {
         labels: [("team", "shop")].into_iter().collect(),
         ..pod("uid-1", "node-1")
     });

@@ -16,16 +16,16 @@ use rolegate_sessions::{RemoteSessions, Sessions};
 
 use super::*;
 
-struct Bench {
+struct Fixture {
     ledger: Ledger,
     subscription: Subscription,
     sessions: Sessions,
     fed: RemoteSessions,
 }
 
-fn bench() -> Bench {
+fn fixture() -> Fixture {
     let (sessions, fed) = Sessions::remote();
-    Bench {
+    Fixture {
         subscription: subscription(),
         ledger: Ledger::new(10),
         sessions,
@@ -95,7 +95,7 @@ fn denied() -> DecisionRecord {
     })
 }
 
-impl Bench {
+impl Fixture {
     fn allowed(&self, role: &str) -> DecisionRecord {
         let key = key(role);
         decided(Authorization::Allowed(Allowed {
@@ -148,13 +148,13 @@ fn session(entry: &v1::Pod) -> u64 {
 
 #[test]
 fn bounded_messages_send_sessions_before_their_pods() {
-    let bench = bench();
+    let fixture = fixture();
     for number in 0..300 {
         // Two pods share each session.
-        bench.put(&format!("uid-{number}"), &format!("role-{}", number / 2));
+        fixture.put(&format!("uid-{number}"), &format!("role-{}", number / 2));
     }
-    bench.subscription.complete();
-    let updates = bench.drain();
+    fixture.subscription.complete();
+    let updates = fixture.drain();
     assert!(updates.len() >= 300 / BATCH_SIZE);
     let mut introduced = HashSet::new();
     for update in &updates {
@@ -170,20 +170,20 @@ fn bounded_messages_send_sessions_before_their_pods() {
     let complete: Vec<_> = updates.iter().map(|update| update.complete).collect();
     assert_eq!(complete.iter().filter(|it| **it).count(), 1);
     assert_eq!(complete.last(), Some(&true));
-    bench.subscription.complete();
-    assert!(!bench.subscription.has_changes());
+    fixture.subscription.complete();
+    assert!(!fixture.subscription.has_changes());
 }
 
 #[test]
 fn frequent_changes_are_sent_once() {
-    let bench = bench();
+    let fixture = fixture();
     for role in ["a", "b", "a", "c"] {
-        bench.put("uid-1", role);
+        fixture.put("uid-1", role);
     }
     for key in ["ASIA1", "ASIA2", "ASIA3"] {
-        bench.fetched("c", key);
+        fixture.fetched("c", key);
     }
-    let updates = bench.drain();
+    let updates = fixture.drain();
     assert_eq!((updates.len(), uids(&updates)), (1, vec!["uid-1"]));
     let [only] = &*updates[0].sessions else {
         panic!("{updates:?}")
@@ -193,31 +193,31 @@ fn frequent_changes_are_sent_once() {
     // Sessions that were never sent are not removed either.
     assert!(updates[0].removed_sessions.is_empty());
 
-    bench.fetched("c", "ASIA4");
-    bench.fetched("c", "ASIA5");
-    let updates = bench.drain();
+    fixture.fetched("c", "ASIA4");
+    fixture.fetched("c", "ASIA5");
+    let updates = fixture.drain();
     assert_eq!((updates.len(), updates[0].sessions.len()), (1, 1));
     assert!(updates[0].sessions[0].key.is_none());
     // Repeating the same state sends nothing.
-    bench.put("uid-1", "c");
-    assert!(bench.subscription.take(&bench.ledger, at(0)).is_none());
+    fixture.put("uid-1", "c");
+    assert!(fixture.subscription.take(&fixture.ledger, at(0)).is_none());
 }
 
 #[test]
 fn a_stream_that_is_not_read_costs_what_its_pods_cost() {
-    let bench = bench();
-    bench.put("stays", "stays");
-    bench.put("known", "known");
-    bench.drain();
+    let fixture = fixture();
+    fixture.put("stays", "stays");
+    fixture.put("known", "known");
+    fixture.drain();
     for number in 0..5000 {
         let uid = format!("uid-{number}");
-        bench.put(&uid, &format!("role-{number}"));
-        bench.fetched(&format!("role-{number}"), "ASIA");
-        bench.subscription.remove(&uid);
-        bench.subscription.remove("known");
-        bench.put("known", "known");
+        fixture.put(&uid, &format!("role-{number}"));
+        fixture.fetched(&format!("role-{number}"), "ASIA");
+        fixture.subscription.remove(&uid);
+        fixture.subscription.remove("known");
+        fixture.put("known", "known");
     }
-    let state = bench.subscription.state();
+    let state = fixture.subscription.state();
     assert_eq!((state.pods.len(), state.new_pods.len()), (2, 1));
     assert_eq!((state.slots.len(), state.keys.len()), (2, 2));
     assert_eq!(
@@ -227,32 +227,32 @@ fn a_stream_that_is_not_read_costs_what_its_pods_cost() {
     // One removal of the one session that the agent knows.
     assert_eq!(state.removed_sessions.len(), 1);
     drop(state);
-    let updates = bench.drain();
+    let updates = fixture.drain();
     assert_eq!((updates.len(), uids(&updates)), (1, vec!["known"]));
 }
 
 #[test]
 fn removals_are_sent_only_for_known_entries() {
-    let bench = bench();
-    bench.put("sent", "a");
-    bench.drain();
-    bench.put("unsent", "b");
-    bench.subscription.remove("unsent");
-    bench.subscription.remove("sent");
-    let updates = bench.drain();
+    let fixture = fixture();
+    fixture.put("sent", "a");
+    fixture.drain();
+    fixture.put("unsent", "b");
+    fixture.subscription.remove("unsent");
+    fixture.subscription.remove("sent");
+    let updates = fixture.drain();
     assert_eq!(removed_pod_uids(&updates), ["sent"]);
     assert_eq!(updates[0].removed_sessions.len(), 1);
-    assert!(bench.subscription.remove("sent").is_none());
+    assert!(fixture.subscription.remove("sent").is_none());
 }
 
 #[test]
 fn a_pod_that_comes_back_is_not_gone() {
-    let bench = bench();
-    bench.put("uid-1", "a");
-    let first = session(&bench.drain()[0].pods[0]);
-    bench.subscription.remove("uid-1");
-    bench.put("uid-1", "a");
-    let updates = bench.drain();
+    let fixture = fixture();
+    fixture.put("uid-1", "a");
+    let first = session(&fixture.drain()[0].pods[0]);
+    fixture.subscription.remove("uid-1");
+    fixture.put("uid-1", "a");
+    let updates = fixture.drain();
     assert_eq!(
         (uids(&updates), removed_pod_uids(&updates)),
         (vec!["uid-1"], Vec::<&str>::new())
@@ -263,65 +263,65 @@ fn a_pod_that_comes_back_is_not_gone() {
     // The session was released in between, so it gets a new number.
     assert_ne!(session(&update.pods[0]), first);
     assert_eq!(update.removed_sessions, [first]);
-    bench.subscription.remove("uid-1");
-    assert_eq!(removed_pod_uids(&bench.drain()), ["uid-1"]);
+    fixture.subscription.remove("uid-1");
+    assert_eq!(removed_pod_uids(&fixture.drain()), ["uid-1"]);
 }
 
 #[test]
 fn a_shared_session_keeps_its_number_until_its_last_user_leaves() {
-    let bench = bench();
-    assert_eq!(bench.put("uid-1", "a").begun.as_deref(), Some(&key("a")));
-    assert!(bench.put("uid-2", "a").begun.is_none());
-    let updates = bench.drain();
+    let fixture = fixture();
+    assert_eq!(fixture.put("uid-1", "a").begun.as_deref(), Some(&key("a")));
+    assert!(fixture.put("uid-2", "a").begun.is_none());
+    let updates = fixture.drain();
     let numbers: HashSet<_> = updates[0].pods.iter().map(session).collect();
     assert_eq!((numbers.len(), updates[0].sessions.len()), (1, 1));
 
-    assert!(bench.subscription.remove("uid-1").is_none());
-    assert_eq!(bench.subscription.sessions().len(), 1);
-    let put = bench.subscription.put(pod("uid-2"), denied());
+    assert!(fixture.subscription.remove("uid-1").is_none());
+    assert_eq!(fixture.subscription.sessions().len(), 1);
+    let put = fixture.subscription.put(pod("uid-2"), denied());
     assert_eq!(put.removed_sessions.as_deref(), Some(&key("a")));
-    let updates = bench.drain();
+    let updates = fixture.drain();
     assert_eq!(
         updates[0].removed_sessions,
         numbers.into_iter().collect::<Vec<_>>()
     );
-    assert!(bench.subscription.sessions().is_empty());
+    assert!(fixture.subscription.sessions().is_empty());
 }
 
 #[test]
 fn sessions_end_with_their_pods_and_the_subscription() {
-    let bench = bench();
-    let Authorization::Allowed(allowed) = bench.allowed("a").authorization else {
+    let fixture = fixture();
+    let Authorization::Allowed(allowed) = fixture.allowed("a").authorization else {
         panic!("not allowed");
     };
     let lease = Arc::downgrade(&allowed.lease);
-    bench
+    fixture
         .subscription
         .put(pod("uid-1"), decided(Authorization::Allowed(allowed)));
     assert!(lease.upgrade().is_some());
-    drop(bench.subscription);
+    drop(fixture.subscription);
     assert!(lease.upgrade().is_none());
 }
 
 #[test]
 fn threat_20_what_an_agent_says_counts_only_for_pods_and_keys_that_it_was_sent() {
-    let bench = bench();
-    let recorder = OutcomeRecorder::new(None, bench.ledger.clone());
+    let fixture = fixture();
+    let recorder = OutcomeRecorder::new(None, fixture.ledger.clone());
     // Returns outcomes of served pods and the number of ledger entries.
     let served = |uid: &str, key: &str| {
         let access_key_id = key.into();
         let outcome = RequestOutcome::Served { access_key_id };
-        bench.subscription.record(uid, &outcome, &recorder, at(1));
-        let records = bench.ledger.records(None);
+        fixture.subscription.record(uid, &outcome, &recorder, at(1));
+        let records = fixture.ledger.records(None);
         let served = records.iter().filter(|record| record.served.is_some());
         (served.count(), records.len())
     };
-    bench.put("uid-1", "a");
-    bench.put("uid-2", "b");
-    bench.fetched("a", "ASIA1");
-    bench.fetched("b", "ASIAB");
+    fixture.put("uid-1", "a");
+    fixture.put("uid-2", "b");
+    fixture.fetched("a", "ASIA1");
+    fixture.fetched("b", "ASIAB");
     assert_eq!(served("uid-1", "ASIA1"), (0, 0), "it was not sent yet");
-    bench.drain();
+    fixture.drain();
     assert_eq!(served("uid-of-others", "ASIA1"), (0, 2));
     assert_eq!(served("uid-1", "ASIAOTHER"), (0, 2));
     assert_eq!(served("uid-1", "ASIAB"), (0, 2), "that is the other pod's");
@@ -332,28 +332,28 @@ fn threat_20_what_an_agent_says_counts_only_for_pods_and_keys_that_it_was_sent()
         "once for each pod and key"
     );
     // After one refresh the previous key may still be reported; after two it may not.
-    bench.fetched("a", "ASIA2");
+    fixture.fetched("a", "ASIA2");
     assert_eq!(served("uid-1", "ASIA2"), (1, 2), "it was not sent yet");
-    bench.drain();
-    bench.fetched("a", "ASIA3");
-    bench.drain();
+    fixture.drain();
+    fixture.fetched("a", "ASIA3");
+    fixture.drain();
     assert_eq!(served("uid-1", "ASIA2"), (2, 4));
     assert_eq!(served("uid-1", "ASIA1"), (2, 4));
-    let record = &bench.ledger.records(Some("ASIA1"))[0];
+    let record = &fixture.ledger.records(Some("ASIA1"))[0];
     assert_eq!(
         (&*record.pod, &*record.role),
         ("pod-uid-1", key("a").role.as_str())
     );
     // Outcomes of deleted pods are ignored.
-    bench.subscription.remove("uid-1");
+    fixture.subscription.remove("uid-1");
     assert_eq!(served("uid-1", "ASIA3"), (2, 4));
 }
 
 #[test]
 fn threat_20_what_is_sent_is_written_whatever_the_agent_says() {
-    let bench = bench();
+    let fixture = fixture();
     let written = || {
-        let records = bench.ledger.records(None);
+        let records = fixture.ledger.records(None);
         let named = records
             .iter()
             .rev()
@@ -361,18 +361,18 @@ fn threat_20_what_is_sent_is_written_whatever_the_agent_says() {
         named.collect::<Vec<_>>()
     };
     // Two pods share one session, which is fetched after the first and before the second.
-    bench.put("uid-1", "a");
-    bench.drain();
+    fixture.put("uid-1", "a");
+    fixture.drain();
     assert!(written().is_empty());
-    bench.fetched("a", "ASIA1");
+    fixture.fetched("a", "ASIA1");
     assert!(written().is_empty(), "not before it is sent");
-    bench.drain();
-    bench.put("uid-2", "a");
-    bench.drain();
+    fixture.drain();
+    fixture.put("uid-2", "a");
+    fixture.drain();
     let both = ["uid-1 ASIA1", "uid-2 ASIA1"];
     assert_eq!(written(), both);
-    bench.fetched("a", "ASIA2");
-    bench.drain();
+    fixture.fetched("a", "ASIA2");
+    fixture.drain();
     let all = [both, ["uid-1 ASIA2", "uid-2 ASIA2"]].concat();
     let mut sorted = written();
     sorted.sort_by_key(|entry| entry.split(' ').next_back().map(str::to_owned));
@@ -381,8 +381,8 @@ fn threat_20_what_is_sent_is_written_whatever_the_agent_says() {
     // A stream that is reopened adds no duplicate entries.
     for _ in 0..3 {
         let again = subscription();
-        again.put(pod("uid-1"), bench.allowed("a"));
-        again.take(&bench.ledger, at(2));
+        again.put(pod("uid-1"), fixture.allowed("a"));
+        again.take(&fixture.ledger, at(2));
     }
     assert_eq!(written().len(), 4);
 }
@@ -390,37 +390,37 @@ fn threat_20_what_is_sent_is_written_whatever_the_agent_says() {
 #[test]
 fn removals_alone_are_sent() {
     // The other pod keeps the session in use.
-    let bench = bench();
-    bench.put("uid-1", "a");
-    bench.put("uid-2", "a");
-    bench.drain();
-    bench.subscription.remove("uid-1");
-    assert!(bench.subscription.has_changes());
-    let updates = bench.drain();
+    let fixture = fixture();
+    fixture.put("uid-1", "a");
+    fixture.put("uid-2", "a");
+    fixture.drain();
+    fixture.subscription.remove("uid-1");
+    assert!(fixture.subscription.has_changes());
+    let updates = fixture.drain();
     assert_eq!(removed_pod_uids(&updates), ["uid-1"]);
     assert!(updates[0].removed_sessions.is_empty());
     // If a pod is now denied, its session's end is sent alongside the pod.
-    bench.subscription.put(pod("uid-2"), denied());
-    let update = bench.subscription.take(&bench.ledger, at(0)).unwrap();
+    fixture.subscription.put(pod("uid-2"), denied());
+    let update = fixture.subscription.take(&fixture.ledger, at(0)).unwrap();
     assert_eq!((update.pods.len(), update.removed_sessions.len()), (1, 1));
-    assert!(!bench.subscription.has_changes());
+    assert!(!fixture.subscription.has_changes());
 }
 
 #[test]
 fn removals_are_sent_before_completion() {
-    let bench = bench();
+    let fixture = fixture();
     let many = 2 * MAX_REMOVALS + 1;
     for number in 0..many {
-        bench
+        fixture
             .subscription
             .put(pod(&format!("uid-{number}")), denied());
     }
-    bench.drain();
+    fixture.drain();
     for number in 0..many {
-        bench.subscription.remove(&format!("uid-{number}"));
+        fixture.subscription.remove(&format!("uid-{number}"));
     }
-    bench.subscription.complete();
-    let updates = bench.drain();
+    fixture.subscription.complete();
+    let updates = fixture.drain();
     let told: Vec<_> = updates
         .iter()
         .map(|it| (it.removed_pod_uids.len(), it.complete))
@@ -431,18 +431,18 @@ fn removals_are_sent_before_completion() {
     );
 
     // The same holds for sessions with one pod each.
-    let bench = self::bench();
+    let fixture = self::fixture();
     for number in 0..MAX_REMOVALS + 1 {
-        bench.put(&format!("uid-{number}"), &format!("role-{number}"));
+        fixture.put(&format!("uid-{number}"), &format!("role-{number}"));
     }
-    bench.drain();
+    fixture.drain();
     for number in 0..MAX_REMOVALS + 1 {
-        bench
+        fixture
             .subscription
             .put(pod(&format!("uid-{number}")), denied());
     }
-    bench.subscription.complete();
-    let updates = bench.drain();
+    fixture.subscription.complete();
+    let updates = fixture.drain();
     let complete: Vec<_> = updates.iter().filter(|it| it.complete).collect();
     assert_eq!(complete.len(), 1);
     assert!(updates.last().unwrap().complete);
@@ -452,9 +452,9 @@ fn removals_are_sent_before_completion() {
 
 #[test]
 fn audited_denials_are_recorded_when_the_agent_reports_them() {
-    let bench = bench();
-    let recorder = OutcomeRecorder::new(None, bench.ledger.clone());
-    let Authorization::Allowed(allowed) = bench.allowed("a").authorization else {
+    let fixture = fixture();
+    let recorder = OutcomeRecorder::new(None, fixture.ledger.clone());
+    let Authorization::Allowed(allowed) = fixture.allowed("a").authorization else {
         panic!("not allowed");
     };
     let Authorization::Denied { denial, .. } = denied().authorization else {
@@ -464,19 +464,19 @@ fn audited_denials_are_recorded_when_the_agent_reports_them() {
         audited: vec![denial],
         ..allowed
     };
-    bench
+    fixture
         .subscription
         .put(pod("uid-1"), decided(Authorization::Allowed(audited)));
-    bench.drain();
+    fixture.drain();
     let told = || {
-        let entry = bench.subscription.entry("uid-1").unwrap();
+        let entry = fixture.subscription.entry("uid-1").unwrap();
         // Keeps entries that were not reported recently.
         !entry
             .report_throttle
             .allows(at(2), std::time::Duration::from_secs(3600))
     };
-    bench
+    fixture
         .subscription
         .record("uid-1", &RequestOutcome::Audited, &recorder, at(1));
-    assert!(told(), "nothing was told");
+    assert!(told(), "the outcome was not recorded");
 }

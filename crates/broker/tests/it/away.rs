@@ -6,10 +6,10 @@ use rolegate_agent::app::Agent;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::supervisor::Service as _;
 
+use crate::harness::{CREDENTIALS, TestBrokers, address, get, metric_at, pod, until};
 use crate::net::Network;
 use crate::raw::eventually;
 use crate::serving::key_id;
-use crate::stage::{CREDENTIALS, Stage, address, get, metric_at, pod, until};
 
 const READER: &str = "/latest/meta-data/iam/security-credentials/reader";
 
@@ -20,10 +20,10 @@ fn report(agent: &Agent) -> String {
 #[tokio::test]
 async fn pods_are_served_until_their_credentials_expire() {
     let (clock, hand) = Clock::ahead();
-    let stage = Stage::with_clock(clock).await;
-    let first = stage.broker("broker-a").await;
+    let harness = TestBrokers::with_clock(clock).await;
+    let first = harness.broker("broker-a").await;
     let network = Network::to(&[first.addresses().agents]).await;
-    let agent = stage.agent_at(network.address, "node-1").await;
+    let agent = harness.agent_at(network.address, "node-1").await;
     let before = key_id(&get(&agent, address(1, 1), READER).await);
     network.lose(first.addresses().agents);
     drop(first);
@@ -37,8 +37,10 @@ async fn pods_are_served_until_their_credentials_expire() {
     assert_eq!(get(&agent, address(1, 1), CREDENTIALS).await.0, 200);
 
     // STS does not notice that its clock is slow.
-    stage.sts.set_lifetime(Some(Duration::from_secs(3 * 3600)));
-    let second = stage.broker("broker-b").await;
+    harness
+        .sts
+        .set_lifetime(Some(Duration::from_secs(3 * 3600)));
+    let second = harness.broker("broker-b").await;
     network.lead_to(&[second.addresses().agents]);
     let answer = until(&agent, address(1, 1), READER, |it| it.0 == 200).await;
     assert_ne!(key_id(&answer), before);
@@ -46,11 +48,11 @@ async fn pods_are_served_until_their_credentials_expire() {
 
 #[tokio::test]
 async fn threat_02_an_agent_that_is_cut_off_says_so_and_serves_no_old_picture() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
     let network = Network::to(&[broker.addresses().agents]).await;
-    let reach = stage.reach(network.address, "node-1", stage.node_pair("node-1"));
-    let mut options = stage.agent_options(reach, Clock::system());
+    let reach = harness.reach(network.address, "node-1", harness.node_pair("node-1"));
+    let mut options = harness.agent_options(reach, Clock::system());
     // Heartbeats arrive every 5 s.
     let most = 8.0;
     options.metadata.max_staleness = Duration::from_secs_f64(most);
@@ -63,8 +65,8 @@ async fn threat_02_an_agent_that_is_cut_off_says_so_and_serves_no_old_picture() 
     until(&agent, address(1, 1), READER, |it| it.0 == 200).await;
     network.stall(true);
     // The agent does not receive this.
-    stage.kube.delete_pod("default", "one");
-    stage.kube.put_pod(pod("next", 1, 1, "writer"));
+    harness.kube.delete_pod("default", "one");
+    harness.kube.put_pod(pod("next", 1, 1, "writer"));
     let (_, body) = until(&agent, address(1, 1), READER, |it| it.0 == 503).await;
     assert!(body.contains("no update from the cluster"), "{body}");
     eventually("the age as a metric", async || age().await > most).await;
@@ -85,11 +87,11 @@ async fn threat_02_an_agent_that_is_cut_off_says_so_and_serves_no_old_picture() 
 
 #[tokio::test]
 async fn denials_without_a_broker_are_reported_to_the_next() {
-    let stage = Stage::new().await;
-    stage.kube.put_pod(pod("one", 1, 1, "admin"));
-    let first = stage.broker("broker-a").await;
+    let harness = TestBrokers::new().await;
+    harness.kube.put_pod(pod("one", 1, 1, "admin"));
+    let first = harness.broker("broker-a").await;
     let network = Network::to(&[first.addresses().agents]).await;
-    let agent = stage.agent_at(network.address, "node-1").await;
+    let agent = harness.agent_at(network.address, "node-1").await;
     network.lose(first.addresses().agents);
     drop(first);
     eventually("the agent outcomes", || async {
@@ -99,11 +101,11 @@ async fn denials_without_a_broker_are_reported_to_the_next() {
     // Repeated outcomes are throttled.
     let (status, _) = get(&agent, address(1, 1), CREDENTIALS).await;
     assert_eq!(status, 403);
-    assert_eq!(stage.kube.events().len(), 0);
-    let second = stage.broker("broker-b").await;
+    assert_eq!(harness.kube.events().len(), 0);
+    let second = harness.broker("broker-b").await;
     network.lead_to(&[second.addresses().agents]);
     eventually("the pod's Event", || async {
-        let events = stage.kube.events();
+        let events = harness.kube.events();
         events.iter().any(|it| it["reason"] == "RoleForbidden")
     })
     .await;

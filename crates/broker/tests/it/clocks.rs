@@ -7,10 +7,10 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::supervisor::Service as _;
 
 use crate::faults::READER;
+use crate::harness::{CREDENTIALS, TestBrokers, address, get, pod, until};
 use crate::net::Load;
 use crate::raw::eventually;
 use crate::serving::key_id;
-use crate::stage::{CREDENTIALS, Stage, address, get, pod, until};
 
 fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(60 * minutes)
@@ -19,34 +19,34 @@ fn minutes(minutes: u64) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_that_differ_do_no_harm() {
     let (clock, hand) = Clock::ahead();
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
     hand.send_replace(Duration::from_secs(600));
-    let reach = stage.reach(
+    let reach = harness.reach(
         broker.addresses().agents,
         "node-1",
-        stage.node_pair("node-1"),
+        harness.node_pair("node-1"),
     );
-    let agent = stage.agent_of(reach, clock).await;
+    let agent = harness.agent_of(reach, clock).await;
     assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
     let load = Load::start(&agent, address(1, 1), READER);
-    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    harness.kube.put_pod(pod("new", 1, 2, "writer"));
     until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
     load.succeeded().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_agent_clock_is_reported_as_not_yet_valid() {
-    let stage = Stage::new().await;
-    let options = stage.broker_options("broker-a");
+    let harness = TestBrokers::new().await;
+    let options = harness.broker_options("broker-a");
     // By the agent's clock, the broker's certificate is not valid for another half an hour.
     let life = (minutes(30), minutes(90));
-    stage.broker_pair_of(stage.authority(), "broker-a", life);
-    let broker = stage.start(options).await;
+    harness.broker_pair_of(harness.authority(), "broker-a", life);
+    let broker = harness.start(options).await;
     let (clock, hand) = Clock::ahead();
     let to = broker.addresses().agents;
-    let reach = stage.reach(to, "node-1", stage.node_pair("node-1"));
-    let agent = stage.unready_agent_with(reach, clock).await;
+    let reach = harness.reach(to, "node-1", harness.node_pair("node-1"));
+    let agent = harness.unready_agent_with(reach, clock).await;
     eventually("the reason", || async {
         let report = agent.readiness().report().to_text(true);
         report.contains("TLS handshake failed") && report.contains("not valid yet")
@@ -68,14 +68,14 @@ async fn a_session_is_served_until_it_ends_by_the_clock_of_its_node() {
         faster.send_replace(minutes(minute + 20));
     };
     set(0);
-    let stage = Stage::with_clock(clock).await;
+    let harness = TestBrokers::with_clock(clock).await;
     // One hour by the broker's clock.
-    stage.sts.set_lifetime(Some(minutes(70)));
-    let broker = stage.broker("broker-a").await;
+    harness.sts.set_lifetime(Some(minutes(70)));
+    let broker = harness.broker("broker-a").await;
     let agent = async |node: &str, clock| {
         let to = broker.addresses().agents;
-        let reach = stage.reach(to, node, stage.node_pair(node));
-        stage.agent_of(reach, clock).await
+        let reach = harness.reach(to, node, harness.node_pair(node));
+        harness.agent_of(reach, clock).await
     };
     let (fast, slow) = (agent("node-1", fast).await, agent("node-2", slow).await);
     let ask = async || {
@@ -88,7 +88,7 @@ async fn a_session_is_served_until_it_ends_by_the_clock_of_its_node() {
     };
     assert_eq!(ask().await, (200, 200));
     let away = StsFailure::new(503, "ServiceUnavailable", "away");
-    stage.sts.fail_with(Some(away));
+    harness.sts.fail_with(Some(away));
     set(49);
     assert_eq!(ask().await, (200, 200));
     // Ten minutes before expiry, for a node whose clock is fast.
@@ -106,11 +106,11 @@ async fn a_fast_broker_clock_refreshes_sooner_without_an_outage() {
     let (clock, hand) = Clock::ahead();
     // A one-hour session seems to expire in ten minutes.
     hand.send_replace(minutes(50));
-    let stage = Stage::with_clock(clock).await;
-    let broker = stage.broker("broker-a").await;
+    let harness = TestBrokers::with_clock(clock).await;
+    let broker = harness.broker("broker-a").await;
     let to = broker.addresses().agents;
-    let reach = stage.reach(to, "node-1", stage.node_pair("node-1"));
-    let agent = stage.agent_of(reach, Clock::system()).await;
+    let reach = harness.reach(to, "node-1", harness.node_pair("node-1"));
+    let agent = harness.agent_of(reach, Clock::system()).await;
     let before = key_id(&get(&agent, address(1, 1), READER).await);
     let load = Load::start(&agent, address(1, 1), READER);
     let renewed = async |before: &str| {
@@ -123,7 +123,7 @@ async fn a_fast_broker_clock_refreshes_sooner_without_an_outage() {
     hand.send_replace(minutes(100));
     let before = renewed(&before).await;
     renewed(&before).await;
-    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    harness.kube.put_pod(pod("new", 1, 2, "writer"));
     until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
     load.succeeded().await;
 }

@@ -10,12 +10,12 @@ use rolegate_devkit::{KubeApi, KubeApiOptions, Namespace, Pod, StsFailure};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::supervisor::Service as _;
 
+use crate::harness::{
+    CREDENTIALS, LOOPBACK, TestBrokers, address, furnish, get, measure, metric, pod, until,
+};
 use crate::net::{Load, Network};
 use crate::raw::eventually;
 use crate::serving::key_id;
-use crate::stage::{
-    CREDENTIALS, LOOPBACK, Stage, address, furnish, get, measure, metric, pod, until,
-};
 use crate::tokens::{AgentPod, minutes, reviewed_again, reviews};
 
 pub(crate) const READER: &str = "/latest/meta-data/iam/security-credentials/reader";
@@ -24,10 +24,10 @@ pub(crate) const ENDED: &str = "rolegate_broker_refused_total{reason=\"ended\"}"
 pub(crate) const WARM: &str = "rolegate_broker_streams{use=\"warm\"}";
 
 /// Starts two brokers behind one address and returns the one that serves first.
-async fn two_brokers(stage: &Stage) -> (Network, [Broker; 2]) {
+async fn two_brokers(harness: &TestBrokers) -> (Network, [Broker; 2]) {
     let brokers = [
-        stage.broker("broker-a").await,
-        stage.broker("broker-b").await,
+        harness.broker("broker-a").await,
+        harness.broker("broker-b").await,
     ];
     let addresses: Vec<SocketAddr> = brokers.iter().map(|it| it.addresses().agents).collect();
     (Network::to(&addresses).await, brokers)
@@ -35,9 +35,9 @@ async fn two_brokers(stage: &Stage) -> (Network, [Broker; 2]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_brokers_agents_move_to_another_and_no_request_fails() {
-    let stage = Stage::new().await;
-    let (network, brokers) = two_brokers(&stage).await;
-    let agent = stage.agent_at(network.address, "node-1").await;
+    let harness = TestBrokers::new().await;
+    let (network, brokers) = two_brokers(&harness).await;
+    let agent = harness.agent_at(network.address, "node-1").await;
     assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
     let load = Load::start(&agent, address(1, 1), READER);
     let [first, second] = &brokers;
@@ -55,13 +55,13 @@ async fn a_killed_brokers_agents_move_to_another_and_no_request_fails() {
     };
     network.lose(killed.addresses().agents);
     drop(killed);
-    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    harness.kube.put_pod(pod("new", 1, 2, "writer"));
     until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
     assert_eq!(metric(&left, SERVING).await, Some(1));
     load.succeeded().await;
 
     // A broker that shuts down announces it, and the agent connects to the next one.
-    let third = stage.broker("broker-c").await;
+    let third = harness.broker("broker-c").await;
     let load = Load::start(&agent, address(1, 1), READER);
     network.lead_to(&[third.addresses().agents]);
     left.stop(Duration::from_secs(5)).await;
@@ -69,7 +69,7 @@ async fn a_killed_brokers_agents_move_to_another_and_no_request_fails() {
         metric(&third, SERVING).await == Some(1)
     })
     .await;
-    stage.kube.put_pod(pod("newer", 1, 3, "writer"));
+    harness.kube.put_pod(pod("newer", 1, 3, "writer"));
     until(&agent, address(1, 3), CREDENTIALS, |it| it.0 == 200).await;
     load.succeeded().await;
 }
@@ -77,22 +77,22 @@ async fn a_killed_brokers_agents_move_to_another_and_no_request_fails() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_keep_their_sessions_while_sts_is_away_for_long() {
     let (clock, hand) = Clock::ahead();
-    let stage = Stage::with_clock(clock).await;
-    let broker = stage.broker("broker-a").await;
-    let agent = stage.agent(&broker, "node-1").await;
+    let harness = TestBrokers::with_clock(clock).await;
+    let broker = harness.broker("broker-a").await;
+    let agent = harness.agent(&broker, "node-1").await;
     let before = key_id(&get(&agent, address(1, 1), READER).await);
     let load = Load::start(&agent, address(1, 1), READER);
-    let calls = stage.sts.count();
+    let calls = harness.sts.count();
     let away = StsFailure::new(503, "ServiceUnavailable", "away");
-    stage.sts.fail_with(Some(away));
+    harness.sts.fail_with(Some(away));
     // Past the time of the refresh.
     hand.send_replace(Duration::from_secs(35 * 60));
     eventually("a refresh that fails", || async {
-        stage.sts.count() > calls
+        harness.sts.count() > calls
     })
     .await;
     // A pod without credentials learns that STS is the cause.
-    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    harness.kube.put_pod(pod("new", 1, 2, "writer"));
     let path = format!("{CREDENTIALS}writer");
     until(&agent, address(1, 2), &path, |it| {
         it.0 == 503 && it.1.contains("STS cannot issue a session")
@@ -101,7 +101,7 @@ async fn pods_keep_their_sessions_while_sts_is_away_for_long() {
     hand.send_replace(Duration::from_secs(45 * 60));
     assert_eq!(key_id(&get(&agent, address(1, 1), READER).await), before);
 
-    stage.sts.fail_with(None);
+    harness.sts.fail_with(None);
     eventually("a new session", || async {
         hand.send_modify(|by| *by += Duration::from_secs(1));
         key_id(&get(&agent, address(1, 1), READER).await) != before
@@ -113,24 +113,24 @@ async fn pods_keep_their_sessions_while_sts_is_away_for_long() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_come_and_go_while_the_api_server_is_away() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    let agent = stage.agent(&broker, "node-1").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let agent = harness.agent(&broker, "node-1").await;
     assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
     let load = Load::start(&agent, address(1, 1), READER);
-    stage.kube.fail_with(Some(503));
-    stage.kube.drop_watches();
+    harness.kube.fail_with(Some(503));
+    harness.kube.drop_watches();
     eventually("the broker outcomes", || async {
         let report = broker.readiness().report().to_text(true);
         report.contains("503")
     })
     .await;
     // The broker still serves its sessions, also to new agents.
-    let other = stage.agent(&broker, "node-2").await;
+    let other = harness.agent(&broker, "node-2").await;
     let writer = format!("{CREDENTIALS}writer");
     assert_eq!(get(&other, address(2, 1), &writer).await.0, 200);
-    stage.kube.fail_with(None);
-    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    harness.kube.fail_with(None);
+    harness.kube.put_pod(pod("new", 1, 2, "writer"));
     until(&agent, address(1, 2), &writer, |it| it.0 == 200).await;
     load.succeeded().await;
 }
@@ -138,30 +138,34 @@ async fn agents_come_and_go_while_the_api_server_is_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn token_agents_are_served_during_a_long_api_server_outage() {
     let (clock, hand) = Clock::ahead();
-    let stage = Stage::with_clock(clock.clone()).await;
-    let broker = stage.broker("broker-a").await;
-    let agents = AgentPod::new(&stage);
-    let file = stage.path("token");
+    let harness = TestBrokers::with_clock(clock.clone()).await;
+    let broker = harness.broker("broker-a").await;
+    let agents = AgentPod::new(&harness);
+    let file = harness.path("token");
     std::fs::write(&file, agents.token(clock.now() + minutes(60))).unwrap();
-    let mut reach = stage.reach(broker.addresses().agents, "node-1", stage.node_pair("none"));
+    let mut reach = harness.reach(
+        broker.addresses().agents,
+        "node-1",
+        harness.node_pair("none"),
+    );
     reach.proof = ClientAuth::Token(file);
-    let agent = stage.agent_of(reach, clock).await;
+    let agent = harness.agent_of(reach, clock).await;
     let before = key_id(&get(&agent, address(1, 1), READER).await);
     let load = Load::start(&agent, address(1, 1), READER);
     let is = async |name: &str, number| metric(&broker, name).await == Some(number);
     eventually("both streams", || is(WARM, 1)).await;
 
-    stage.kube.fail_with(Some(503));
-    stage.kube.drop_watches();
+    harness.kube.fail_with(Some(503));
+    harness.kube.drop_watches();
     // Both streams must reauthenticate.
-    let asked = reviews(&stage);
+    let asked = reviews(&harness);
     hand.send_replace(minutes(6));
-    reviewed_again(&stage, asked + 1).await;
+    reviewed_again(&harness, asked + 1).await;
     // Past that time, and to where sessions are refreshed: the broker cannot review tokens.
     for minute in [12, 18, 24, 30, 36] {
-        let asked = reviews(&stage);
+        let asked = reviews(&harness);
         hand.send_replace(minutes(minute));
-        reviewed_again(&stage, asked + 1).await;
+        reviewed_again(&harness, asked + 1).await;
     }
     eventually("a new session", || async {
         key_id(&get(&agent, address(1, 1), READER).await) != before
@@ -171,11 +175,11 @@ async fn token_agents_are_served_during_a_long_api_server_outage() {
     eventually("both streams", both).await;
     assert_eq!(metric(&broker, ENDED).await, None);
 
-    stage.kube.fail_with(None);
-    let asked = reviews(&stage);
+    harness.kube.fail_with(None);
+    let asked = reviews(&harness);
     hand.send_replace(minutes(37));
-    reviewed_again(&stage, asked + 1).await;
-    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    reviewed_again(&harness, asked + 1).await;
+    harness.kube.put_pod(pod("new", 1, 2, "writer"));
     until(&agent, address(1, 2), CREDENTIALS, |it| it.0 == 200).await;
     eventually("both streams", both).await;
     assert_eq!(metric(&broker, ENDED).await, None);
@@ -184,29 +188,29 @@ async fn token_agents_are_served_during_a_long_api_server_outage() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_leave_a_broker_without_api_server() {
-    let stage = Stage::new().await;
+    let harness = TestBrokers::new().await;
     // The second broker uses another connection to the cluster.
     let kube = KubeApi::start(LOOPBACK, KubeApiOptions::default())
         .await
         .unwrap();
     furnish(&kube);
-    let first = stage.broker("broker-a").await;
-    let mut options = stage.broker_options("broker-b");
+    let first = harness.broker("broker-a").await;
+    let mut options = harness.broker_options("broker-b");
     options.client.api_server = Some(kube.url());
-    let second = stage.start(options).await;
+    let second = harness.start(options).await;
     // Connections alternate, starting with the last target.
     let turns = [second.addresses().agents, first.addresses().agents];
     let network = Network::to(&turns).await;
-    let mut reach = stage.reach(network.address, "node-1", stage.node_pair("node-1"));
+    let mut reach = harness.reach(network.address, "node-1", harness.node_pair("node-1"));
     reach.stale = Duration::from_secs(3);
-    let agent = stage.agent_of(reach, Clock::system()).await;
+    let agent = harness.agent_of(reach, Clock::system()).await;
     eventually("a stream to each broker", || async {
         metric(&first, SERVING).await == Some(1) && metric(&second, WARM).await == Some(1)
     })
     .await;
     let load = Load::start(&agent, address(1, 1), READER);
-    stage.kube.fail_with(Some(503));
-    stage.kube.drop_watches();
+    harness.kube.fail_with(Some(503));
+    harness.kube.drop_watches();
     // Only the second broker observes this: a new pod, and later a revocation.
     kube.put_pod(pod("three", 1, 3, "writer"));
     let count = AtomicU32::new(0);
@@ -226,10 +230,10 @@ async fn agents_leave_a_broker_without_api_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_network_is_noticed_and_pods_are_served_on() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
     let network = Network::to(&[broker.addresses().agents]).await;
-    let agent = stage.agent_at(network.address, "node-1").await;
+    let agent = harness.agent_at(network.address, "node-1").await;
     assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
     let load = Load::start(&agent, address(1, 1), READER);
     let told = || {
@@ -239,7 +243,7 @@ async fn a_cut_network_is_noticed_and_pods_are_served_on() {
     };
     let before = told();
     network.stall(true);
-    stage.kube.put_pod(pod("new", 1, 2, "writer"));
+    harness.kube.put_pod(pod("new", 1, 2, "writer"));
     // The connection is not closed: the agent has to detect the stall.
     eventually("the agent outcomes", || async { told() != before }).await;
     assert!(agent.readiness().is_ready());
@@ -252,18 +256,18 @@ async fn a_cut_network_is_noticed_and_pods_are_served_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn throttling_slows_new_sessions_down_and_loses_none() {
     let (clock, hand) = Clock::ahead();
-    let stage = Stage::with_clock(clock).await;
-    let broker = stage.broker("broker-a").await;
-    let agent = stage.agent(&broker, "node-1").await;
+    let harness = TestBrokers::with_clock(clock).await;
+    let broker = harness.broker("broker-a").await;
+    let agent = harness.agent(&broker, "node-1").await;
     assert_eq!(get(&agent, address(1, 1), READER).await.0, 200);
     let load = Load::start(&agent, address(1, 1), READER);
     let admin = broker.addresses().admin;
     let limit = || measure(admin, "rolegate_sts_rate_limit");
     assert_eq!(limit().await, Some(200.0));
     let throttled = StsFailure::new(400, "Throttling", "Rate exceeded").times(20);
-    stage.sts.fail_with(Some(throttled));
+    harness.sts.fail_with(Some(throttled));
     for n in 2..32 {
-        stage
+        harness
             .kube
             .put_pod(pod(&format!("pod-{n}"), 1, n, &format!("reader-{n}")));
     }

@@ -13,9 +13,9 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
+use crate::harness::{CREDENTIALS, TestBrokers, address, get, ledger, metric, pod, until};
 use crate::net::Load;
 use crate::raw::{Raw, connect, dial, eventually};
-use crate::stage::{CREDENTIALS, Stage, address, get, ledger, metric, pod, until};
 use crate::tokens::AgentPod;
 
 const UNAUTHENTICATED: &str =
@@ -25,32 +25,32 @@ const WRITER: &str = "/latest/meta-data/iam/security-credentials/writer";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_delays_no_agent_and_gets_the_latest_state() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    let other = stage.agent(&broker, "node-2").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let other = harness.agent(&broker, "node-2").await;
     assert_eq!(get(&other, address(2, 1), WRITER).await.0, 200);
     let load = Load::start(&other, address(2, 1), WRITER);
-    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let tls = harness.tls(Some(harness.node_pair("node-1")));
     let mut raw = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
     for round in 0..50 {
         for n in 0..100 {
-            stage
+            harness
                 .kube
                 .put_pod(pod(&format!("churn-{n}"), 1, n + 2, "reader"));
         }
         for n in 0..100 {
-            stage.kube.delete_pod("default", &format!("churn-{n}"));
+            harness.kube.delete_pod("default", &format!("churn-{n}"));
         }
         // Other pods are still processed in between.
         let name = format!("other-{}", round % 5);
-        stage.kube.put_pod(pod(&name, 2, 10 + round, "reader-2"));
+        harness.kube.put_pod(pod(&name, 2, 10 + round, "reader-2"));
         until(&other, address(2, 10 + round), CREDENTIALS, |it| {
             it.0 == 200
         })
         .await;
     }
     load.succeeded().await;
-    stage.kube.put_pod(pod("last", 1, 250, "reader"));
+    harness.kube.put_pod(pod("last", 1, 250, "reader"));
     let mut known = HashSet::new();
     let (mut messages, mut pods) = (0, 0);
     loop {
@@ -79,9 +79,9 @@ async fn a_slow_reader_delays_no_agent_and_gets_the_latest_state() {
 
 #[tokio::test]
 async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    let victim = stage.agent(&broker, "node-2").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let victim = harness.agent(&broker, "node-2").await;
     assert_eq!(get(&victim, address(2, 1), WRITER).await.0, 200);
     let served = async || {
         let entries = ledger(&broker).await;
@@ -91,14 +91,14 @@ async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
     };
     eventually("the victim's entry", async || served().await.is_some()).await;
     let victims = served().await.unwrap();
-    stage.kube.put_pod(pod("denied", 2, 2, "admin"));
+    harness.kube.put_pod(pod("denied", 2, 2, "admin"));
     until(&victim, address(2, 2), CREDENTIALS, |it| it.0 == 403).await;
     eventually("the victim's Event", || async {
-        stage.kube.events().len() == 1
+        harness.kube.events().len() == 1
     })
     .await;
 
-    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let tls = harness.tls(Some(harness.node_pair("node-1")));
     let mut raw = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
     let (mut own, mut key) = (None, None);
     while key.is_none() {
@@ -157,7 +157,7 @@ async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
     let (_, entries) = ours().await;
     assert_eq!(entries.len(), before.len(), "{entries:?}");
     assert!(entries.contains(&victims), "{entries:?}");
-    assert_eq!(stage.kube.events().len(), 1);
+    assert_eq!(harness.kube.events().len(), 1);
 
     let many = vec![notice(&own, outcome::Result::Denied(v1::Empty {})); 257];
     raw.say(from_agent::Body::Outcomes(v1::Outcomes { outcomes: many }))
@@ -168,10 +168,10 @@ async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
 #[tokio::test(flavor = "multi_thread")]
 async fn threat_09_a_stream_does_not_outlive_its_certificate() {
     let (clock, hand) = Clock::ahead();
-    let stage = Stage::with_clock(clock).await;
-    let broker = stage.broker("broker-a").await;
-    let pair = stage.node_pair_for("node-1", Duration::from_secs(86_400));
-    let tls = stage.tls(Some(pair));
+    let harness = TestBrokers::with_clock(clock).await;
+    let broker = harness.broker("broker-a").await;
+    let pair = harness.node_pair_for("node-1", Duration::from_secs(86_400));
+    let tls = harness.tls(Some(pair));
     let raw = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
     hand.send_replace(Duration::from_secs(86_300));
     let again = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
@@ -207,16 +207,16 @@ async fn bytes(broker: &Broker, bytes: &[u8]) {
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
     let closed = stream.read_to_end(&mut answer);
-    let closed = tokio::time::timeout(crate::stage::TEST_TIMEOUT, closed).await;
+    let closed = tokio::time::timeout(crate::harness::TEST_TIMEOUT, closed).await;
     assert!(closed.is_ok(), "the broker keeps a connection of garbage");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_bytes_and_streams_affect_no_other_peer() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
     let to = broker.addresses().agents;
-    let agent = stage.agent(&broker, "node-2").await;
+    let agent = harness.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
     let load = Load::start(&agent, address(2, 1), WRITER);
 
@@ -224,7 +224,7 @@ async fn hostile_bytes_and_streams_affect_no_other_peer() {
     bytes(&broker, &[0xff; 100_000]).await;
     // Half a handshake, then silence.
     bytes(&broker, &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01]).await;
-    let tls = stage.tls(None);
+    let tls = harness.tls(None);
     let stream = dial(Ipv4Addr::LOCALHOST, to).await;
     let mut stream = tls.connect(stream, "localhost").await.unwrap();
     stream.write_all(&[0xff; 1000]).await.unwrap();
@@ -245,7 +245,7 @@ async fn hostile_bytes_and_streams_affect_no_other_peer() {
             "{code}"
         );
     }
-    let known = stage.tls(Some(stage.node_pair("node-1")));
+    let known = harness.tls(Some(harness.node_pair("node-1")));
     for version in ["1\n2".to_owned(), "1".repeat(300)] {
         let odd = Raw::open(&known, to).await;
         let hello = v1::Hello {
@@ -274,7 +274,7 @@ async fn hostile_bytes_and_streams_affect_no_other_peer() {
     let (requests, connection) = connect(&tls, Ipv4Addr::LOCALHOST, to).await.unwrap();
     let opening = (0..1000).map(|_| Raw::on(requests.clone(), connection.clone()));
     let opening = tokio::spawn(futures::future::join_all(opening.collect::<Vec<_>>()));
-    stage.kube.put_pod(pod("new", 2, 2, "reader"));
+    harness.kube.put_pod(pod("new", 2, 2, "reader"));
     until(&agent, address(2, 2), CREDENTIALS, |it| it.0 == 200).await;
     assert_eq!(
         metric(&broker, "rolegate_broker_streams{use=\"serving\"}").await,
@@ -287,9 +287,9 @@ async fn hostile_bytes_and_streams_affect_no_other_peer() {
 
 #[tokio::test]
 async fn unauthenticated_peers_send_no_large_messages() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    let unknown_peer = Raw::open(&stage.tls(None), broker.addresses().agents).await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let unknown_peer = Raw::open(&harness.tls(None), broker.addresses().agents).await;
     // The smallest encoding that needs the most memory.
     let notice = v1::Outcome {
         pod_uid: String::new(),
@@ -304,18 +304,18 @@ async fn unauthenticated_peers_send_no_large_messages() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_peers_are_limited_and_the_oldest_is_closed() {
-    let stage = Stage::new().await;
-    let mut options = stage.broker_options("broker-a");
+    let harness = TestBrokers::new().await;
+    let mut options = harness.broker_options("broker-a");
     options.connections = 16;
-    let broker = stage.start(options).await;
+    let broker = harness.start(options).await;
     let to = broker.addresses().agents;
-    let pairs = ["node-1", "node-2", "node-3"].map(|node| (node, stage.node_pair(node)));
+    let pairs = ["node-1", "node-2", "node-3"].map(|node| (node, harness.node_pair(node)));
     let mut held = Vec::new();
     for (node, pair) in pairs {
-        held.push(Raw::serving(&stage.tls(Some(pair)), to, node).await);
+        held.push(Raw::serving(&harness.tls(Some(pair)), to, node).await);
     }
     // None of them waits for a permit, whatever the others do.
-    let tls = stage.tls(None);
+    let tls = harness.tls(None);
     let mut unknown_peers = Vec::new();
     for n in 66..90 {
         let from = Ipv4Addr::new(127, 0, 0, n);
@@ -329,7 +329,7 @@ async fn unknown_peers_are_limited_and_the_oldest_is_closed() {
     let report = broker.readiness().report();
     assert!(report.ready && report.noted.contains_key("agent connections"));
     // Existing and new agents are still served.
-    stage.kube.put_pod(pod("new", 1, 2, "reader"));
+    harness.kube.put_pod(pod("new", 1, 2, "reader"));
     while held[0]
         .update()
         .await
@@ -337,20 +337,20 @@ async fn unknown_peers_are_limited_and_the_oldest_is_closed() {
         .iter()
         .all(|it| it.name != "new")
     {}
-    let agent = stage.agent(&broker, "node-2").await;
+    let agent = harness.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn threat_27_an_agent_needs_no_strangers_connection_to_end() {
-    let stage = Stage::new().await;
-    let mut options = stage.broker_options("broker-a");
+    let harness = TestBrokers::new().await;
+    let mut options = harness.broker_options("broker-a");
     options.connections = 16;
-    let broker = stage.start(options).await;
+    let broker = harness.start(options).await;
     let to = broker.addresses().agents;
     // The agent's pod has the address that the connection comes from.
-    let _agent_pod = AgentPod::new(&stage);
-    let tls = stage.tls(None);
+    let _agent_pod = AgentPod::new(&harness);
+    let tls = harness.tls(None);
     let mut held = Vec::new();
     for n in [66, 67] {
         let from = Ipv4Addr::new(127, 0, 0, n);
@@ -360,7 +360,7 @@ async fn threat_27_an_agent_needs_no_strangers_connection_to_end() {
         metric(&broker, UNAUTHENTICATED).await == Some(2)
     })
     .await;
-    let agent = stage.agent(&broker, "node-1").await;
+    let agent = harness.agent(&broker, "node-1").await;
     assert_eq!(get(&agent, address(1, 1), CREDENTIALS).await.0, 200);
     assert!(
         held.iter().all(|(_, connection)| !connection.is_finished()),
@@ -370,10 +370,10 @@ async fn threat_27_an_agent_needs_no_strangers_connection_to_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_address_has_few_unauthenticated_connections() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
     let to = broker.addresses().agents;
-    let tls = stage.tls(None);
+    let tls = harness.tls(None);
     let thief = Ipv4Addr::new(127, 0, 0, 66);
     let mut held = Vec::new();
     for _ in 0..10 {
@@ -384,7 +384,7 @@ async fn one_address_has_few_unauthenticated_connections() {
     })
     .await;
     // Other nodes are unaffected.
-    let agent = stage.agent(&broker, "node-2").await;
+    let agent = harness.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
     for (_, connection) in held.drain(..) {
         connection.abort();
@@ -397,12 +397,12 @@ async fn one_address_has_few_unauthenticated_connections() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_certificate_gets_one_nodes_connection_limit() {
-    let stage = Stage::new().await;
-    let mut options = stage.broker_options("broker-a");
+    let harness = TestBrokers::new().await;
+    let mut options = harness.broker_options("broker-a");
     options.connections = 32;
-    let broker = stage.start(options).await;
+    let broker = harness.start(options).await;
     let to = broker.addresses().agents;
-    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let tls = harness.tls(Some(harness.node_pair("node-1")));
     let mut held = Vec::new();
     for n in 1..60 {
         let from = Ipv4Addr::new(127, 0, 2, n);
@@ -423,16 +423,16 @@ async fn one_certificate_gets_one_nodes_connection_limit() {
         metric(&broker, AUTHENTICATED).await == Some(u64::try_from(MAX_PER_NODE).unwrap())
     })
     .await;
-    let agent = stage.agent(&broker, "node-2").await;
+    let agent = harness.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_nodes_streams_begin_no_faster_than_they_may() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
     let to = broker.addresses().agents;
-    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let tls = harness.tls(Some(harness.node_pair("node-1")));
     let (requests, connection) = connect(&tls, Ipv4Addr::LOCALHOST, to).await.unwrap();
     let serving = "rolegate_broker_streams{use=\"serving\"}";
     let mut begun = 0;
@@ -468,17 +468,17 @@ async fn a_nodes_streams_begin_no_faster_than_they_may() {
     let reason = "rolegate_broker_refused_total{reason=\"begins\"}";
     assert_eq!(metric(&broker, reason).await, Some(1));
     // Another node's streams are counted separately.
-    let agent = stage.agent(&broker, "node-2").await;
+    let agent = harness.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
     connection.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_has_room_for_so_many_streams() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
     let to = broker.addresses().agents;
-    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let tls = harness.tls(Some(harness.node_pair("node-1")));
     let mut held = Vec::new();
     for _ in 0..MAX_PER_NODE {
         held.push(Raw::serving(&tls, to, "node-1").await);
@@ -500,7 +500,7 @@ async fn a_node_has_room_for_so_many_streams() {
         Some(1)
     );
     // Other nodes keep their limits, and permits are released with the streams.
-    let agent = stage.agent(&broker, "node-2").await;
+    let agent = harness.agent(&broker, "node-2").await;
     assert_eq!(get(&agent, address(2, 1), WRITER).await.0, 200);
     held.clear();
     eventually("room", || async {

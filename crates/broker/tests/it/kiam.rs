@@ -15,8 +15,8 @@ use rolegate_runtime::supervisor::Service as _;
 use rolegate_runtime::tls::ClientTls;
 use tonic::{Code, Status};
 
+use crate::harness::{LOOPBACK, TestBrokers, ledger, metric, pod};
 use crate::raw::{Requests, connect, eventually, origin};
-use crate::stage::{LOOPBACK, Stage, ledger, metric, pod};
 
 /// The addresses of nodes 1 and 2.
 const NODE_1: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
@@ -35,9 +35,9 @@ struct Kiam {
 }
 
 impl Kiam {
-    async fn connect(stage: &Stage, to: SocketAddr, from: Ipv4Addr) -> Self {
+    async fn connect(harness: &TestBrokers, to: SocketAddr, from: Ipv4Addr) -> Self {
         // kiam's agents share one certificate, which names no node.
-        let tls = stage.tls(Some(stage.client_pair("kiam-agent")));
+        let tls = harness.tls(Some(harness.client_pair("kiam-agent")));
         Self::with(&tls, to, from).await
     }
 
@@ -64,45 +64,51 @@ impl Kiam {
     }
 }
 
-async fn stage() -> (Stage, Broker, SocketAddr) {
+async fn harness() -> (TestBrokers, Broker, SocketAddr) {
     stage_with(Clock::system()).await
 }
 
-async fn stage_with(clock: Clock) -> (Stage, Broker, SocketAddr) {
+async fn stage_with(clock: Clock) -> (TestBrokers, Broker, SocketAddr) {
     stage_of(clock, |_| ()).await
 }
 
 async fn stage_of(
     clock: Clock,
     change: impl FnOnce(&mut BrokerOptions),
-) -> (Stage, Broker, SocketAddr) {
-    let stage = Stage::with_clock(clock).await;
-    stage.kube.put_pod(agent(1, NODE_1));
-    stage.kube.put_pod(agent(2, NODE_2));
-    stage.kube.put_pod(pod("denied", 1, 2, "admin"));
-    stage
+) -> (TestBrokers, Broker, SocketAddr) {
+    let harness = TestBrokers::with_clock(clock).await;
+    harness.kube.put_pod(agent(1, NODE_1));
+    harness.kube.put_pod(agent(2, NODE_2));
+    harness.kube.put_pod(pod("denied", 1, 2, "admin"));
+    harness
         .kube
         .put_pod(Pod::new("default", "plain").node("node-1").ip("127.1.0.3"));
-    let mut options = stage.broker_options("broker-a");
+    let mut options = harness.broker_options("broker-a");
     options.kiam = Some(KiamOptions {
         listen: LOOPBACK,
-        client_ca: stage.path("ca.pem"),
+        client_ca: harness.path("ca.pem"),
         max_staleness: Duration::from_secs(3600),
     });
     change(&mut options);
-    let broker = stage.start(options).await;
+    let broker = harness.start(options).await;
     let to = broker.addresses().kiam.unwrap();
-    (stage, broker, to)
+    (harness, broker, to)
 }
 
 #[tokio::test]
 async fn kiams_agents_get_what_their_own_nodes_pods_may_have() {
-    let (stage, broker, to) = stage().await;
-    let mut one = Kiam::connect(&stage, to, NODE_1).await;
+    let (harness, broker, to) = harness().await;
+    let mut one = Kiam::connect(&harness, to, NODE_1).await;
     let health = one.client.get_health(GetHealthRequest {}).await.unwrap();
     assert_eq!(health.into_inner().message, "ok");
     // No sessions are held for a node before its agent requests a pod.
-    assert!(stage.sts.calls().iter().all(|it| it.action != "AssumeRole"));
+    assert!(
+        harness
+            .sts
+            .calls()
+            .iter()
+            .all(|it| it.action != "AssumeRole")
+    );
     assert_eq!(one.role("127.1.0.1").await.unwrap(), "reader");
     let credentials = one.credentials("127.1.0.1", "reader").await.unwrap();
     assert_eq!(
@@ -138,8 +144,8 @@ async fn kiams_agents_get_what_their_own_nodes_pods_may_have() {
         let refused = one.credentials(ip, role).await.unwrap_err();
         assert_eq!(refused.message(), "forbidden by policy", "{ip} {role}");
     }
-    eventually("the Event", || async { !stage.kube.events().is_empty() }).await;
-    let events = stage.kube.events();
+    eventually("the Event", || async { !harness.kube.events().is_empty() }).await;
+    let events = harness.kube.events();
     assert_eq!(
         (events.len(), &events[0]["reason"]),
         (1, &"RoleForbidden".into())
@@ -159,9 +165,9 @@ async fn kiams_agents_get_what_their_own_nodes_pods_may_have() {
 
 #[tokio::test]
 async fn rule_08_kiams_agents_of_one_node_learn_nothing_of_another() {
-    let (stage, broker, to) = stage().await;
-    let mut one = Kiam::connect(&stage, to, NODE_1).await;
-    let mut two = Kiam::connect(&stage, to, NODE_2).await;
+    let (harness, broker, to) = harness().await;
+    let mut one = Kiam::connect(&harness, to, NODE_1).await;
+    let mut two = Kiam::connect(&harness, to, NODE_2).await;
     assert_eq!(
         two.credentials("127.2.0.1", "writer").await.unwrap().code,
         "Success"
@@ -183,11 +189,11 @@ async fn rule_08_kiams_agents_of_one_node_learn_nothing_of_another() {
     );
 
     // Pods on a node are not the node.
-    let mut pod = Kiam::connect(&stage, to, Ipv4Addr::new(127, 1, 0, 1)).await;
+    let mut pod = Kiam::connect(&harness, to, Ipv4Addr::new(127, 1, 0, 1)).await;
     let refused = pod.role("127.1.0.1").await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     // A kubelet that claims another node's address stops service for it, but gets nothing.
-    stage.kube.put_pod(agent(1, NODE_2));
+    harness.kube.put_pod(agent(1, NODE_2));
     eventually("the clash", || {
         let mut client = two.client.clone();
         async move {
@@ -207,12 +213,12 @@ async fn rule_08_kiams_agents_of_one_node_learn_nothing_of_another() {
 
 #[tokio::test]
 async fn threat_02_kiams_agents_get_nothing_from_an_old_picture() {
-    let (stage, _broker, to) = stage_of(Clock::system(), |options| {
+    let (harness, _broker, to) = stage_of(Clock::system(), |options| {
         let kiam = options.kiam.as_mut().unwrap();
         kiam.max_staleness = Duration::ZERO;
     })
     .await;
-    let mut one = Kiam::connect(&stage, to, NODE_1).await;
+    let mut one = Kiam::connect(&harness, to, NODE_1).await;
     let refused = one.role("127.1.0.1").await.unwrap_err();
     assert!(
         refused
@@ -224,20 +230,20 @@ async fn threat_02_kiams_agents_get_nothing_from_an_old_picture() {
 
 #[tokio::test]
 async fn kiam_agents_get_advice_but_not_the_message_from_sts() {
-    let stage = Stage::new().await;
-    stage.kube.put_pod(agent(1, NODE_1));
-    let mut options = stage.broker_options("broker-a");
+    let harness = TestBrokers::new().await;
+    harness.kube.put_pod(agent(1, NODE_1));
+    let mut options = harness.broker_options("broker-a");
     options.rules.cluster = Some("prod-1".into());
     options.kiam = Some(KiamOptions {
         listen: LOOPBACK,
-        client_ca: stage.path("ca.pem"),
+        client_ca: harness.path("ca.pem"),
         max_staleness: Duration::from_secs(3600),
     });
     let role = "arn:aws:iam::123456789012:role/reader";
-    stage.sts.deny_tagging(role, true);
-    let broker = stage.start(options).await;
+    harness.sts.deny_tagging(role, true);
+    let broker = harness.start(options).await;
     let to = broker.addresses().kiam.unwrap();
-    let mut one = Kiam::connect(&stage, to, NODE_1).await;
+    let mut one = Kiam::connect(&harness, to, NODE_1).await;
     let refused = one.credentials("127.1.0.1", "reader").await.unwrap_err();
     let told = "STS denies role arn:aws:iam::123456789012:role/reader (AccessDenied): the session \
                 has tags, so the trust policy of role reader must allow rolegate sts:TagSession in \
@@ -247,32 +253,32 @@ async fn kiam_agents_get_advice_but_not_the_message_from_sts() {
 
 #[tokio::test]
 async fn kiams_port_wants_a_certificate_of_kiams_authority() {
-    let (stage, broker, to) = stage().await;
-    let opened = connect(&stage.tls(None), NODE_1, to).await;
+    let (harness, broker, to) = harness().await;
+    let opened = connect(&harness.tls(None), NODE_1, to).await;
     let (requests, _connection) = opened.unwrap();
     let mut client = KiamServiceClient::with_origin(requests, origin());
     assert!(client.get_health(GetHealthRequest {}).await.is_err());
     // The agents' port does not speak kiam's protocol, and the kiam port is off by default.
-    let tls = stage.tls(Some(stage.client_pair("kiam-agent")));
+    let tls = harness.tls(Some(harness.client_pair("kiam-agent")));
     let (requests, _connection) = connect(&tls, NODE_1, broker.addresses().agents)
         .await
         .unwrap();
     let mut client = KiamServiceClient::with_origin(requests, origin());
     let refused = client.get_health(GetHealthRequest {}).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
-    let other = stage.broker("broker-b").await;
+    let other = harness.broker("broker-b").await;
     assert!(other.addresses().kiam.is_none());
 }
 
 #[tokio::test]
 async fn rule_04_a_right_withdrawn_while_kiams_agent_waits_is_not_served() {
-    let (stage, _broker, to) = stage().await;
-    let mut one = Kiam::connect(&stage, to, NODE_1).await;
+    let (harness, _broker, to) = harness().await;
+    let mut one = Kiam::connect(&harness, to, NODE_1).await;
     // The node is served; the next requests have no session yet.
     one.credentials("127.1.0.1", "reader").await.unwrap();
-    stage.sts.set_latency(Duration::from_secs(2));
-    stage.kube.put_pod(pod("slow", 1, 4, "writer"));
-    eventually("the call", || async { stage.sts.in_flight() > 0 }).await;
+    harness.sts.set_latency(Duration::from_secs(2));
+    harness.kube.put_pod(pod("slow", 1, 4, "writer"));
+    eventually("the call", || async { harness.sts.in_flight() > 0 }).await;
     let mut waiting = one.client.clone();
     let waiting = tokio::spawn(async move {
         let request = GetPodCredentialsRequest {
@@ -281,9 +287,10 @@ async fn rule_04_a_right_withdrawn_while_kiams_agent_waits_is_not_served() {
         };
         waiting.get_pod_credentials(request).await
     });
-    // Requests of one connection are in order, so the previous one was processed.
+    // The server handles the requests of a connection one after another, so the previous request
+    // is done.
     assert_eq!(one.role("127.1.0.4").await.unwrap(), "writer");
-    stage.kube.put_namespace(
+    harness.kube.put_namespace(
         Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", r#"["reader"]"#),
     );
     let refused = waiting.await.unwrap().unwrap_err();
@@ -293,9 +300,9 @@ async fn rule_04_a_right_withdrawn_while_kiams_agent_waits_is_not_served() {
 #[tokio::test]
 async fn threat_09_a_kiam_connection_does_not_outlive_its_certificate() {
     let (clock, hand) = Clock::ahead();
-    let (stage, broker, to) = stage_with(clock).await;
-    let pair = stage.client_pair_for("kiam-agent", Duration::from_secs(86_400));
-    let mut one = Kiam::with(&stage.tls(Some(pair)), to, NODE_1).await;
+    let (harness, broker, to) = stage_with(clock).await;
+    let pair = harness.client_pair_for("kiam-agent", Duration::from_secs(86_400));
+    let mut one = Kiam::with(&harness.tls(Some(pair)), to, NODE_1).await;
     assert_eq!(one.role("127.1.0.1").await.unwrap(), "reader");
     hand.send_replace(Duration::from_secs(86_500));
     let refused = one.role("127.1.0.1").await.unwrap_err();
@@ -308,8 +315,8 @@ async fn threat_09_a_kiam_connection_does_not_outlive_its_certificate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn threat_27_kiams_certificate_from_many_addresses_keeps_no_nodes_agent_out() {
-    let (stage, broker, to) = stage_of(Clock::system(), |options| options.connections = 48).await;
-    let tls = stage.tls(Some(stage.client_pair("kiam-agent")));
+    let (harness, broker, to) = stage_of(Clock::system(), |options| options.connections = 48).await;
+    let tls = harness.tls(Some(harness.client_pair("kiam-agent")));
     // Addresses of unknown nodes, and the maximum number of connections of one node.
     let mut held = Vec::new();
     for n in 1..60 {
@@ -327,7 +334,7 @@ async fn threat_27_kiams_certificate_from_many_addresses_keeps_no_nodes_agent_ou
             && metric(broker, &of("unauthenticated")).await <= Some(6)
     })
     .await;
-    let mut two = Kiam::connect(&stage, to, NODE_2).await;
+    let mut two = Kiam::connect(&harness, to, NODE_2).await;
     let served = two.credentials("127.2.0.1", "writer").await.unwrap();
     assert_eq!(served.code, "Success");
     assert!(

@@ -20,17 +20,17 @@ use rolegate_runtime::tls::{CertificateStore, ClientAuthorities, MutualTls};
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::harness::{LOOPBACK, TestBrokers};
 use crate::raw::eventually;
-use crate::stage::{LOOPBACK, Stage};
 
 type Messages = Pin<Box<dyn Stream<Item = Result<v1::ToAgent, Status>> + Send>>;
 
 /// Welcomes the first stream.
 #[derive(Clone, Default)]
-struct Mute(Arc<AtomicBool>);
+struct SilentBroker(Arc<AtomicBool>);
 
 #[tonic::async_trait]
-impl Broker for Mute {
+impl Broker for SilentBroker {
     type ServeStream = Messages;
 
     async fn serve(
@@ -66,16 +66,16 @@ impl Peers for AnyPeer {
 
 #[tokio::test]
 async fn agents_leave_a_silent_broker() {
-    let stage = Stage::new().await;
-    let CertificateSource::Files(pair) = stage.broker_options("mute").certificate else {
-        panic!("a stage has files");
+    let harness = TestBrokers::new().await;
+    let CertificateSource::Files(pair) = harness.broker_options("mute").certificate else {
+        panic!("the harness has no files");
     };
     let read = |path| std::fs::read(path).unwrap();
     let condition = Readiness::new().condition("certificate");
     let store = Arc::new(CertificateStore::new("mute", Clock::system(), condition));
     store.set(&read(pair.certificate), &read(pair.key)).unwrap();
     let authorities = Arc::new(ClientAuthorities::default());
-    authorities.set(&read(stage.path("ca.pem"))).unwrap();
+    authorities.set(&read(harness.path("ca.pem"))).unwrap();
     let tls = MutualTls::new(store, authorities, Clock::system()).unwrap();
     let listener = TcpListener::bind(LOOPBACK).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -85,7 +85,7 @@ async fn agents_leave_a_silent_broker() {
         streams: 8,
         unused: Duration::from_secs(30),
     };
-    let (drain, mute) = (Drain::new(), Mute::default());
+    let (drain, mute) = (Drain::new(), SilentBroker::default());
     let connect = move |_: SocketAddr, _, shown: Authentication| {
         assert!(shown.succeed());
         let service = BrokerServer::new(mute.clone());
@@ -95,8 +95,8 @@ async fn agents_leave_a_silent_broker() {
     let serving = serve(listener, tls, limits, drain.clone(), peers, connect);
     let serving = tokio::spawn(serving);
 
-    let reach = stage.reach(address, "node-1", stage.node_pair("node-1"));
-    let agent = stage.unready_agent(reach).await;
+    let reach = harness.reach(address, "node-1", harness.node_pair("node-1"));
+    let agent = harness.unready_agent(reach).await;
     eventually("the agent gives it up", || async {
         let report = agent.readiness().report().to_text(true);
         report.contains("the broker sent nothing for too long")

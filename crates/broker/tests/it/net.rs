@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::stage::get_at;
+use crate::harness::get_at;
 
 /// Minimum number of requests of a load.
 const MIN_REQUESTS: usize = 10;

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tonic::{Status, Streaming};
 
-use crate::stage::TEST_TIMEOUT;
+use crate::harness::TEST_TIMEOUT;
 
 /// Returns the origin of requests.
 pub(crate) fn origin() -> Uri {
@@ -76,7 +76,7 @@ impl Raw {
 
     pub(crate) async fn say(&self, body: from_agent::Body) {
         let message = v1::FromAgent { body: Some(body) };
-        // The stream may have ended.
+        // The broker may have closed the stream, which the caller checks.
         let _ = self.sender.send(message).await;
     }
 
@@ -117,7 +117,7 @@ impl Raw {
     /// Returns the next message, or `None` at the end.
     pub(crate) async fn hear(&mut self) -> Result<Option<to_agent::Body>, Status> {
         let message = tokio::time::timeout(TEST_TIMEOUT, self.incoming.message()).await;
-        let message = message.expect("nothing comes")?;
+        let message = message.expect("no message arrives")?;
         Ok(message.and_then(|message| message.body))
     }
 

@@ -10,8 +10,8 @@ use rolegate_proto::v1;
 use rolegate_runtime::supervisor::Service as _;
 use serde_json::Value;
 
+use crate::harness::{CREDENTIALS, LOOPBACK, TestBrokers, address, ask, get, left, pod, until};
 use crate::raw::{Raw, eventually};
-use crate::stage::{CREDENTIALS, LOOPBACK, Stage, address, ask, get, left, pod, until};
 
 pub(crate) fn key_id(answer: &(u16, String)) -> String {
     assert_eq!(answer.0, 200, "{answer:?}");
@@ -21,17 +21,17 @@ pub(crate) fn key_id(answer: &(u16, String)) -> String {
 
 #[tokio::test]
 async fn a_broker_does_not_end_by_itself() {
-    let stage = Stage::new().await;
-    let mut broker = stage.broker("broker-a").await;
+    let harness = TestBrokers::new().await;
+    let mut broker = harness.broker("broker-a").await;
     let ended = tokio::time::timeout(Duration::from_millis(200), broker.ended()).await;
     assert!(ended.is_err(), "{ended:?}");
 }
 
 #[tokio::test]
 async fn an_agent_serves_what_its_broker_sends() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    let agent = stage.agent(&broker, "node-1").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let agent = harness.agent(&broker, "node-1").await;
     let one = address(1, 1);
     let answer = get(&agent, one, CREDENTIALS).await;
     assert_eq!(answer, (200, "reader".into()));
@@ -43,10 +43,10 @@ async fn an_agent_serves_what_its_broker_sends() {
     assert_eq!(status, 404);
 
     // One role that the namespace denies and one that it allows.
-    stage.kube.put_pod(pod("one", 1, 1, "admin"));
+    harness.kube.put_pod(pod("one", 1, 1, "admin"));
     let (_, body) = until(&agent, one, CREDENTIALS, |(status, _)| *status == 403).await;
     assert!(body.contains("is refused by namespace"), "{body}");
-    stage.kube.put_pod(pod("one", 1, 1, "reader-2"));
+    harness.kube.put_pod(pod("one", 1, 1, "reader-2"));
     let second = until(&agent, one, &format!("{CREDENTIALS}reader-2"), |it| {
         it.0 == 200
     })
@@ -54,30 +54,30 @@ async fn an_agent_serves_what_its_broker_sends() {
     assert_ne!(key_id(&second), first);
 
     // One pod is added and one is deleted.
-    stage.kube.put_pod(pod("three", 1, 3, "writer"));
+    harness.kube.put_pod(pod("three", 1, 3, "writer"));
     until(&agent, address(1, 3), CREDENTIALS, |it| it.0 == 200).await;
-    stage.kube.delete_pod("default", "one");
+    harness.kube.delete_pod("default", "one");
     until(&agent, one, CREDENTIALS, |it| it.0 == 404).await;
 }
 
 #[tokio::test]
 async fn waiting_pods_take_precedence() {
-    let stage = Stage::new().await;
-    let mut options = stage.broker_options("broker-a");
+    let harness = TestBrokers::new().await;
+    let mut options = harness.broker_options("broker-a");
     options.engine.in_flight = 1;
     options.engine.ahead = 1;
-    let broker = stage.start(options).await;
-    let agent = stage.agent(&broker, "node-1").await;
+    let broker = harness.start(options).await;
+    let agent = harness.agent(&broker, "node-1").await;
     until(&agent, address(1, 1), CREDENTIALS, |it| it.0 == 200).await;
-    stage.sts.set_latency(Duration::from_millis(300));
+    harness.sts.set_latency(Duration::from_millis(300));
     for n in 10..30 {
         let role = format!("reader-{n}");
-        stage.kube.put_pod(pod(&format!("pod-{n}"), 1, n, &role));
+        harness.kube.put_pod(pod(&format!("pod-{n}"), 1, n, &role));
     }
     // The last in the queue.
     let path = format!("{CREDENTIALS}reader-29");
     until(&agent, address(1, 29), &path, |it| it.0 == 200).await;
-    let mut fetched = stage.sts.calls();
+    let mut fetched = harness.sts.calls();
     fetched.retain(|call| call.role_arn.contains("role/reader-"));
     let asked = fetched.iter().position(|it| it.role_arn.ends_with("-29"));
     assert!(asked < Some(10), "{asked:?} of {}", fetched.len());
@@ -85,9 +85,9 @@ async fn waiting_pods_take_precedence() {
 
 #[tokio::test]
 async fn the_ledger_maps_keys_to_pods() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    let agent = stage.agent(&broker, "node-1").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let agent = harness.agent(&broker, "node-1").await;
     let key = key_id(&get(&agent, address(1, 1), &format!("{CREDENTIALS}reader")).await);
     let request = format!("GET /ledger?key={key} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     let page = loop {
@@ -109,9 +109,9 @@ async fn the_ledger_maps_keys_to_pods() {
 
 #[tokio::test]
 async fn pods_are_served_while_brokers_are_replaced() {
-    let stage = Stage::new().await;
-    let first = stage.broker("broker-a").await;
-    let agent = stage.agent(&first, "node-1").await;
+    let harness = TestBrokers::new().await;
+    let first = harness.broker("broker-a").await;
+    let agent = harness.agent(&first, "node-1").await;
     let one = address(1, 1);
     let path = format!("{CREDENTIALS}reader");
     let before = key_id(&get(&agent, one, &path).await);
@@ -125,16 +125,16 @@ async fn pods_are_served_while_brokers_are_replaced() {
 
 #[tokio::test]
 async fn credentials_reach_the_node_before_containers_start() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    let tls = stage.tls(Some(stage.node_pair("node-1")));
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let tls = harness.tls(Some(harness.node_pair("node-1")));
     let mut raw = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
     // Bound to the node, but without an address: its image is being pulled.
     let new = Pod::new("default", "new")
         .node("node-1")
         .phase("Pending")
         .annotation("iam.amazonaws.com/role", "writer-new");
-    stage.kube.put_pod(new);
+    harness.kube.put_pod(new);
     let (mut number, mut sessions) = (None, HashMap::new());
     // Nothing is requested.
     let key = loop {
@@ -150,14 +150,14 @@ async fn credentials_reach_the_node_before_containers_start() {
         }
     };
     let calls = || {
-        let calls = stage.sts.calls().into_iter();
+        let calls = harness.sts.calls().into_iter();
         calls
             .filter(|call| call.role_arn.ends_with("/writer-new"))
             .count()
     };
     assert_eq!(calls(), 1);
     // Its container starts, with an address, and the session is reused.
-    stage.kube.put_pod(pod("new", 1, 9, "writer-new"));
+    harness.kube.put_pod(pod("new", 1, 9, "writer-new"));
     let started = loop {
         let update = raw.update().await;
         let mut pods = update.pods.into_iter();
@@ -166,7 +166,7 @@ async fn credentials_reach_the_node_before_containers_start() {
         }
     };
     assert_eq!(session(&started), number);
-    let agent = stage.agent(&broker, "node-1").await;
+    let agent = harness.agent(&broker, "node-1").await;
     let answer = get(&agent, address(1, 9), &format!("{CREDENTIALS}writer-new")).await;
     assert_eq!((key_id(&answer), calls()), (key, 1));
 }
@@ -181,15 +181,15 @@ fn session(entry: &v1::Pod) -> Option<u64> {
 
 #[tokio::test]
 async fn missing_permissions_reach_the_pods_owner() {
-    let stage = Stage::new().await;
-    let mut options = stage.broker_options("broker-a");
+    let harness = TestBrokers::new().await;
+    let mut options = harness.broker_options("broker-a");
     // Adds a tag to sessions.
     options.rules.cluster = Some("prod-1".into());
-    stage
+    harness
         .sts
         .deny_tagging("arn:aws:iam::123456789012:role/reader", true);
-    let broker = stage.start(options).await;
-    let agent = stage.agent(&broker, "node-1").await;
+    let broker = harness.start(options).await;
+    let agent = harness.agent(&broker, "node-1").await;
     let (status, body) = get(&agent, address(1, 1), &format!("{CREDENTIALS}reader")).await;
     let told = "(AccessDenied): the session has tags, so the trust policy of role reader must \
                 allow rolegate sts:TagSession in addition to sts:AssumeRole\n";
@@ -197,8 +197,8 @@ async fn missing_permissions_reach_the_pods_owner() {
     assert!(body.ends_with(told), "{body}");
     // AWS's own message is for the broker's log only.
     assert!(!body.contains("assumed-role"), "{body}");
-    eventually("the Event", || async { !stage.kube.events().is_empty() }).await;
-    let events = stage.kube.events();
+    eventually("the Event", || async { !harness.kube.events().is_empty() }).await;
+    let events = harness.kube.events();
     assert_eq!(events[0]["reason"], "CredentialError");
     let note = events[0]["note"].as_str().unwrap();
     assert!(
@@ -210,14 +210,14 @@ async fn missing_permissions_reach_the_pods_owner() {
 
 #[tokio::test]
 async fn certificate_expirations_are_metrics() {
-    let stage = Stage::new().await;
-    let mut options = stage.broker_options("broker-a");
+    let harness = TestBrokers::new().await;
+    let mut options = harness.broker_options("broker-a");
     options.kiam = Some(KiamOptions {
         listen: LOOPBACK,
-        client_ca: stage.path("ca.pem"),
+        client_ca: harness.path("ca.pem"),
         max_staleness: Duration::from_secs(3600),
     });
-    let broker = stage.start(options).await;
+    let broker = harness.start(options).await;
     for certificate in ["broker", "client-ca", "kiam-client-ca"] {
         eventually(certificate, || async {
             let left = left(broker.addresses().admin, certificate).await;
@@ -226,12 +226,12 @@ async fn certificate_expirations_are_metrics() {
         .await;
     }
     let day = Duration::from_secs(86_400);
-    let reach = stage.reach(
+    let reach = harness.reach(
         broker.addresses().agents,
         "node-1",
-        stage.node_pair_for("node-1", day),
+        harness.node_pair_for("node-1", day),
     );
-    let agent = stage.unready_agent(reach).await;
+    let agent = harness.unready_agent(reach).await;
     let admin = agent.addresses().admin;
     eventually("the client's certificate", || async {
         let left = left(admin, "agent").await;

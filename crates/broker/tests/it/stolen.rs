@@ -3,15 +3,15 @@
 use rolegate_runtime::supervisor::Service as _;
 use std::time::Duration;
 
-use crate::stage::{CREDENTIALS, Stage, address, get};
+use crate::harness::{CREDENTIALS, TestBrokers, address, get};
 
 #[tokio::test]
 async fn rule_08_a_certificate_of_one_node_opens_no_stream_of_another() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    let pair = stage.node_pair("node-1");
-    let thief = stage
-        .unready_agent(stage.reach(broker.addresses().agents, "node-2", pair))
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let pair = harness.node_pair("node-1");
+    let thief = harness
+        .unready_agent(harness.reach(broker.addresses().agents, "node-2", pair))
         .await;
     let ready = thief.readiness().ready();
     let never = tokio::time::timeout(Duration::from_secs(2), ready).await;
@@ -21,7 +21,7 @@ async fn rule_08_a_certificate_of_one_node_opens_no_stream_of_another() {
     let (status, _) = get(&thief, address(2, 1), CREDENTIALS).await;
     assert_ne!(status, 200);
     // No sessions were fetched.
-    let calls = stage.sts.calls();
+    let calls = harness.sts.calls();
     assert!(
         calls.iter().all(|call| call.action != "AssumeRole"),
         "{calls:?}"
@@ -30,19 +30,19 @@ async fn rule_08_a_certificate_of_one_node_opens_no_stream_of_another() {
 
 #[tokio::test]
 async fn rule_08_a_certificate_of_another_authority_opens_no_stream() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
     // The cluster's own authority signs every approved request.
-    let pair = Stage::new().await.node_pair("node-1");
-    let thief = stage
-        .unready_agent(stage.reach(broker.addresses().agents, "node-1", pair))
+    let pair = TestBrokers::new().await.node_pair("node-1");
+    let thief = harness
+        .unready_agent(harness.reach(broker.addresses().agents, "node-1", pair))
         .await;
     let ready = thief.readiness().ready();
     let never = tokio::time::timeout(Duration::from_secs(2), ready).await;
     assert!(never.is_err());
     let (status, _) = get(&thief, address(1, 1), CREDENTIALS).await;
     assert_ne!(status, 200);
-    let calls = stage.sts.calls();
+    let calls = harness.sts.calls();
     assert!(
         calls.iter().all(|call| call.action != "AssumeRole"),
         "{calls:?}"

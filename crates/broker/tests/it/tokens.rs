@@ -12,24 +12,24 @@ use rolegate_runtime::clock::Clock;
 use serde_json::json;
 use tonic::Code;
 
+use crate::harness::{TestBrokers, pod};
 use crate::raw::{Raw, connect, eventually};
-use crate::stage::{Stage, pod};
 
 /// The agent of node 1 as a pod that has tokens.
 pub(crate) struct AgentPod<'a> {
-    stage: &'a Stage,
+    harness: &'a TestBrokers,
     uid: String,
 }
 
 impl<'a> AgentPod<'a> {
-    pub(crate) fn new(stage: &'a Stage) -> Self {
+    pub(crate) fn new(harness: &'a TestBrokers) -> Self {
         let agent = Pod::new("rolegate-system", "agent")
             .node("node-1")
             .ip("127.0.0.1")
             .service_account("rolegate-agent");
-        let agent = stage.kube.put_pod(agent);
+        let agent = harness.kube.put_pod(agent);
         let uid = agent["metadata"]["uid"].as_str().unwrap().to_owned();
-        Self { stage, uid }
+        Self { harness, uid }
     }
 
     /// Returns a token that expires at this time.
@@ -43,7 +43,7 @@ impl<'a> AgentPod<'a> {
                 "authentication.kubernetes.io/node-name": ["node-1"],
             },
         });
-        self.stage.kube.put_token(&token, "rolegate", user);
+        self.harness.kube.put_token(&token, "rolegate", user);
         token
     }
 
@@ -77,16 +77,16 @@ async fn show(raw: &Raw, token: String) {
 }
 
 /// Waits until the API server has reviewed more tokens than `before`.
-pub(crate) async fn reviewed_again(stage: &Stage, before: u64) {
+pub(crate) async fn reviewed_again(harness: &TestBrokers, before: u64) {
     eventually("a question about a token", || async {
-        reviews(stage) > before
+        reviews(harness) > before
     })
     .await;
 }
 
 /// Returns the number of token reviews.
-pub(crate) fn reviews(stage: &Stage) -> u64 {
-    stage.kube.count("create", "tokenreviews")
+pub(crate) fn reviews(harness: &TestBrokers) -> u64 {
+    harness.kube.count("create", "tokenreviews")
 }
 
 /// Waits until a stream carries a pod of its node.
@@ -97,10 +97,10 @@ async fn hears_of(raw: &mut Raw, name: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn threat_09_a_stream_does_not_outlive_its_token() {
     let (clock, hand) = Clock::ahead();
-    let stage = Stage::with_clock(clock.clone()).await;
-    let broker = stage.broker("broker-a").await;
-    let (tls, to) = (stage.tls(None), broker.addresses().agents);
-    let agent = AgentPod::new(&stage);
+    let harness = TestBrokers::with_clock(clock.clone()).await;
+    let broker = harness.broker("broker-a").await;
+    let (tls, to) = (harness.tls(None), broker.addresses().agents);
+    let agent = AgentPod::new(&harness);
     let start = clock.now();
 
     let token = agent.token(start + minutes(5));
@@ -109,7 +109,7 @@ async fn threat_09_a_stream_does_not_outlive_its_token() {
     let longer = agent.token(start + minutes(60));
     let mut renewed = Raw::serving_by(&tls, to, "node-1", &longer).await;
     hand.send_replace(minutes(4));
-    stage.kube.put_pod(pod("late", 1, 2, "reader"));
+    harness.kube.put_pod(pod("late", 1, 2, "reader"));
     hears_of(&mut raw, "late").await;
     // The token expires long before the stream must reauthenticate.
     hand.send_replace(minutes(6));
@@ -118,7 +118,7 @@ async fn threat_09_a_stream_does_not_outlive_its_token() {
     assert!(ended.message().contains("token"), "{ended:?}");
 
     // The latest token counts.
-    stage.kube.put_pod(pod("later", 1, 3, "reader"));
+    harness.kube.put_pod(pod("later", 1, 3, "reader"));
     hears_of(&mut renewed, "later").await;
     let token = agent.token(start + minutes(20));
     show(&renewed, token).await;
@@ -129,17 +129,17 @@ async fn threat_09_a_stream_does_not_outlive_its_token() {
 #[tokio::test(flavor = "multi_thread")]
 async fn threat_09_a_token_that_is_not_shown_again_ends_its_stream() {
     let (clock, hand) = Clock::ahead();
-    let stage = Stage::with_clock(clock.clone()).await;
-    let broker = stage.broker("broker-a").await;
-    let (tls, to) = (stage.tls(None), broker.addresses().agents);
-    let agent = AgentPod::new(&stage);
+    let harness = TestBrokers::with_clock(clock.clone()).await;
+    let broker = harness.broker("broker-a").await;
+    let (tls, to) = (harness.tls(None), broker.addresses().agents);
+    let agent = AgentPod::new(&harness);
     let token = agent.token(clock.now() + minutes(60));
     let mut raw = Raw::serving_by(&tls, to, "node-1", &token).await;
     hand.send_replace(minutes(9));
-    stage.kube.put_pod(pod("late", 1, 2, "reader"));
+    harness.kube.put_pod(pod("late", 1, 2, "reader"));
     hears_of(&mut raw, "late").await;
     // This holds whether or not the API server is available.
-    stage.kube.fail_with(Some(503));
+    harness.kube.fail_with(Some(503));
     hand.send_replace(minutes(11));
     assert_eq!(raw.end().await.code(), Code::Unauthenticated);
 }
@@ -147,10 +147,10 @@ async fn threat_09_a_token_that_is_not_shown_again_ends_its_stream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_token_reviews_end_no_stream_and_authenticate_none() {
     let (clock, hand) = Clock::ahead();
-    let stage = Stage::with_clock(clock.clone()).await;
-    let broker = stage.broker("broker-a").await;
-    let (tls, to) = (stage.tls(None), broker.addresses().agents);
-    let agent = AgentPod::new(&stage);
+    let harness = TestBrokers::with_clock(clock.clone()).await;
+    let broker = harness.broker("broker-a").await;
+    let (tls, to) = (harness.tls(None), broker.addresses().agents);
+    let agent = AgentPod::new(&harness);
     let start = clock.now();
     let token = agent.token(start + minutes(30));
     let mut honest = Raw::serving_by(&tls, to, "node-1", &token).await;
@@ -158,15 +158,15 @@ async fn failed_token_reviews_end_no_stream_and_authenticate_none() {
     let lying = Raw::serving_by(&tls, to, "node-1", &token).await;
     hears_of(&mut honest, "one").await;
 
-    stage.kube.fail_resource("tokenreviews", Some(503));
-    let before = reviews(&stage);
+    harness.kube.fail_resource("tokenreviews", Some(503));
+    let before = reviews(&harness);
     show(&honest, agent.token(start + minutes(90))).await;
     show(&ending, agent.token(start + minutes(91))).await;
     show(&lying, agent.unknown_token(start + minutes(90), "bWFkZQ")).await;
-    reviewed_again(&stage, before + 2).await;
+    reviewed_again(&harness, before + 2).await;
     // Past the time to reauthenticate, the same node is still served.
     hand.send_replace(minutes(15));
-    stage.kube.put_pod(pod("late", 1, 2, "reader"));
+    harness.kube.put_pod(pod("late", 1, 2, "reader"));
     hears_of(&mut honest, "late").await;
     // New peers are not authenticated.
     let unknown_peer = Raw::open(&tls, to).await;
@@ -179,8 +179,8 @@ async fn failed_token_reviews_end_no_stream_and_authenticate_none() {
     assert_eq!(unknown_peer.end().await.code(), Code::Unavailable);
 
     // The newer token is reviewed once possible, without being presented again.
-    stage.kube.fail_resource("tokenreviews", None);
-    let before = reviews(&stage);
+    harness.kube.fail_resource("tokenreviews", None);
+    let before = reviews(&harness);
     hand.send_replace(minutes(20));
     let refused = lying.end().await;
     assert_eq!(refused.code(), Code::Unauthenticated);
@@ -188,19 +188,19 @@ async fn failed_token_reviews_end_no_stream_and_authenticate_none() {
         refused.message().contains("not issued by this cluster"),
         "{refused:?}"
     );
-    reviewed_again(&stage, before + 2).await;
+    reviewed_again(&harness, before + 2).await;
     show(&honest, agent.token(start + minutes(90))).await;
-    reviewed_again(&stage, before + 3).await;
+    reviewed_again(&harness, before + 3).await;
 
     // A token counts at most until its own expiry.
-    stage.kube.fail_resource("tokenreviews", Some(503));
+    harness.kube.fail_resource("tokenreviews", Some(503));
     hand.send_replace(minutes(25));
-    let before = reviews(&stage);
+    let before = reviews(&harness);
     show(&honest, agent.token(start + minutes(200))).await;
     show(&ending, agent.token(start + minutes(200))).await;
-    reviewed_again(&stage, before + 1).await;
+    reviewed_again(&harness, before + 1).await;
     hand.send_replace(minutes(35));
-    stage.kube.put_pod(pod("later", 1, 3, "reader"));
+    harness.kube.put_pod(pod("later", 1, 3, "reader"));
     hears_of(&mut honest, "later").await;
     hand.send_replace(minutes(92));
     for raw in [honest, ending] {
@@ -210,19 +210,19 @@ async fn failed_token_reviews_end_no_stream_and_authenticate_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_08_a_token_that_names_no_agents_pod_is_refused_without_asking_the_api_server() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    let (tls, to) = (stage.tls(None), broker.addresses().agents);
-    let agent = AgentPod::new(&stage);
-    let good = agent.token(stage.clock().now() + minutes(60));
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let (tls, to) = (harness.tls(None), broker.addresses().agents);
+    let agent = AgentPod::new(&harness);
+    let good = agent.token(harness.clock().now() + minutes(60));
     let claims = |uid: &str| {
         let other = AgentPod {
-            stage: &stage,
+            harness: &harness,
             uid: uid.into(),
         };
-        other.unknown_token(stage.clock().now() + minutes(60), "c2ln")
+        other.unknown_token(harness.clock().now() + minutes(60), "c2ln")
     };
-    let ended = agent.unknown_token(stage.clock().now() - minutes(1), "c2ln");
+    let ended = agent.unknown_token(harness.clock().now() - minutes(1), "c2ln");
     let node_2 = v1::Hello {
         node: "node-2".into(),
         token: good.clone(),
@@ -240,7 +240,7 @@ async fn rule_08_a_token_that_names_no_agents_pod_is_refused_without_asking_the_
         assert_eq!(raw.end().await.code(), Code::Unauthenticated);
     };
     let here = Ipv4Addr::LOCALHOST;
-    let before = reviews(&stage);
+    let before = reviews(&harness);
     tokio::join!(
         refuse(here, hello("made up")),
         refuse(here, hello("e30.eyJleHAiOjF9.c2ln")),
@@ -250,24 +250,24 @@ async fn rule_08_a_token_that_names_no_agents_pod_is_refused_without_asking_the_
         // A valid token, from an address that the agent's pod does not have.
         refuse(Ipv4Addr::new(127, 0, 0, 5), hello(&good)),
     );
-    assert_eq!(reviews(&stage), before, "the API server was asked");
+    assert_eq!(reviews(&harness), before, "the API server was asked");
     let mut raw = Raw::serving_by(&tls, to, "node-1", &good).await;
     hears_of(&mut raw, "one").await;
-    assert_eq!(reviews(&stage), before + 1);
+    assert_eq!(reviews(&harness), before + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_08_made_up_tokens_of_one_address_cost_the_api_server_little() {
-    let stage = Stage::new().await;
-    let broker = stage.broker("broker-a").await;
-    let (tls, to) = (stage.tls(None), broker.addresses().agents);
-    let agent = AgentPod::new(&stage);
-    let token = agent.token(stage.clock().now() + minutes(60));
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let (tls, to) = (harness.tls(None), broker.addresses().agents);
+    let agent = AgentPod::new(&harness);
+    let token = agent.token(harness.clock().now() + minutes(60));
     let mut raw = Raw::serving_by(&tls, to, "node-1", &token).await;
     hears_of(&mut raw, "one").await;
     // An authenticated peer that knows the pod keeps sending forged tokens.
-    let before = reviews(&stage);
-    let until = stage.clock().now() + minutes(60);
+    let before = reviews(&harness);
+    let until = harness.clock().now() + minutes(60);
     for n in 0..64 {
         let made_up = agent.unknown_token(until, &format!("bWFkZQ{n}"));
         let other = Raw::open(&tls, to).await;
@@ -283,7 +283,7 @@ async fn rule_08_made_up_tokens_of_one_address_cost_the_api_server_little() {
             "{code:?}"
         );
         if code == Code::Unavailable {
-            assert!(reviews(&stage) < before + 64);
+            assert!(reviews(&harness) < before + 64);
             return;
         }
     }

@@ -72,7 +72,7 @@ pub enum Action {
 /// The reason for a new pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Why {
-    /// There is none.
+    /// No pair exists.
     Missing,
     /// The pair cannot be used.
     Broken(Fault),

@@ -98,7 +98,7 @@ fn unusable_pairs_are_replaced_at_once() {
     let works = read(certificate, key, &issued.authority);
     let more = [names(), vec!["more.example".into()]].concat();
     assert_eq!(plan(now, &works, &more), Action::Issue(Why::Names));
-    assert!(!Why::Names.is_urgent(), "others are served with it");
+    assert!(!Why::Names.is_urgent(), "other names are still served");
     let fewer = &names()[..1];
     assert!(matches!(plan(now, &works, fewer), Action::Keep { .. }));
 }
@@ -115,7 +115,11 @@ fn authorities_are_trusted_until_they_end_and_are_not_too_many() {
     assert_eq!(both.with(&second.authority, second.not_after), both);
     assert_eq!(Authorities::read(text.as_bytes(), after(60)), both);
     let later = Authorities::read(text.as_bytes(), after(91));
-    assert_eq!(later.to_pem(), second.authority, "the first has ended");
+    assert_eq!(
+        later.to_pem(),
+        second.authority,
+        "the first authority has expired"
+    );
 
     let noise = format!(
         "# a comment\r\n{text}garbage\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"

@@ -126,7 +126,7 @@ impl Drop for Leader {
     }
 }
 
-/// Starts a candidate whose work stops when told, or never.
+/// Starts a candidate. Its work stops at the end of its leadership if `obeys`, and otherwise never.
 fn candidate(server: &Server, leaders: &Leaders, name: &'static str, obeys: bool) -> Candidate {
     let readiness = Readiness::new();
     let options = LeaseOptions {
@@ -219,7 +219,7 @@ async fn a_lease_taken_away_by_hand_ends_the_lead() {
     {
         let mut stored = server.0.lock();
         let lease = stored.lease.as_mut().unwrap();
-        lease["spec"]["holderIdentity"] = json!("somebody");
+        lease["spec"]["holderIdentity"] = json!("other-replica");
         lease["metadata"]["resourceVersion"] = json!("1000");
     }
     leaders.until(&[]).await;

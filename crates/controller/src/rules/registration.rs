@@ -1,6 +1,6 @@
-//! The webhook's registration: made once the webhook answers, and kept up to the rules. Which kinds it is
-//! asked about depends on the configuration, and which objects the API server may keep to itself on what
-//! could give a role to one that names none.
+//! The ValidatingWebhookConfiguration: created once the webhook answers, and updated when the rules
+//! change. The configuration determines the kinds that the webhook reviews. The API server may skip
+//! objects without a role request only while neither a default role nor a policy applies to them.
 
 use std::time::Duration;
 
@@ -24,33 +24,37 @@ use serde_json::Value;
 
 use super::RuleOptions;
 
-/// Annotation of a registration that somebody else keeps.
+/// Annotation of a webhook configuration that an administrator maintains. The controller leaves it
+/// unchanged.
 const UNMANAGED: &str = "rolegate.dev/unmanaged";
-/// The label of the Service that endpoints belong to.
+/// The label of an EndpointSlice that names its Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
-/// cert-manager's name of the Certificate that a Secret was made for.
+/// cert-manager's annotation of a Secret that names the Certificate which the Secret holds.
 const CERTIFICATE_NAME: &str = "cert-manager.io/certificate-name";
-/// The Certificate whose authority cert-manager's injector writes into a registration.
+/// cert-manager's annotation that names the Certificate whose authority its injector writes into a
+/// webhook configuration.
 const INJECT_CA_FROM: &str = "cert-manager.io/inject-ca-from";
-/// The right of the controller, with which the registration goes: a registration without a webhook
-/// would refuse what nobody judges.
+/// The controller's ClusterRole, which owns the webhook configuration, so that uninstalling
+/// rolegate deletes both. A webhook configuration without a running webhook blocks every write of
+/// the kinds that it covers.
 const OWNER: &str = names::CONTROLLER;
-/// The label of what is ours.
+/// The label of objects that the controller creates.
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", names::CONTROLLER);
-/// The path and the port at which the Service's webhook is asked.
+/// The path and the Service's port to which the API server sends reviews.
 const PATH: &str = "/validate";
 const PORT: u16 = 443;
-/// How long until it is looked again whether the webhook answers.
+/// The interval between attempts while the webhook is not ready or an update failed.
 const RETRY: Duration = Duration::from_secs(3);
-/// The time for one update of the registration.
+/// Timeout of one update of the webhook configuration.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Keeps the registration.
+/// Creates and updates the ValidatingWebhookConfiguration.
 pub(super) struct Registrar {
     client: Client,
     options: RuleOptions,
     condition: Condition,
-    /// What it waits for, as it was last logged.
+    /// The last logged reason why the webhook configuration is not up to date, so that each is
+    /// logged once.
     waits: Option<String>,
     error: Option<String>,
 }
@@ -60,13 +64,13 @@ pub(super) struct Registrar {
 enum State {
     /// It is up to date.
     Current,
-    /// It is not there yet, and what it waits for.
+    /// It is not created yet, with the condition that is missing.
     Waits(String),
-    /// It is left as it is, and why.
+    /// It is left unchanged, with the reason.
     Kept(String),
 }
 
-/// What a registration is made of beside the rules.
+/// The parts of a webhook configuration that come from the cluster instead of the rules.
 struct Ready {
     ca_bundle: Vec<u8>,
     inject_ca_from: Option<String>,
@@ -87,8 +91,8 @@ impl Registrar {
         Api::all(self.client.clone())
     }
 
-    /// Brings the registration up to date, and creates it once the webhook answers. Returns when to
-    /// check again although nothing changes.
+    /// Updates the webhook configuration, or creates it once the webhook answers. Returns the time
+    /// until the next attempt if one is needed without a change.
     pub(super) async fn keep(&mut self, writer: &RuleStoreWriter) -> Option<Duration> {
         let state = tokio::time::timeout(TIMEOUT, self.reconcile(writer)).await;
         let state = match state {
@@ -124,7 +128,7 @@ impl Registrar {
         waits
     }
 
-    /// The error of the last update, until one succeeds.
+    /// Returns the error of the last update. An update that succeeds clears it.
     pub(super) fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }
@@ -142,7 +146,7 @@ impl Registrar {
     async fn reconcile(&self, writer: &RuleStoreWriter) -> Result<State, kube::Error> {
         let registered = self.api().get_opt(&self.options.webhook).await?;
         match (registered, writer.missing()) {
-            // Without a configuration it is not known what it closed.
+            // The configuration that is missing may have restricted more than the defaults do.
             (Some(_), Some(missing)) => Ok(State::Kept(missing.to_string())),
             (Some(registered), None) => {
                 self.update(writer, registered).await?;
@@ -165,7 +169,8 @@ impl Registrar {
         }
     }
 
-    /// Checks that the API server would get an answer that it trusts; the error names what is missing.
+    /// Checks that the webhook answers the API server with a certificate that the API server can
+    /// verify. The inner error names the missing part.
     async fn readiness(&self) -> Result<Result<Ready, String>, kube::Error> {
         let RuleOptions {
             namespace,
@@ -230,7 +235,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// What the registration is deleted with; `None` where it was installed by other names.
+    /// Returns the object that owns the webhook configuration; `None` if rolegate was installed
+    /// with other names or the controller may not read it.
     async fn owner(&self) -> Result<Option<OwnerReference>, kube::Error> {
         let roles = Api::<PartialObjectMeta<ClusterRole>>::all(self.client.clone());
         let role = match roles.get_opt(OWNER).await {
@@ -262,7 +268,8 @@ impl Registrar {
         Registration {
             config,
             keys,
-            // What is not loaded may hold a default role, or a policy that wants to see everything.
+            // Rules that are not loaded may contain a default role, or a policy that reviews all
+            // objects.
             has_default_role: config.default_role.is_some()
                 || unseen == Some(NotLoaded::Namespaces)
                 || namespaces.any(|namespace| namespace.default_role.is_some()),
@@ -291,7 +298,8 @@ impl Registrar {
             return Ok(());
         }
         registered.webhooks = serde_json::from_value(wanted).map_err(kube::Error::SerdeError)?;
-        // With its resourceVersion: whoever wrote in between is looked at first.
+        // The resourceVersion makes the API server reject the write if another client has changed
+        // the object since it was read. The next attempt then starts from that change.
         self.api()
             .replace(&self.options.webhook, &PostParams::default(), &registered)
             .await?;
@@ -299,7 +307,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// The webhooks as they should be, reached and trusted as the ones that are there.
+    /// Returns the wanted webhooks, with the address and the authority of the existing ones, which
+    /// an administrator may have set.
     fn wanted(&self, writer: &RuleStoreWriter, is: &Value) -> Option<Value> {
         let client = is.get(0)?.get("clientConfig")?;
         let text = |path: &str| client.pointer(path).and_then(Value::as_str);
@@ -337,19 +346,19 @@ impl Registrar {
 fn has_ready_endpoint(slice: &EndpointSlice) -> bool {
     let ready = |endpoint: &k8s_openapi::api::discovery::v1::Endpoint| {
         let conditions = endpoint.conditions.as_ref();
-        // What is not said counts as ready.
+        // By the API's definition, an endpoint without this condition is ready.
         let ready = conditions.and_then(|conditions| conditions.ready);
         ready.unwrap_or(true) && !endpoint.addresses.is_empty()
     };
     slice.endpoints.iter().any(ready)
 }
 
-/// The fields of a webhook that limit what the API server asks about. One that is not wanted any more
-/// must not stay.
+/// The fields of a webhook that restrict which objects the API server sends. A field that is no
+/// longer wanted must be removed, because it would let objects bypass the webhook.
 const LIMITS: [&str; 3] = ["matchConditions", "namespaceSelector", "objectSelector"];
 
-/// Returns whether `is` holds all that `wanted` holds, and limits nothing beyond it. The API server
-/// fills in what is left out.
+/// Returns true if `is` contains all of `wanted` and has no further restriction. Other additional
+/// fields are defaults that the API server filled in.
 fn holds(is: &Value, wanted: &Value) -> bool {
     match (is, wanted) {
         (Value::Object(is), Value::Object(wanted)) => {

@@ -1,5 +1,5 @@
-//! How rules fare, written where their authors look: the status of grants and of the
-//! configuration, an annotation and an Event for ConfigMaps of policies.
+//! The statuses of rules, written to the objects that their authors read: the status of grants and
+//! of the RolegateConfig, and an annotation and an Event for ConfigMaps of policies.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,20 +20,21 @@ use rolegate_kube::status::{
 use rolegate_rego::PolicyStatus;
 use rolegate_rules::store::RuleStoreWriter;
 
-/// The reason of what cannot be used as it is written.
+/// The reason of the condition of an object that is invalid.
 const INVALID: &str = "Invalid";
-/// The reason of a condition while something that the rules need is not loaded.
+/// The reason of a condition while objects that the rules need are not loaded.
 const NOT_LOADED: &str = "NotLoaded";
-/// The reason of a condition while the webhook's registration does not follow the rules.
+/// The reason of a condition while the webhook configuration does not match the rules.
 const NOT_REGISTERED: &str = "NotRegistered";
 
-/// What was written last, so that nothing is written twice.
+/// The writer of statuses. It remembers the last written ones, so that an unchanged status causes
+/// no request.
 pub(super) struct Statuses {
     client: Client,
     events: EventRecorder,
     grants: HashMap<Arc<str>, (Status, i64)>,
     config: Option<Status>,
-    /// The errors of policies that Events told of.
+    /// The errors of policies that Events reported, by policy.
     told: HashMap<Arc<str>, String>,
 }
 
@@ -48,7 +49,7 @@ impl Statuses {
         }
     }
 
-    /// Writes what changed. What fails is tried again with the next change or look.
+    /// Writes the changed statuses. A failed write is retried at the next reconciliation.
     pub(super) async fn write<'a>(
         &mut self,
         writer: &RuleStoreWriter,
@@ -105,8 +106,8 @@ impl Statuses {
         self.grants = known;
     }
 
-    /// Writes the status of the RolegateConfig. `registration` is the error of the last update of the
-    /// webhook's registration.
+    /// Writes the status of the RolegateConfig. `registration` is the error of the last update of
+    /// the webhook's registration.
     pub(super) async fn write_config(
         &mut self,
         writer: &RuleStoreWriter,
@@ -146,7 +147,7 @@ impl Statuses {
         }
     }
 
-    /// Reports an object whose status has come to say that it cannot be used.
+    /// Logs and records an Event for an object that this write marked as invalid.
     fn report_invalid(&self, object: (RuleKind, &str), status: &Status, write: &StatusWrite) {
         let (kind, name) = object;
         if status.reason != INVALID || write.written != Written::Changed {
@@ -190,7 +191,8 @@ impl Statuses {
             if let (Some(fields), Some(why)) = (json.as_object_mut(), &invalid_points) {
                 fields.insert("points".into(), why.as_str().into());
             }
-            // It is compared with what the ConfigMap says now, so that it is put back too.
+            // Compared with the ConfigMap's present annotation instead of the last written one, so
+            // that an annotation that a user changed is restored.
             let _ = done(write_policy_status(&self.client, map, &json).await);
             let error = match &status {
                 PolicyStatus::Error { error, .. } => Some(error.to_string()),
@@ -210,7 +212,7 @@ impl Statuses {
     }
 }
 
-/// How many live pods each grant covers.
+/// Returns the number of live pods that each grant covers.
 fn uses<'a>(
     writer: &RuleStoreWriter,
     pods: impl Iterator<Item = &'a Workload>,
@@ -248,8 +250,9 @@ fn not_ready(message: String) -> Status {
     }
 }
 
-/// Agents may find out a base ARN that is not known here, so what a grant that lacks one does at
-/// doors is another matter than what it does at the gate.
+/// Returns the status of an invalid grant. A missing base ARN has its own reason: agents may detect
+/// a base ARN that the controller does not know, so the grant may be valid at agents although it is
+/// not at admission.
 fn not_granting(error: &GrantError) -> Status {
     match error {
         GrantError::NoBase(_) => Status {
@@ -263,7 +266,7 @@ fn not_granting(error: &GrantError) -> Status {
     }
 }
 
-/// What was written; `None` where it needs another try.
+/// Returns the result of a write; `None` if the write failed and must be retried.
 fn done<T>(written: Result<T, StatusError>) -> Option<T> {
     written
         .inspect_err(|error| tracing::warn!(reason = %error, "cannot write a status"))
@@ -275,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_base_arn_that_is_missing_here_is_told_from_a_grant_that_is_wrong() {
+    fn a_missing_base_arn_has_its_own_reason() {
         let missing = not_granting(&GrantError::NoBase("reader".into()));
         assert_eq!((missing.ready, missing.reason), (false, "NoBaseArn"));
         assert!(

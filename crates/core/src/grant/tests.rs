@@ -112,11 +112,11 @@ fn an_empty_grant_is_invalid_and_never_everyone() {
         |grant| grant.session.tags = [("a;".into(), "x".into())].into(),
         |grant| grant.roles = vec!["r".into(); MAX_LIST + 1],
     ];
-    for (place, change) in broken.iter().enumerate() {
+    for (index, change) in broken.iter().enumerate() {
         let mut grant = good.clone();
         change(&mut grant);
         let error = CompiledGrant::compile(&grant, Some(&base()));
-        assert!(error.is_err(), "{place}: {grant:?}");
+        assert!(error.is_err(), "{index}: {grant:?}");
     }
     assert!(CompiledGrant::compile(&grant("names", &["reader-*"], "x"), None).is_err());
 }

@@ -133,7 +133,10 @@ fn threat_10_what_was_never_loaded_refuses_everything() {
     let mut unused =
         RuleSetBuilder::new(config(Mode::Off, Mode::Off), SessionScope::Workload, 3600);
     unused.update(RuleUpdate::Config(ClusterConfig::Broken("bad".into())));
-    assert!(unused.missing().is_some(), "no good one before it");
+    assert!(
+        unused.missing().is_some(),
+        "no valid configuration precedes it"
+    );
 }
 
 #[test]

@@ -23,14 +23,14 @@ const CONFIGS: &str = "rolegate.dev/v1alpha1/rolegateconfigs";
 const MAPS: &str = "v1/configmaps";
 
 /// The messages and the status of a watch.
-struct Told<M> {
+struct WatchHarness<M> {
     messages: mpsc::Receiver<M>,
     readiness: Readiness,
     connection: Connection,
     metrics: Metrics,
 }
 
-impl<M: Send + 'static> Told<M> {
+impl<M: Send + 'static> WatchHarness<M> {
     async fn start<F: Future<Output = ()> + Send + 'static>(
         api: &KubeApi,
         watch: impl FnOnce(Connection, WatchObserver, mpsc::Sender<M>) -> F,
@@ -54,7 +54,7 @@ impl<M: Send + 'static> Told<M> {
 
     async fn next(&mut self) -> M {
         let next = timeout(LONG, self.messages.recv()).await;
-        next.expect("nothing came").expect("ended")
+        next.expect("no message arrived").expect("the watch exited")
     }
 
     async fn until_noted(&self, part: &str) {
@@ -74,15 +74,15 @@ impl<M: Send + 'static> Told<M> {
     }
 }
 
-async fn grants(api: &KubeApi) -> Told<Change<Grant>> {
-    Told::start(api, |connection, observer, sender| async move {
+async fn grants(api: &KubeApi) -> WatchHarness<Change<Grant>> {
+    WatchHarness::start(api, |connection, observer, sender| async move {
         watch_grants(&connection, observer, |change| change, sender).await;
     })
     .await
 }
 
-async fn config(api: &KubeApi, used: ConfigMode) -> Told<ClusterConfig> {
-    Told::start(api, move |connection, observer, sender| async move {
+async fn config(api: &KubeApi, used: ConfigMode) -> WatchHarness<ClusterConfig> {
+    WatchHarness::start(api, move |connection, observer, sender| async move {
         watch_cluster_config(&connection, used, observer, |config| config, sender).await;
     })
     .await
@@ -111,17 +111,17 @@ fn with_configs(api: &KubeApi) {
 async fn grants_come_change_and_go() {
     let api = api(KubeApiOptions::default()).await;
     api.put(GRANTS, good_grant("one"));
-    let mut told = grants(&api).await;
-    let Change::Snapshot(all) = told.next().await else {
+    let mut harness = grants(&api).await;
+    let Change::Snapshot(all) = harness.next().await else {
         panic!("no snapshot")
     };
     assert_eq!((&*all[0].name, &*all[0].roles[0]), ("one", "reader"));
-    until(|| told.readiness.is_ready()).await;
+    until(|| harness.readiness.is_ready()).await;
     api.put(GRANTS, good_grant("two"));
-    assert!(matches!(told.next().await, Change::Apply(grant) if &*grant.name == "two"));
+    assert!(matches!(harness.next().await, Change::Apply(grant) if &*grant.name == "two"));
     api.delete(GRANTS, None, "one");
-    assert!(matches!(told.next().await, Change::Delete(grant) if &*grant.name == "one"));
-    let text = told.metrics.encode().unwrap();
+    assert!(matches!(harness.next().await, Change::Delete(grant) if &*grant.name == "one"));
+    let text = harness.metrics.encode().unwrap();
     let line = "kube_watch_age_seconds{resource=\"rolegrants\"}";
     assert!(text.contains(line), "{text}");
 }
@@ -131,15 +131,15 @@ async fn an_unreadable_grant_replaces_its_previous_version() {
     let api = api(KubeApiOptions::default()).await;
     api.put(GRANTS, good_grant("one"));
     api.put(GRANTS, good_grant("other"));
-    let mut told = grants(&api).await;
-    assert!(matches!(told.next().await, Change::Snapshot(all) if all.len() == 2));
+    let mut harness = grants(&api).await;
+    assert!(matches!(harness.next().await, Change::Snapshot(all) if all.len() == 2));
     // As from a later version with limits unknown to this one.
     let mut later = good_grant("one");
     later["spec"]["onlyOnSundays"] = json!(true);
     later["spec"]["subjects"] = json!([{"namespaceSelector": {"matchLabels": {"tier": "gold"}},
         "onlyOnSundays": true}, {"namespaceSelector": 7}]);
     api.put(GRANTS, later);
-    let Change::Apply(one) = told.next().await else {
+    let Change::Apply(one) = harness.next().await else {
         panic!("not applied")
     };
     assert!(one.unreadable.unwrap().contains("onlyOnSundays"));
@@ -147,7 +147,10 @@ async fn an_unreadable_grant_replaces_its_previous_version() {
     // The labels it would select by are still protected.
     let selector = one.subjects[0].namespace_selector.as_ref().unwrap();
     assert!(selector.keys().eq(["tier"]) && one.subjects.len() == 1);
-    assert!(told.readiness.is_ready(), "the others go on");
+    assert!(
+        harness.readiness.is_ready(),
+        "other grants are still watched"
+    );
 }
 
 /// A finalizer, which every writer of the object can add, must not keep a revoked grant in force.
@@ -155,13 +158,13 @@ async fn an_unreadable_grant_replaces_its_previous_version() {
 async fn a_grant_that_is_being_deleted_grants_nothing() {
     let api = api(KubeApiOptions::default()).await;
     api.put(GRANTS, good_grant("one"));
-    let mut told = grants(&api).await;
-    assert!(matches!(told.next().await, Change::Snapshot(all) if all[0].unreadable.is_none()));
+    let mut harness = grants(&api).await;
+    assert!(matches!(harness.next().await, Change::Snapshot(all) if all[0].unreadable.is_none()));
     let mut deleted = good_grant("one");
     deleted["metadata"]["finalizers"] = json!(["a.b/c"]);
     deleted["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
     api.put(GRANTS, deleted);
-    let Change::Apply(one) = told.next().await else {
+    let Change::Apply(one) = harness.next().await else {
         panic!("not applied")
     };
     assert!(one.unreadable.is_some() && one.roles.is_empty(), "{one:?}");
@@ -170,11 +173,11 @@ async fn a_grant_that_is_being_deleted_grants_nothing() {
 #[tokio::test]
 async fn a_missing_kind_is_reported_with_advice_and_retried() {
     let api = api(KubeApiOptions::default()).await;
-    let mut told = grants(&api).await;
-    told.until_failing("install deploy/crds.yaml").await;
+    let mut harness = grants(&api).await;
+    harness.until_failing("install deploy/crds.yaml").await;
     api.put(GRANTS, good_grant("one"));
-    assert!(matches!(told.next().await, Change::Snapshot(all) if all.len() == 1));
-    until(|| told.readiness.is_ready()).await;
+    assert!(matches!(harness.next().await, Change::Snapshot(all) if all.len() == 1));
+    until(|| harness.readiness.is_ready()).await;
 }
 
 #[tokio::test]
@@ -182,10 +185,10 @@ async fn without_its_kind_flags_count_unless_it_is_required() {
     let api = api(KubeApiOptions::default()).await;
     with_configs(&api);
     api.fail_resource("rolegateconfigs", Some(404));
-    let mut told = config(&api, ConfigMode::Auto).await;
-    assert_eq!(told.next().await, ClusterConfig::NotUsed);
-    assert!(told.readiness.is_ready());
-    let ages = told.connection.freshness().by_resource();
+    let mut harness = config(&api, ConfigMode::Auto).await;
+    assert_eq!(harness.next().await, ClusterConfig::NotUsed);
+    assert!(harness.readiness.is_ready());
+    let ages = harness.connection.freshness().by_resource();
     assert!(
         ages.contains_key("rolegateconfigs"),
         "it gets old: {ages:?}"
@@ -200,13 +203,13 @@ async fn a_configuration_that_may_not_be_read_never_lets_flags_count() {
     let api = api(KubeApiOptions::default()).await;
     with_configs(&api);
     api.fail_resource("rolegateconfigs", Some(403));
-    let mut told = config(&api, ConfigMode::Auto).await;
-    told.until_failing("grant the ClusterRole").await;
+    let mut harness = config(&api, ConfigMode::Auto).await;
+    harness.until_failing("grant the ClusterRole").await;
     api.put(CONFIGS, configuration(json!({})));
     api.fail_resource("rolegateconfigs", None);
-    let first = told.next().await;
+    let first = harness.next().await;
     assert!(matches!(first, ClusterConfig::Is(_)), "{first:?}");
-    until(|| told.readiness.is_ready()).await;
+    until(|| harness.readiness.is_ready()).await;
 }
 
 #[tokio::test]
@@ -215,18 +218,18 @@ async fn a_required_configuration_is_missing_without_crd_or_access() {
         let api = api(KubeApiOptions::default()).await;
         with_configs(&api);
         api.fail_resource("rolegateconfigs", Some(refused));
-        let mut told = config(&api, ConfigMode::Required).await;
-        assert_eq!(told.next().await, ClusterConfig::Missing);
-        told.until_noted("all requests are denied").await;
+        let mut harness = config(&api, ConfigMode::Required).await;
+        assert_eq!(harness.next().await, ClusterConfig::Missing);
+        harness.until_noted("all requests are denied").await;
         api.put(CONFIGS, configuration(json!({})));
         api.fail_resource("rolegateconfigs", None);
         loop {
-            match told.next().await {
+            match harness.next().await {
                 ClusterConfig::Missing => {}
                 other => break assert!(matches!(other, ClusterConfig::Is(_)), "{other:?}"),
             }
         }
-        until(|| told.readiness.report().noted.is_empty()).await;
+        until(|| harness.readiness.report().noted.is_empty()).await;
     }
 }
 
@@ -234,9 +237,9 @@ async fn a_required_configuration_is_missing_without_crd_or_access() {
 async fn flags_count_where_it_is_off() {
     let api = api(KubeApiOptions::default()).await;
     api.put(CONFIGS, configuration(json!({})));
-    let mut told = config(&api, ConfigMode::Off).await;
-    assert_eq!(told.next().await, ClusterConfig::NotUsed);
-    assert!(told.readiness.is_ready());
+    let mut harness = config(&api, ConfigMode::Off).await;
+    assert_eq!(harness.next().await, ClusterConfig::NotUsed);
+    assert!(harness.readiness.is_ready());
     assert_eq!(api.count("watch", "rolegateconfigs"), 0);
 }
 
@@ -247,27 +250,27 @@ async fn the_configuration_is_followed_and_errors_are_reported() {
         CONFIGS,
         configuration(json!({"layers": {"grants": "enforce"}})),
     );
-    let mut told = config(&api, ConfigMode::Auto).await;
-    let ClusterConfig::Is(found) = told.next().await else {
+    let mut harness = config(&api, ConfigMode::Auto).await;
+    let ClusterConfig::Is(found) = harness.next().await else {
         panic!("not there")
     };
     assert_eq!(found.modes[LayerId::Grants], Mode::Enforce);
-    until(|| told.readiness.is_ready()).await;
+    until(|| harness.readiness.is_ready()).await;
     for (spec, word) in [
         (json!({"rego": {"label": "x"}}), "spec.rego.label"),
         (json!({"unknown": 1}), "unknown"),
     ] {
         api.put(CONFIGS, configuration(spec));
-        let ClusterConfig::Broken(why) = told.next().await else {
+        let ClusterConfig::Broken(why) = harness.next().await else {
             panic!("not broken")
         };
         assert!(why.reason.contains(word), "{why}");
         assert!(why.generation.is_some());
-        until(|| told.readiness.report().noted.contains_key("rules")).await;
+        until(|| harness.readiness.report().noted.contains_key("rules")).await;
     }
     api.put(CONFIGS, configuration(json!({})));
-    assert!(matches!(told.next().await, ClusterConfig::Is(_)));
-    until(|| told.readiness.report().noted.is_empty()).await;
+    assert!(matches!(harness.next().await, ClusterConfig::Is(_)));
+    until(|| harness.readiness.report().noted.is_empty()).await;
 }
 
 #[tokio::test]
@@ -279,22 +282,22 @@ async fn threat_10_without_the_configuration_everything_is_refused() {
         let mut other = configuration(json!({}));
         other["metadata"]["name"] = json!("other");
         api.put(CONFIGS, other);
-        let mut told = config(&api, used).await;
-        assert_eq!(told.next().await, ClusterConfig::Missing);
+        let mut harness = config(&api, used).await;
+        assert_eq!(harness.next().await, ClusterConfig::Missing);
         // The watch itself is healthy: admission must be able to respond.
-        told.until_noted("no RolegateConfig named cluster").await;
+        harness.until_noted("no RolegateConfig named cluster").await;
         api.put(CONFIGS, configuration(json!({})));
-        assert!(matches!(told.next().await, ClusterConfig::Is(_)));
-        until(|| told.readiness.report().noted.is_empty()).await;
+        assert!(matches!(harness.next().await, ClusterConfig::Is(_)));
+        until(|| harness.readiness.report().noted.is_empty()).await;
         api.delete(CONFIGS, None, "cluster");
-        assert_eq!(told.next().await, ClusterConfig::Missing);
-        told.until_noted("no RolegateConfig named cluster").await;
+        assert_eq!(harness.next().await, ClusterConfig::Missing);
+        harness.until_noted("no RolegateConfig named cluster").await;
         api.put(CONFIGS, configuration(json!({})));
-        assert!(matches!(told.next().await, ClusterConfig::Is(_)));
+        assert!(matches!(harness.next().await, ClusterConfig::Is(_)));
         // The definition is deleted as well.
         api.disable(CONFIGS);
-        assert_eq!(told.next().await, ClusterConfig::Missing);
-        told.until_noted("install deploy/crds.yaml").await;
+        assert_eq!(harness.next().await, ClusterConfig::Missing);
+        harness.until_noted("install deploy/crds.yaml").await;
     }
 }
 
@@ -302,10 +305,14 @@ async fn threat_10_without_the_configuration_everything_is_refused() {
 /// service ends after `--max-staleness`.
 #[tokio::test]
 async fn threat_33_what_may_not_be_read_any_more_gets_old() {
-    async fn gets_old<M: Send + 'static>(api: &KubeApi, mut told: Told<M>, resource: &'static str) {
-        told.next().await;
-        let freshness = told.connection.freshness().clone();
-        until(|| told.readiness.is_ready()).await;
+    async fn gets_old<M: Send + 'static>(
+        api: &KubeApi,
+        mut harness: WatchHarness<M>,
+        resource: &'static str,
+    ) {
+        harness.next().await;
+        let freshness = harness.connection.freshness().clone();
+        until(|| harness.readiness.is_ready()).await;
         let label = match resource {
             "ingresses" => "replicated",
             resource => resource,
@@ -313,7 +320,7 @@ async fn threat_33_what_may_not_be_read_any_more_gets_old() {
         assert!(freshness.by_resource().contains_key(label), "{resource}");
         api.fail_resource(resource, Some(403));
         api.expire_watches();
-        until(|| told.readiness.report().noted.contains_key("rules")).await;
+        until(|| harness.readiness.report().noted.contains_key("rules")).await;
         let refused = tokio::time::Instant::now();
         // Counts lists and watches.
         let attempts = || api.count("watch", resource) + api.count("list", resource);
@@ -336,7 +343,7 @@ async fn threat_33_what_may_not_be_read_any_more_gets_old() {
     gets_old(&api, grants(&api).await, "rolegrants").await;
     gets_old(&api, config_maps(&api).await, "configmaps").await;
     let kind = ResourceKind::parse("networking.k8s.io/v1/ingresses").unwrap();
-    let ingresses = Told::start(&api, |connection, observer, sender| async move {
+    let ingresses = WatchHarness::start(&api, |connection, observer, sender| async move {
         watch_replicated(&connection, &kind, observer, |change| change, sender).await;
     });
     gets_old::<Change<Replicated>>(&api, ingresses.await, "ingresses").await;
@@ -347,20 +354,20 @@ async fn an_api_server_that_is_away_or_refuses_later_changes_nothing() {
     for status in [503, 403] {
         let api = api(KubeApiOptions::default()).await;
         api.fail_with(Some(503));
-        let mut told = config(&api, ConfigMode::Auto).await;
-        told.until_failing("503").await;
-        assert!(told.messages.try_recv().is_err(), "it stays unseen");
+        let mut harness = config(&api, ConfigMode::Auto).await;
+        harness.until_failing("503").await;
+        assert!(harness.messages.try_recv().is_err(), "it stays unseen");
         api.put(CONFIGS, configuration(json!({})));
         api.fail_with(None);
-        assert!(matches!(told.next().await, ClusterConfig::Is(_)));
-        until(|| told.readiness.is_ready()).await;
+        assert!(matches!(harness.next().await, ClusterConfig::Is(_)));
+        until(|| harness.readiness.is_ready()).await;
         api.fail_with(Some(status));
         api.expire_watches();
-        until(|| told.readiness.report().noted.contains_key("rules")).await;
-        assert!(told.readiness.is_ready() && told.messages.try_recv().is_err());
+        until(|| harness.readiness.report().noted.contains_key("rules")).await;
+        assert!(harness.readiness.is_ready() && harness.messages.try_recv().is_err());
         api.fail_with(None);
-        assert!(matches!(told.next().await, ClusterConfig::Is(_)));
-        until(|| told.readiness.report().noted.is_empty()).await;
+        assert!(matches!(harness.next().await, ClusterConfig::Is(_)));
+        until(|| harness.readiness.report().noted.is_empty()).await;
     }
 }
 
@@ -370,8 +377,8 @@ fn map(namespace: &str, name: &str, annotations: Value) -> Value {
             "labels": {"openpolicyagent.org/policy": "rego"}}})
 }
 
-async fn config_maps(api: &KubeApi) -> Told<Change<ConfigMap>> {
-    Told::start(api, |connection, observer, sender| async move {
+async fn config_maps(api: &KubeApi) -> WatchHarness<Change<ConfigMap>> {
+    WatchHarness::start(api, |connection, observer, sender| async move {
         watch_config_maps(&connection, "opa", observer, |change| change, sender).await;
     })
     .await
@@ -383,8 +390,8 @@ async fn config_maps_of_one_namespace_and_their_status() {
     let annotations = json!({"rolegate.dev/enforcement-points": "admission", "unrelated": "x"});
     api.put(MAPS, map("opa", "one", annotations));
     api.put(MAPS, map("elsewhere", "two", json!({})));
-    let mut told = config_maps(&api).await;
-    let Change::Snapshot(mut all) = told.next().await else {
+    let mut harness = config_maps(&api).await;
+    let Change::Snapshot(mut all) = harness.next().await else {
         panic!("no snapshot")
     };
     let one = all.remove(0);
@@ -398,11 +405,11 @@ async fn config_maps_of_one_namespace_and_their_status() {
         [("rolegate.dev/enforcement-points", "admission")]
     );
 
-    let client = told.connection.client();
+    let client = harness.connection.client();
     let broken = json!({"status": "error", "error": {"message": "line 1"}});
     let written = write_policy_status(&client, &one, &broken).await.unwrap();
     assert_eq!(written, Written::Changed);
-    let Change::Apply(marked) = told.next().await else {
+    let Change::Apply(marked) = harness.next().await else {
         panic!("not changed")
     };
     assert!(
@@ -438,12 +445,12 @@ async fn config_maps_of_one_namespace_and_their_status() {
 async fn an_invalid_policy_causes_an_event_on_its_config_map() {
     let api = api(KubeApiOptions::default()).await;
     api.put(MAPS, map("opa", "one", json!({})));
-    let mut told = config_maps(&api).await;
-    let Change::Snapshot(all) = told.next().await else {
+    let mut harness = config_maps(&api).await;
+    let Change::Snapshot(all) = harness.next().await else {
         panic!("no snapshot")
     };
     let mut metrics = Metrics::new();
-    let client = told.connection.client();
+    let client = harness.connection.client();
     let (recorder, writer) = recorder_as("rolegate-controller", client, "c".into(), metrics.ours());
     let writing = tokio::spawn(writer.run());
     for _ in 0..3 {
@@ -470,12 +477,14 @@ async fn objects_are_replicated_whole_without_the_records_of_writers() {
         .await;
         let path = "networking.k8s.io/v1/ingresses";
         let kind = ResourceKind::parse(path).unwrap();
-        let mut told: Told<Change<Replicated>> =
-            Told::start(&api, |connection, observer, sender| async move {
+        let mut harness: WatchHarness<Change<Replicated>> =
+            WatchHarness::start(&api, |connection, observer, sender| async move {
                 watch_replicated(&connection, &kind, observer, |change| change, sender).await;
             })
             .await;
-        told.until_failing("networking.k8s.io/v1/ingresses").await;
+        harness
+            .until_failing("networking.k8s.io/v1/ingresses")
+            .await;
         api.enable(path, "Ingress", true);
         // Lists leave out the kind of their objects.
         let object = json!({"spec": {"x": [1]}, "metadata": {"namespace": "shop", "name": "one",
@@ -483,7 +492,7 @@ async fn objects_are_replicated_whole_without_the_records_of_writers() {
                 "kubectl.kubernetes.io/last-applied-configuration": "{}"}}});
         api.put(path, object);
         let one = loop {
-            match told.next().await {
+            match harness.next().await {
                 Change::Snapshot(all) => {
                     if let Some(one) = all.into_iter().next() {
                         break one;
@@ -503,7 +512,7 @@ async fn objects_are_replicated_whole_without_the_records_of_writers() {
         assert_eq!(object["spec"], json!({"x": [1]}));
         assert_eq!(object["metadata"]["annotations"], json!({"a": "b"}));
         assert_eq!(object["metadata"].get("managedFields"), None);
-        until(|| told.readiness.is_ready()).await;
+        until(|| harness.readiness.is_ready()).await;
     }
 }
 

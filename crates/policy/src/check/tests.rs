@@ -4,7 +4,7 @@ use rolegate_core::layer::{LayerId, Mode};
 use rolegate_review::ValidationRules;
 
 use super::*;
-use crate::fixtures::{NOW, Stage, rules};
+use crate::fixtures::{Fixture, NOW, rules};
 use rolegate_api::manifest::documents;
 
 const MANIFESTS: &str = "\
@@ -39,13 +39,13 @@ metadata:
   name: settings
 ";
 
-fn checked(stage: &Stage, text: &str) -> Findings {
+fn checked(fixture: &Fixture, text: &str) -> Findings {
     let config = RuleConfig::default();
     let keys = AnnotationKeys::default();
     let rules = ValidationRules {
-        rules: &stage.rules,
+        rules: &fixture.rules,
         config: &config,
-        grants: &stage.grants,
+        grants: &fixture.grants,
         keys: &keys,
         policies: None,
     };
@@ -216,7 +216,7 @@ request:
 
 #[test]
 fn what_policies_are_not_asked_about_is_told() {
-    let stage = rules(&[], Mode::Off);
+    let fixture = rules(&[], Mode::Off);
     let (mut config, keys) = (RuleConfig::default(), AnnotationKeys::default());
     let creator = Creator {
         user: "ann".into(),
@@ -227,9 +227,9 @@ fn what_policies_are_not_asked_about_is_told() {
     let mut notes = |mode, operation| {
         config.modes[LayerId::Rego] = mode;
         let rules = ValidationRules {
-            rules: &stage.rules,
+            rules: &fixture.rules,
             config: &config,
-            grants: &stage.grants,
+            grants: &fixture.grants,
             keys: &keys,
             policies: None,
         };

@@ -3,12 +3,12 @@ use rolegate_core::decision::ReservedRole;
 use rolegate_core::layer::Mode;
 
 use super::*;
-use crate::fixtures::{NOW, Stage, grant, pod, rules};
+use crate::fixtures::{Fixture, NOW, grant, pod, rules};
 
-fn ask(stage: &Stage, workload: &Workload) -> Explained {
+fn ask(fixture: &Fixture, workload: &Workload) -> Explained {
     explain(&Question {
-        rules: &stage.rules,
-        grants: &stage.grants,
+        rules: &fixture.rules,
+        grants: &fixture.grants,
         policies: &[AskedPolicy {
             name: "opa/roles".into(),
             admission: true,
@@ -121,11 +121,11 @@ fn json_has_every_field_always() {
 
 #[test]
 fn sessions_that_exceed_the_chaining_limit_have_a_note() {
-    let mut stage = rules(&[], Mode::Off);
+    let mut fixture = rules(&[], Mode::Off);
     let note = "3600 s if rolegate's own credentials are a session of a role";
     for (seconds, noted) in [(3600, false), (7200, true)] {
-        stage.rules.session_seconds = seconds;
-        let text = ask(&stage, &pod("shop", "api", "reader")).text();
+        fixture.rules.session_seconds = seconds;
+        let text = ask(&fixture, &pod("shop", "api", "reader")).text();
         assert!(text.contains(&format!("{seconds} s\n")), "{text}");
         assert_eq!(text.contains(note), noted, "{text}");
     }
@@ -133,8 +133,8 @@ fn sessions_that_exceed_the_chaining_limit_have_a_note() {
 
 #[test]
 fn each_outcome_has_its_advice() {
-    let mut stage = rules(&[], Mode::Off);
-    stage.rules.reserved_roles = vec![ReservedRole {
+    let mut fixture = rules(&[], Mode::Off);
+    fixture.rules.reserved_roles = vec![ReservedRole {
         account: None,
         name: "node".into(),
     }];
@@ -169,7 +169,7 @@ fn each_outcome_has_its_advice() {
             "correct the pod's annotations",
         ),
     ] {
-        let explained = ask(&stage, &pod);
+        let explained = ask(&fixture, &pod);
         assert_eq!(explained.decision, outcome, "{pod:?}");
         assert!(
             explained.advice.as_deref().unwrap().contains(advice),
@@ -187,15 +187,15 @@ fn threat_25_what_pods_write_does_not_move_the_terminal() {
 
 #[test]
 fn web_identity_roles_are_shown_with_their_missing_grant() {
-    let stage = rules(&[grant("a", &["writer"], "shop", "api")], Mode::Enforce);
+    let fixture = rules(&[grant("a", &["writer"], "shop", "api")], Mode::Enforce);
     let asked = WebIdentity {
         asking: vec![pod("shop", "api", "reader"), pod("shop", "api", "writer")],
         unnamed: None,
     };
     let workload = pod("shop", "api", "");
     let explained = explain(&Question {
-        rules: &stage.rules,
-        grants: &stage.grants,
+        rules: &fixture.rules,
+        grants: &fixture.grants,
         policies: &[],
         workload: &workload,
         web_identity: Some(&asked),

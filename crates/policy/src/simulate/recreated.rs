@@ -141,7 +141,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::fixtures::{NOW, Stage, rules};
+    use crate::fixtures::{Fixture, NOW, rules};
 
     fn pod(name: &str, phase: &str, role: &str) -> Value {
         json!({
@@ -153,7 +153,7 @@ mod tests {
         })
     }
 
-    fn told(before: (&Stage, Mode), after: (&Stage, Mode), pods: &[Value]) -> Simulation {
+    fn told(before: (&Fixture, Mode), after: (&Fixture, Mode), pods: &[Value]) -> Simulation {
         let keys = AnnotationKeys::default();
         let configs = [before.1, after.1].map(|mode| {
             let mut config = RuleConfig::default();
@@ -161,11 +161,11 @@ mod tests {
             config
         });
         let [before, after] =
-            [(before.0, &configs[0]), (after.0, &configs[1])].map(|(stage, config)| {
+            [(before.0, &configs[0]), (after.0, &configs[1])].map(|(fixture, config)| {
                 ValidationRules {
-                    rules: &stage.rules,
+                    rules: &fixture.rules,
                     config,
-                    grants: &stage.grants,
+                    grants: &fixture.grants,
                     keys: &keys,
                     policies: None,
                 }

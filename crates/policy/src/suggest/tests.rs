@@ -172,11 +172,11 @@ fn roles_of_web_identity_are_covered_or_told() {
 
 #[test]
 fn covered_finished_and_default_pods_need_no_grant() {
-    let mut stage = rules(
+    let mut fixture = rules(
         &[grant("shop.api", &["reader"], "shop", "api")],
         Mode::Audit,
     );
-    stage.rules.default_role = RoleArn::parse("arn:aws:iam::123456789012:role/all").ok();
+    fixture.rules.default_role = RoleArn::parse("arn:aws:iam::123456789012:role/all").ok();
     let finished = Workload {
         phase: Phase::Succeeded,
         ..pod("shop", "job", "job")
@@ -189,8 +189,8 @@ fn covered_finished_and_default_pods_need_no_grant() {
     ];
     let suggest = |finished| {
         suggest(
-            &stage.rules,
-            &stage.grants,
+            &fixture.rules,
+            &fixture.grants,
             pods_only(&running),
             finished,
             NOW,
@@ -205,8 +205,8 @@ fn covered_finished_and_default_pods_need_no_grant() {
 
 #[test]
 fn grant_limits_remain_and_names_with_stars_grant_nothing() {
-    let mut stage = rules(&[grant("shop.api", &["reader"], "shop", "api")], Mode::Off);
-    let namespaces = Arc::make_mut(&mut stage.rules.namespaces);
+    let mut fixture = rules(&[grant("shop.api", &["reader"], "shop", "api")], Mode::Off);
+    let namespaces = Arc::make_mut(&mut fixture.rules.namespaces);
     let open = namespaces["shop"].clone();
     namespaces.insert("*".into(), open);
     let running = [
@@ -214,7 +214,13 @@ fn grant_limits_remain_and_names_with_stars_grant_nothing() {
         pod("*", "api", "reader"),
         pod("shop", "*", "reader"),
     ];
-    let suggestion = suggest(&stage.rules, &stage.grants, pods_only(&running), false, NOW);
+    let suggestion = suggest(
+        &fixture.rules,
+        &fixture.grants,
+        pods_only(&running),
+        false,
+        NOW,
+    );
     assert!(suggestion.grants.is_empty());
     assert_eq!(suggestion.left_out.len(), 3);
     assert_eq!(suggestion.notes().len(), 4);
@@ -253,10 +259,10 @@ fn long_lists_are_split_into_grants_that_are_valid() {
 proptest! {
     #[test]
     fn the_suggestion_allows_what_ran_and_nothing_else(
-        mut places in prop::collection::vec(0..universe().len(), 0..24),
+        mut indices in prop::collection::vec(0..universe().len(), 0..24),
     ) {
         let universe = universe();
-        let running: Vec<_> = places.iter().map(|place| universe[*place].clone()).collect();
+        let running: Vec<_> = indices.iter().map(|index| universe[*index].clone()).collect();
         let suggestion = suggested(&running);
         let grants: Vec<_> = suggestion.grants.iter().map(|one| one.grant.clone()).collect();
         let names: HashSet<_> = grants.iter().map(|grant| grant.name.clone()).collect();
@@ -282,8 +288,8 @@ proptest! {
             }
         }
         // The order of pods does not matter.
-        places.reverse();
-        let reversed: Vec<_> = places.iter().map(|place| universe[*place].clone()).collect();
+        indices.reverse();
+        let reversed: Vec<_> = indices.iter().map(|index| universe[*index].clone()).collect();
         prop_assert_eq!(suggested(&reversed), suggestion);
     }
 }

@@ -371,7 +371,7 @@ spec:
       kind: Pod
       metadata: {name: api}
     expect: {verdict: allowed}
-  - name: nobody is admin
+  - name: no pod is admin
     file: pods.yaml
     select: {kind: Pod}
     operation: update
@@ -450,7 +450,7 @@ spec:
                 "operation: patch",
                 "14: unknown variant `patch`",
             ),
-            ("nobody is admin", "the API may read", "14: duplicate case"),
+            ("no pod is admin", "the API may read", "14: duplicate case"),
             (
                 "      apiVersion: v1\n",
                 "",

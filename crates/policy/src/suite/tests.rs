@@ -29,13 +29,13 @@ fn run_observed(observer: &Observer, mode: Mode, case: &str, old: &str) -> CaseR
          spec:\n  namespace: shop\n  cases:\n  - name: one\n    file: pods.yaml\n{case}"
     );
     let test = PolicyTest::read(&documents(&text).unwrap().documents[0]).unwrap();
-    let stage = rules(&[grant("shop", &["reader"], "shop", "api")], mode);
-    let observed = observer.observed(&stage.rules);
+    let fixture = rules(&[grant("shop", &["reader"], "shop", "api")], mode);
+    let observed = observer.observed(&fixture.rules);
     let (config, keys) = (RuleConfig::default(), AnnotationKeys::default());
     let admission = ValidationRules {
         rules: &observed,
         config: &config,
-        grants: &stage.grants,
+        grants: &fixture.grants,
         keys: &keys,
         policies: None,
     };

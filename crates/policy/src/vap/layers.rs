@@ -231,7 +231,7 @@ pub(super) fn grants() -> Vec<Value> {
         ACCOUNTS, CLOSENESS, EXTERNAL_IDS, GRANT, NAMES, NAMESPACE_LABELS, NAMESPACES, PART,
         POD_LABELS, ROLES, SESSION, START,
     };
-    let demands = |place: usize, labels: &str| {
+    let requirements = |place: usize, labels: &str| {
         let among = format!(r#"(p[1] in {labels} && {labels}[p[1]] in p[2].split(","))"#);
         format!(
             r#"(f[{place}] == "" || f[{place}].split(";").map(q, q.split(" ")).all(p, p[0] == "In" ? {among} : p[0] == "NotIn" ? !{among} : (p[1] in {labels}) == (p[0] == "Exists")))"#
@@ -239,8 +239,8 @@ pub(super) fn grants() -> Vec<Value> {
     };
     let covers = format!(
         r#"a.role.startsWith(f[{START}]) && a.role.contains(f[{PART}]) && (f[{CLOSENESS}] == "1" ? a.role.matches(f[{ROLES}]) : a.role in f[{ROLES}].split(" ")) && (f[{NAMESPACES}] == "" || request.namespace.matches(f[{NAMESPACES}])) && (f[{ACCOUNTS}] == "" || a.account.matches(f[{ACCOUNTS}])) && {} && {}"#,
-        demands(NAMESPACE_LABELS, "variables.namespaceLabels"),
-        demands(POD_LABELS, "a"),
+        requirements(NAMESPACE_LABELS, "variables.namespaceLabels"),
+        requirements(POD_LABELS, "a"),
     );
     let closest = format!(
         r#"[["3", "2", "1"].filter(n, c.exists(f, f[{CLOSENESS}] == n))[0]].map(n, c.filter(f, f[{CLOSENESS}] == n))"#

@@ -60,7 +60,7 @@ enum Shape {
 pub(super) struct RoleRequests<'a> {
     input: &'a VapInput<'a>,
     pod_labels: &'a [String],
-    /// The administrator's default role as an ARN; empty if there is none.
+    /// The administrator's default role as an ARN; empty without a default role.
     default: String,
 }
 
@@ -82,13 +82,14 @@ impl<'a> RoleRequests<'a> {
 
     /// Returns the variables that every layer starts with:
     ///
-    /// - `pods`: what is new about pods, templates and objects whose metadata pods take over, as
-    ///   [`Self::shape`] has it;
-    /// - `asks`: for each of them, and for what else names a role, what is asked for: maps with
-    ///   `role` (the whole ARN, if it can be one), `default` (`yes` where it is the
-    ///   administrator's), `account`, `known`, and where they are there `externalId`,
+    /// - `pods`: the new or changed pods, templates and objects whose metadata pods inherit, in the
+    ///   form of [`Self::shape`];
+    /// - `asks`: the role requests of `pods` and of all other objects that name a role, as maps with
+    ///   `role` (the whole ARN, if the name can be completed), `default` (`yes` for the
+    ///   administrator's default role), `account`, `known` and, if present, `externalId`,
     ///   `sessionName`, `mirror` and labels;
-    /// - `judged`: those of `asks` whose role is one. Others are refused before all layers.
+    /// - `judged`: the requests of `asks` with a valid role. Invalid ones are denied before all
+    ///   layers.
     pub(super) fn variables(&self) -> Vec<Value> {
         let account = format!(
             r#"[{}, {}, dyn("default")].filter(a, a != "")[0]"#,

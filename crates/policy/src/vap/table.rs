@@ -312,9 +312,9 @@ impl Whom {
             named(&subject.namespaces, "-")?
         };
         let labels = |selector: &Option<Selector>, prefix| {
-            selector
-                .as_ref()
-                .map_or(Some(String::new()), |selector| demands(selector, prefix))
+            selector.as_ref().map_or(Some(String::new()), |selector| {
+                requirements(selector, prefix)
+            })
         };
         Some(Self {
             namespaces,
@@ -327,7 +327,7 @@ impl Whom {
 
 /// Formats a selector as text: `OPERATOR PREFIXkey value,value` separated by `;`. Returns `None` if
 /// no valid labels can match it.
-fn demands(selector: &Selector, prefix: &str) -> Option<String> {
+fn requirements(selector: &Selector, prefix: &str) -> Option<String> {
     let equal = selector.labels.iter().map(|(key, value)| Requirement {
         key: key.into(),
         operator: Operator::In(vec![value.into()]),

@@ -86,7 +86,7 @@ fn general(e: char, number: f64, precision: Option<usize>) -> String {
     }
 }
 
-/// Adds a decimal point if there is none and, for `g`, all the digits of the precision.
+/// Adds a decimal point to a number without one and, for `g`, all digits of the precision.
 pub(super) fn with_point(verb: char, text: &str, precision: Option<usize>) -> String {
     let end = text.find(['e', 'E']).unwrap_or(text.len());
     let (digits, exponent) = text.split_at(end);

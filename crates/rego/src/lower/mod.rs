@@ -381,7 +381,7 @@ fn token(line: u32, text: impl Into<String>) -> Tokens {
     tokens
 }
 
-/// Joins statements with semicolons; `true` if there are none.
+/// Joins statements with semicolons; `true` for an empty list, as an empty body holds.
 fn joined(line: u32, statements: Vec<Tokens>) -> Tokens {
     let mut out = Tokens::default();
     for statement in statements {

@@ -130,11 +130,11 @@ impl Deviations {
 
 /// Strips the module and the line from a message.
 fn without_place(what: &str) -> String {
-    let place = what.find(", line ").and_then(|at| {
+    let position = what.find(", line ").and_then(|at| {
         let rest = what.get(at..)?;
         Some(at + rest.find(": ")? + 2)
     });
-    place
+    position
         .and_then(|at| what.get(at..))
         .unwrap_or(what)
         .to_owned()

@@ -163,7 +163,7 @@ const NEWER: &[&str] = &[
 
 /// The first family: all folders that are in no other.
 pub(crate) const RULES: &str = "rules, references, comprehensions, negation, every";
-/// The family of what is excluded by design.
+/// The family of cases that are excluded by design.
 pub(crate) const BY_DESIGN: &str =
     "left out by design (JWT, X.509, GraphQL, schemas, HTTP, UUID, MD5, …)";
 /// The family of the newer language.

@@ -10,7 +10,7 @@ use rolegate_core::workload::{Phase, RoleRequest, Workload};
 use rolegate_rego::{PolicyStore, RegoLayer, Settings};
 use serde_json::json;
 
-use crate::stage::{
+use crate::helpers::{
     ADMISSION, AGENT, BOTH, denies_all, error, evaluate, messages, now, pod_review, policy, store,
 };
 
@@ -147,7 +147,7 @@ fn threat_11_a_door_policy_that_reads_more_is_refused_by_the_path() {
             "{body}: {actual}"
         );
         assert!(!store.never_loaded().is_empty());
-        let admission = crate::stage::store([policy("p", ADMISSION, &agent(body))]);
+        let admission = crate::helpers::store([policy("p", ADMISSION, &agent(body))]);
         assert!(
             admission.never_loaded().is_empty(),
             "{body}: {:?}",

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use rolegate_rego::{Kind, PolicySource, PolicyStatus, Syntax};
 use serde_json::{Value, json};
 
-use crate::stage::{self, ADMISSION, evaluate, messages, namespace, store};
+use crate::helpers::{self, ADMISSION, evaluate, messages, namespace, store};
 
 const POLICY: &str = include_str!("../fixtures/deployment-create-whitelist-role-ns.rego");
 
@@ -105,7 +105,7 @@ fn its_variants_run_too() {
 
 #[test]
 fn threat_11_the_published_policy_lets_a_bare_pod_pass_unless_pods_are_wrapped() {
-    let pod = stage::pod_review(
+    let pod = helpers::pod_review(
         json!({"iam.amazonaws.com/role": "admin"}),
         json!({"containers": []}),
     );

@@ -8,7 +8,7 @@ use rolegate_rego::{
 };
 use serde_json::json;
 
-use crate::stage::{
+use crate::helpers::{
     ADMISSION, BOTH, data, denies_all, error, evaluate, messages, namespace, pod_review, policy,
     store,
 };

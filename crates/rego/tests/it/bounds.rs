@@ -6,7 +6,7 @@ use std::time::Duration;
 use rolegate_rego::{Kind, Limits, PolicySource, PolicyStore, Settings};
 use serde_json::{Value, json};
 
-use crate::stage::{ADMISSION, data, error, evaluate, messages, pod_review, policy, store};
+use crate::helpers::{ADMISSION, data, error, evaluate, messages, pod_review, policy, store};
 
 fn any_pod() -> Value {
     pod_review(json!({}), json!({"containers": []}))
@@ -242,7 +242,7 @@ fn data_and_questions_may_not_be_nested_without_end() {
     );
     assert!(
         policies
-            .evaluate_review_json(deep.as_bytes(), crate::stage::now())
+            .evaluate_review_json(deep.as_bytes(), crate::helpers::now())
             .is_err()
     );
     let nested = (0..200).fold(json!(1), |inside, _| json!([inside]));

@@ -6,7 +6,7 @@ use std::path::Path;
 use rolegate_rego::{EnforcementPoints, Kind, PolicySource, PolicyStore, Replicated, Settings};
 use serde_json::Value;
 
-use crate::stage;
+use crate::helpers;
 
 /// A case: modules, input, data, and the messages in order.
 #[derive(serde::Deserialize)]
@@ -58,14 +58,14 @@ fn run(case: &Case) -> Result<Vec<String>, String> {
             }
         }
     }
-    store.apply(stage::policy("case", stage::ADMISSION, &case.rego));
+    store.apply(helpers::policy("case", helpers::ADMISSION, &case.rego));
     if let Some(why) = store.never_loaded().into_values().next() {
         return Err(why);
     }
     let now = case
         .now
         .as_deref()
-        .map_or_else(stage::now, |now| now.parse().unwrap());
+        .map_or_else(helpers::now, |now| now.parse().unwrap());
     let findings = store.snapshot().evaluate_review(&case.input, now);
     Ok(findings
         .denials

@@ -6,10 +6,10 @@ mod article;
 mod books;
 mod bounds;
 mod corpus;
+mod helpers;
 mod meaning;
 mod properties;
 mod references;
-mod stage;
 mod testing;
 
 #[global_allocator]

@@ -4,7 +4,7 @@
 use rolegate_rego::PolicyStatus;
 use serde_json::{Value, json};
 
-use crate::stage::{ADMISSION, error, evaluate, messages, policy, store};
+use crate::helpers::{ADMISSION, error, evaluate, messages, policy, store};
 
 fn review() -> Value {
     json!({"request": {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rolegate_rego::{Kind, Limits, Policies, PolicySource, PolicyStore, Settings};
 use serde_json::{Value, json};
 
-use crate::stage::{ADMISSION, BOTH, data, evaluate, now, policy};
+use crate::helpers::{ADMISSION, BOTH, data, evaluate, now, policy};
 
 /// Rules from which policies are generated.
 const RULES: [&str; 8] = [

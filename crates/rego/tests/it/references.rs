@@ -2,7 +2,9 @@
 
 use serde_json::json;
 
-use crate::stage::{ADMISSION, AGENT, data, error, evaluate, messages, pod_review, policy, store};
+use crate::helpers::{
+    ADMISSION, AGENT, data, error, evaluate, messages, pod_review, policy, store,
+};
 
 /// Returns an expression in each position of a rule: keys, values and arguments of heads, `else`,
 /// indices, comprehensions, `every`, `with`.

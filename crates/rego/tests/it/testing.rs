@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rolegate_rego::{Coverage, PolicyStore, RegoResult};
 use serde_json::json;
 
-use crate::stage::{ADMISSION, data, evaluate, now, pod_review, policy, store};
+use crate::helpers::{ADMISSION, data, evaluate, now, pod_review, policy, store};
 
 const DENY: &str = "\
 package kubernetes.admission

@@ -1,5 +1,6 @@
-//! What rules themselves consist of: role annotations and granting labels of namespaces, grants,
-//! the configuration, ConfigMaps of policies, and the ways around a pod's own endpoint.
+//! The checks that protect the rules themselves: role annotations of namespaces and the labels that
+//! grants select, RoleGrants, the RolegateConfig and ConfigMaps of policies. They also protect
+//! pods' annotations against changes through the pod's status or a binding.
 
 use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
 use rolegate_core::config::{DATA_LABEL, Subjects};
@@ -15,18 +16,19 @@ use crate::json::{Map, Node};
 use crate::outcome::{NotSynced, Violation};
 use crate::target::ReviewTarget;
 
-/// Where the state of a policy is told, which is no part of it.
+/// The annotation with a policy's status. A change of the status does not change the policy.
 const STATUS_ANNOTATION: &str = "openpolicyagent.org/kube-mgmt-status";
-/// The ConfigMap that the control plane keeps in every namespace, and who does.
+/// The ConfigMap that the control plane writes in every namespace, and the account that writes it.
 const ROOT_CA: (&str, &str) = (
     "kube-root-ca.crt",
     "system:serviceaccount:kube-system:root-ca-cert-publisher",
 );
-/// Who empties namespaces that are deleted.
+/// The account that deletes the objects of a terminating namespace.
 const NAMESPACE_CONTROLLER: &str = "system:serviceaccount:kube-system:namespace-controller";
 
-/// The control plane's controllers that make, scale and release what others wrote, by their service
-/// accounts in `kube-system`. Whatever else runs there is nobody special.
+/// The control plane's controllers that create, scale and delete the pods of users' workloads, by
+/// their service accounts in `kube-system`. Other accounts of that namespace have no privileges
+/// here.
 pub const CONTROLLERS: &[&str] = &[
     "cronjob-controller",
     "daemon-set-controller",
@@ -41,7 +43,8 @@ pub const CONTROLLERS: &[&str] = &[
 const ASK: &str = "ask your cluster's administrator";
 
 impl Validator<'_> {
-    /// A deletion takes nothing that pods have been given, but may take rules away.
+    /// Checks a deletion. Only rule writers may delete objects that hold rules, since deleting a
+    /// rule such as a policy may allow more.
     pub(super) fn deletion(&mut self, subject: ReviewTarget<'_>) -> Result<(), Malformed> {
         let guarded = matches!(
             subject,
@@ -73,7 +76,7 @@ impl Validator<'_> {
         Ok(())
     }
 
-    /// Grants and the configuration.
+    /// Checks a change of a RoleGrant or the RolegateConfig.
     pub(super) fn rule_object(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         if self.waits_for(&[NotLoaded::Config]) {
             return Ok(());
@@ -82,7 +85,8 @@ impl Validator<'_> {
         self.rule_change(change, "a grant or the configuration")
     }
 
-    /// ConfigMaps that hold policies or their data, or did.
+    /// Checks a change of a ConfigMap that contains policies or their data, or contained them
+    /// before.
     pub(super) fn config_map(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         if self.waits_for(&[NotLoaded::Config]) {
             return Ok(());
@@ -115,9 +119,10 @@ impl Validator<'_> {
         Ok(())
     }
 
-    /// Leaves the review undecided while one of the `parts` that says who may write is not loaded. It
-    /// waits for nothing else, so that a configuration whose policies or grants cannot be loaded can be
-    /// taken back. Members of `system:masters` may write in any case.
+    /// Returns true, with an undecided outcome, while one of the `parts` is not loaded. Callers
+    /// pass only the parts that name the allowed writers, so that an administrator can revert a
+    /// configuration whose policies or grants cannot be loaded. Members of `system:masters` may
+    /// always write.
     fn waits_for(&mut self, parts: &[NotLoaded]) -> bool {
         let master = self.review.user().is_in("system:masters");
         let unseen = self
@@ -132,10 +137,10 @@ impl Validator<'_> {
         unseen.is_some()
     }
 
-    /// Returns whether the user may write rules. While the configuration is missing or cannot be used,
-    /// it does not say who may: then members of `system:masters` may write grants and policies, and the
-    /// configuration itself may be written by those whom the old object names, so that it can be
-    /// restored by the people who kept it.
+    /// Returns true if the user may write rules. A configuration that is missing or invalid names
+    /// no writers. Then only members of `system:masters` may write grants and policies. The writers
+    /// whom the old configuration names may still write the configuration, so that the
+    /// administrators who maintained it can restore it.
     fn may_write_rules(&self) -> bool {
         if self.rules.rules.missing.is_none() {
             let writers = self.rules.config.rule_writers.as_ref();
@@ -149,15 +154,15 @@ impl Validator<'_> {
     }
 
     pub(super) fn is_rule_writer(&self) -> bool {
-        let nobody = Subjects::default();
+        let default = Subjects::default();
         let writers = self.rules.config.rule_writers.as_ref();
-        self.is_among(writers.unwrap_or(&nobody))
+        self.is_among(writers.unwrap_or(&default))
     }
 
     fn is_namespace_writer(&self) -> bool {
-        let nobody = Subjects::default();
+        let default = Subjects::default();
         let writers = self.rules.config.namespace_writers.as_ref();
-        self.is_among(writers.unwrap_or(&nobody))
+        self.is_among(writers.unwrap_or(&default))
     }
 
     pub(super) fn is_among(&self, subjects: &Subjects) -> bool {
@@ -165,7 +170,8 @@ impl Validator<'_> {
         subjects.contains(&user.name, user.groups.iter().map(String::as_str))
     }
 
-    /// Whether it is one of the control plane's own controllers, whichever account they use.
+    /// Returns true if the user is one of the control plane's controllers. They use a service
+    /// account each, or one shared user, depending on a flag of kube-controller-manager.
     pub(super) fn is_controller(&self) -> bool {
         let name = &*self.review.user().name;
         let account = name.strip_prefix("system:serviceaccount:kube-system:");
@@ -209,9 +215,10 @@ impl Validator<'_> {
             || labels.get(DATA_LABEL.0) == Some(DATA_LABEL.1))
     }
 
-    /// Who may say what a namespace's pods may have.
+    /// Checks a change of a namespace. Only namespace writers may change the annotations and labels
+    /// that decide about the roles of the namespace's pods.
     pub(super) fn namespace(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
-        // Grants say which labels count.
+        // Grants determine which labels decide about roles.
         let parts = [NotLoaded::Config, NotLoaded::Grants];
         if self.waits_for(&parts) || self.is_namespace_writer() {
             return Ok(());
@@ -255,7 +262,8 @@ impl Validator<'_> {
         Ok(())
     }
 
-    /// Whoever chooses the name of a namespace must not choose one that grants wait for.
+    /// Checks the name of a new namespace. A grant may name a namespace that does not exist yet; a
+    /// user who may create namespaces must not obtain the grant's roles by choosing that name.
     fn namespace_name_is_free(&mut self, namespace: &Node<'_>) -> Result<(), Malformed> {
         let Some(metadata) = FieldRef::root(namespace).field("metadata")? else {
             return Ok(());
@@ -264,7 +272,7 @@ impl Validator<'_> {
         if name.is_empty()
             && let Some(start) = metadata.text("generateName")?
         {
-            // What the API server appends.
+            // The API server appends five random characters.
             name = format!("{start}xxxxx");
         }
         let labels = metadata
@@ -291,8 +299,9 @@ impl Validator<'_> {
         Ok(())
     }
 
-    /// A kubelet may write metadata of its pods through their status, and so may whoever has the
-    /// right to it: nothing that decides about roles.
+    /// Checks a change of a pod's status. A status update can change annotations and labels as
+    /// well. A kubelet, or another user with the right to update statuses, must not change a role
+    /// that way.
     pub(super) fn pod_status(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let metadata = |object| -> Result<(StringMap<'_>, StringMap<'_>), Malformed> {
             match FieldRef::root(object).field("metadata")? {
@@ -320,7 +329,8 @@ impl Validator<'_> {
         Ok(())
     }
 
-    /// A binding's metadata is copied onto its pod.
+    /// Checks a binding, because the API server copies a binding's annotations and labels to its
+    /// pod.
     pub(super) fn binding(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         let metadata = FieldRef::root(&change.new).field("metadata")?;
         let (annotations, labels) = match &metadata {
@@ -342,7 +352,7 @@ impl Validator<'_> {
         self.chosen_node(change)
     }
 
-    /// Paths of a pod's annotations that decide about its role and differ.
+    /// Returns the paths of the annotations that decide about a pod's role and that differ.
     fn changed_annotations(&self, new: StringMap<'_>, old: StringMap<'_>) -> Vec<String> {
         let keys = self.rules.keys;
         [&*keys.role, &*keys.external_id, SESSION_NAME, MIRROR]
@@ -357,8 +367,8 @@ impl Validator<'_> {
     }
 }
 
-/// The `ruleWriters` of a RolegateConfig that cannot be used as a whole; `None` where it has none.
-/// Where the field itself cannot be read, it names nobody.
+/// Returns the `ruleWriters` of a RolegateConfig that is invalid as a whole; `None` if the field is
+/// absent. A field that cannot be parsed allows only members of `system:masters`.
 fn old_rule_writers(object: &RawValue) -> Option<Subjects> {
     let object: serde_json::Value = serde_json::from_str(object.get()).ok()?;
     let writers = object.pointer("/spec/ruleWriters")?.clone();
@@ -366,7 +376,8 @@ fn old_rule_writers(object: &RawValue) -> Option<Subjects> {
     Some(writers.as_ref().map(Subjects::from).unwrap_or_default())
 }
 
-/// What an object that holds rules says: not its status, nor the records kept of it.
+/// Returns an object's content without its status and without the metadata that the API server
+/// maintains, such as `managedFields`.
 fn content<'a>(object: &Node<'a>) -> Node<'a> {
     let mut content = object.clone();
     let Node::Map(fields) = &mut content else {

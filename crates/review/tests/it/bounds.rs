@@ -237,7 +237,7 @@ fn a_key_that_is_there_twice_is_refused() {
     );
 }
 
-/// Each name may have a decision of its own: a Pod of 3 MiB has room for 68,000.
+/// Each role name may need its own decision. A Pod of 3 MiB can name 68,000 roles.
 #[test]
 fn an_object_with_thousands_of_roles_is_denied_unevaluated() {
     let rules = Rules::of("annotations");

@@ -272,7 +272,7 @@ fn threat_10_what_is_guarded_waits_until_the_rules_were_seen() {
     }
 }
 
-/// A review of an object of rolegate's kinds, by a user who is no member of `system:masters`.
+/// A review of an object of rolegate's kinds, by a user outside the group `system:masters`.
 fn rules_review(kind: &str, operation: &str) -> Value {
     let mut review = pod("", None);
     review["request"]["kind"] = json!({"group": "rolegate.dev", "version": "v1", "kind": kind});
@@ -303,7 +303,7 @@ fn threat_10_without_a_configuration_guards_are_enforced() {
             .validate(&rules_review("RolegateConfig", "CREATE"))
             .is_allowed()
     );
-    // One that is there and cannot be used says who may change it.
+    // An existing configuration that is invalid still names its writers.
     let mut repair = rules_review("RolegateConfig", "UPDATE");
     for (writers, is_allowed) in [
         (json!({"groups": ["platform"]}), true),
@@ -319,7 +319,7 @@ fn threat_10_without_a_configuration_guards_are_enforced() {
     }
 }
 
-/// A layer whose rules cannot be loaded must not keep its configuration from being taken back.
+/// A layer whose rules cannot be loaded must not prevent the revert of its configuration.
 #[test]
 fn rules_wait_only_for_what_says_who_may_write() {
     let mut rules = Rules::of("annotations");

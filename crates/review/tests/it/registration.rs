@@ -305,7 +305,8 @@ fn a_custom_kind_is_sent_when_what_its_templates_are_in_changes() {
             .unwrap()
             .to_owned()
     };
-    // What paths begin with; of the object itself that is where its service account stands.
+    // The first fields of the paths. For the path of the whole object, this is the field with its
+    // service account.
     for field in ["workers", "podMetadata", "spec"] {
         let differs = format!(
             r#"("{field}" in object ? [object["{field}"]] : []) != ("{field}" in oldObject ? "#

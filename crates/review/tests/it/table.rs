@@ -66,8 +66,7 @@ fn admission_matches_the_table() {
     );
 }
 
-/// In the review of a creation the name comes from the URL, which has none: the name is the
-/// object's own.
+/// The review of a creation has no name if the URL has none. The name is then in the object.
 #[test]
 fn a_creation_without_a_name_in_its_url_is_validated_alike() {
     let cases = load_all().unwrap();

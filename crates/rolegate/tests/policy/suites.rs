@@ -300,7 +300,7 @@ fn what_can_not_be_tested_is_an_error_and_never_a_pass() {
         "{}",
         ran.out
     );
-    let selected = TEST.replace("{name: ours}", "{name: nobody}");
+    let selected = TEST.replace("{name: ours}", "{name: missing}");
     let ran = test(&changed("policies/images.yaml", &selected), &[]);
     assert_eq!(ran.code, 3);
     assert!(ran.out.contains("no object is selected"), "{}", ran.out);

@@ -62,7 +62,7 @@ const LONG: Duration = Duration::from_secs(3600);
 
 async fn ended(task: JoinHandle<()>) {
     let ended = tokio::time::timeout(LONG, task).await;
-    ended.expect("it goes on for ever").unwrap();
+    ended.expect("the connection is not closed").unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -215,7 +215,7 @@ async fn occasionally_used_connections_stay_open() {
     }
     assert!(!served.is_finished());
     let ended = tokio::time::timeout(unused + LONG, served).await;
-    ended.expect("it goes on for ever").unwrap();
+    ended.expect("the connection is not closed").unwrap();
 }
 
 #[tokio::test(start_paused = true)]

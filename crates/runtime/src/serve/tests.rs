@@ -57,7 +57,7 @@ impl Gated {
 async fn read_some(stream: &mut TcpStream) -> String {
     let mut bytes = [0; 1024];
     let read = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut bytes)).await;
-    let count = read.expect("nothing comes").unwrap_or(0);
+    let count = read.expect("no response arrives").unwrap_or(0);
     String::from_utf8_lossy(&bytes[..count]).into_owned()
 }
 

@@ -33,25 +33,25 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A self-signed certificate for localhost with its key, as PEM.
-struct Made {
+struct TestPair {
     certificate: String,
     key: String,
 }
 
-fn make(year_of_end: i32) -> Made {
+fn make(year_of_end: i32) -> TestPair {
     make_with(KeyPair::generate().unwrap(), year_of_end)
 }
 
-fn make_with(key: KeyPair, year_of_end: i32) -> Made {
+fn make_with(key: KeyPair, year_of_end: i32) -> TestPair {
     let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
     params.not_after = rcgen::date_time_ymd(year_of_end, 1, 1);
-    Made {
+    TestPair {
         certificate: params.self_signed(&key).unwrap().pem(),
         key: key.serialize_pem(),
     }
 }
 
-impl Made {
+impl TestPair {
     fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_slice(self.certificate.as_bytes()).unwrap()
     }
@@ -92,14 +92,14 @@ fn start(limits: Limits) -> Server {
 }
 
 impl Server {
-    fn serve(&self, made: &Made) {
+    fn serve(&self, made: &TestPair) {
         self.store
             .set(made.certificate.as_bytes(), made.key.as_bytes())
             .unwrap();
     }
 
     /// Performs a handshake of a client that trusts only these.
-    async fn connect(&self, trusted: &[&Made]) -> io::Result<TlsStream<TcpStream>> {
+    async fn connect(&self, trusted: &[&TestPair]) -> io::Result<TlsStream<TcpStream>> {
         connect(self.address, trusted.iter().map(|made| made.der())).await
     }
 }
@@ -141,14 +141,14 @@ fn served(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_11_new_handshakes_get_the_new_certificate_and_open_connections_live_on() {
     let server = start(Limits::default());
-    let all: Vec<Made> = (0..6).map(|_| make(2999)).collect();
+    let all: Vec<TestPair> = (0..6).map(|_| make(2999)).collect();
     server.serve(&all[0]);
     let mut first = server.connect(&[&all[0]]).await.unwrap();
     assert!(ask(&mut first).await.unwrap().ends_with("hello"));
 
     // Clients connect all the time; each must be served.
     let stop = tokio_util::sync::CancellationToken::new();
-    let trusted: Vec<_> = all.iter().map(Made::der).collect();
+    let trusted: Vec<_> = all.iter().map(TestPair::der).collect();
     let clients = [(); 4].map(|()| {
         let (stop, trusted, address) = (stop.clone(), trusted.clone(), server.address);
         tokio::spawn(async move {
@@ -252,7 +252,7 @@ async fn rule_11_files_are_followed_as_kubernetes_swaps_them() {
     let readiness = Readiness::new();
     let store = store(&readiness);
     let dir = tempfile::tempdir().unwrap();
-    let write = |version: &str, made: &Made| {
+    let write = |version: &str, made: &TestPair| {
         let folder = dir.path().join(version);
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("tls.crt"), &made.certificate).unwrap();
@@ -488,7 +488,7 @@ async fn rule_11_files_are_read_again_and_again() {
         certificate: folder.path().join("tls.crt"),
         key: folder.path().join("tls.key"),
     };
-    let write = |made: &Made| {
+    let write = |made: &TestPair| {
         std::fs::write(&files.certificate, &made.certificate).unwrap();
         std::fs::write(&files.key, &made.key).unwrap();
     };

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Removes what a site or a node of a test cluster leaves on the machine, by its name: network
-# namespaces, cgroups in every hierarchy, and the site's folder. Mounts and processes have ended
-# with the node's own namespaces.
+# Removes the remains of a site or a node of a test cluster by its name: network namespaces, cgroups
+# in every hierarchy, and the site's directory. Mounts and processes end with the node's own
+# namespaces.
 #   cleanup.sh NAME            now
 #   cleanup.sh --after NAME    once standard input ends, which is the end of the test process
 #   cleanup.sh --sweep         all sites whose test process is gone
@@ -9,13 +9,13 @@ set -euo pipefail
 shopt -s nullglob
 temporary=${TMPDIR:-/tmp}
 
-# remove NAME: everything called NAME or NAME-...
+# remove NAME: removes everything named NAME or NAME-...
 remove() {
 	local name=$1 namespace cgroup
 	for namespace in /run/netns/"$name" /run/netns/"$name"-*; do
 		ip netns del "${namespace##*/}" 2>/dev/null || true
 	done
-	# A cgroup can't be removed before the kernel has done with the last process that was in it.
+	# A cgroup cannot be removed until the kernel has released the last process in it.
 	for _ in $(seq 100); do
 		local left=0
 		# Hierarchies of version 1 are folders of their own, version 2 is the folder itself.
@@ -34,7 +34,7 @@ remove() {
 	done
 }
 
-# owners: the process IDs in the names of all that is left, once each.
+# owners: prints each process ID in the names of the remains once.
 owners() {
 	for path in /run/netns/rolegate-site-* /sys/fs/cgroup/{,*/}rolegate-site-* "$temporary"/rolegate-site-*; do
 		path=${path##*/rolegate-site-}

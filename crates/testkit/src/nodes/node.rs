@@ -14,8 +14,8 @@ use serde_json::json;
 
 use super::Cni;
 use super::control_plane::ControlPlane;
-use super::place::Place;
 use super::site::{self, SITE_ADDRESS, Site};
+use super::spec::NodeSpec;
 use super::user::{Ran, Shell};
 use crate::lab::Namespace;
 use crate::process::Process;
@@ -26,7 +26,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// A node of a [`super::TestCluster`]. Dropping it powers it off.
 #[derive(Debug)]
 pub struct TestNode {
-    place: Place,
+    spec: NodeSpec,
     /// Its name on the machine, for its namespace and its cgroups.
     full_name: String,
     folder: PathBuf,
@@ -47,13 +47,13 @@ impl TestNode {
     pub(super) fn new(
         site: &Site,
         control_plane: &ControlPlane,
-        place: Place,
+        spec: NodeSpec,
         cni: Cni,
         before_kubelet: &str,
         tools: &Path,
     ) -> anyhow::Result<Self> {
-        let full_name = format!("{}-{}", site.name(), place.name);
-        let folder = site.folder().join(&place.name);
+        let full_name = format!("{}-{}", site.name(), spec.name);
+        let folder = site.folder().join(&spec.name);
         fs::create_dir(&folder)?;
         let node = Self {
             full_name,
@@ -61,7 +61,7 @@ impl TestNode {
             cluster_binary: control_plane.binary.clone(),
             tools: tools.to_owned(),
             power: None,
-            place,
+            spec,
         };
         node.write_network(cni)?;
         node.write_runtime()?;
@@ -81,12 +81,12 @@ impl TestNode {
 
     /// Returns its name in Kubernetes.
     pub fn name(&self) -> &str {
-        &self.place.name
+        &self.spec.name
     }
 
     /// Returns its address for pods and other nodes.
     pub fn address(&self) -> Ipv4Addr {
-        self.place.address
+        self.spec.address
     }
 
     /// Returns the log of a service on the node: `kubelet`, `containerd` or `kube-proxy`.
@@ -126,7 +126,7 @@ impl TestNode {
     pub(super) fn boot(&mut self, site: &Site) -> anyhow::Result<()> {
         ensure!(self.power.is_none(), "{} runs already", self.name());
         let netns = Namespace::new(self.full_name.clone())?;
-        site.connect(&netns, &self.place)?;
+        site.connect(&netns, &self.spec)?;
         // Not `ip netns exec`, which mounts a /sys without cgroups.
         let mut command = Command::new("nsenter");
         command
@@ -138,7 +138,7 @@ impl TestNode {
             .arg(script.get_program())
             .args(script.get_args())
             .args([&self.full_name, self.name()])
-            .arg(self.place.address.to_string())
+            .arg(self.spec.address.to_string())
             .arg(&self.folder)
             .arg(&self.cluster_binary);
         let process = Process::spawn(self.name(), &command, &self.folder.join("boot.log"))?;
@@ -176,7 +176,7 @@ impl TestNode {
             }
         }
         power.process.kill();
-        site.disconnect(&self.place)?;
+        site.disconnect(&self.spec)?;
         drop(power.netns);
         // Leftover cgroups would keep containers from starting at the next boot.
         site::clean(&[&self.full_name])
@@ -191,7 +191,7 @@ impl TestNode {
     fn write_network(&self, cni: Cni) -> anyhow::Result<()> {
         let ipam = json!({
             "type": "host-local",
-            "ranges": [[{ "subnet": self.place.pods }]],
+            "ranges": [[{ "subnet": self.spec.pods }]],
             "routes": [{ "dst": "0.0.0.0/0" }],
             // On a tmpfs: addresses must not survive a boot.
             "dataDir": "/run/cni/addresses",
@@ -246,7 +246,7 @@ conf_dir = "/etc/cni/net.d"
         let user = format!("system:node:{}", self.name());
         control_plane.kubeconfig(&self.folder, "kubelet", &user, Some("system:nodes"))?;
         control_plane.kubeconfig(&self.folder, "proxy", "system:kube-proxy", None)?;
-        let address = self.place.address.to_string();
+        let address = self.spec.address.to_string();
         let serving = control_plane
             .authority
             .server(&self.full_name, &[&address, self.name()])?;

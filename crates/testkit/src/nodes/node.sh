@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A node of a test cluster from power-on to its end: process 1 of namespaces of its own.
+# A node of a test cluster from power-on to its end. This script is process 1 of the node's
+# namespaces.
 #   node.sh NAME NODE ADDRESS FOLDER CLUSTER
 # NAME is unique on the machine (its cgroups are called so), NODE is what Kubernetes calls it,
 # FOLDER is its disk, CLUSTER is the binary of tests/cluster.
@@ -9,14 +10,14 @@ export NODE_NAME=$node HOST_IP=$address
 
 hostname "$node"
 
-# Nothing that is mounted from here on reaches the machine.
+# Mounts from here on do not propagate to the machine.
 mount --make-rprivate /
-# `ip netns` mounts this folder onto itself, once for each time somebody asked.
+# `ip netns` mounts this directory onto itself at each call.
 while mountpoint -q /run/netns; do umount --recursive /run/netns; done
 mount -t tmpfs tmpfs /run
 mkdir -p /run/netns /run/lock
 touch /run/xtables.lock
-# The machine's own files below, what the node writes above, on its disk.
+# An overlay: the machine's files below, the node's own files above, on the node's disk.
 for path in /etc /var; do
 	mkdir -p "$folder/disk$path" "$folder/work$path"
 	mount -t overlay overlay \
@@ -24,7 +25,8 @@ for path in /etc /var; do
 done
 mount --make-rshared /
 
-# The kubelet writes these, and they are the whole kernel's. It leaves them where they read so.
+# The kubelet writes these sysctls, which apply to the whole kernel. It leaves them unchanged if
+# they already have its values.
 for parameter in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
 	kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
 	shown=/run/sys/${parameter%=*}
@@ -33,7 +35,7 @@ for parameter in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel
 	mount --bind "$shown" "/proc/sys/${parameter%=*}"
 done
 
-# What tells machines and boots apart is the whole kernel's too.
+# The identifiers of a machine and a boot are the kernel's as well.
 uuid=/proc/sys/kernel/random/uuid
 cat "$uuid" >/run/boot_id
 mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
@@ -43,7 +45,7 @@ cp --remove-destination "$folder/machine-id" /etc/machine-id
 # The kubelet expects its root in each hierarchy, and version 1 of cpusets are empty at first.
 for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*; do
 	if [ ! -e "$hierarchy/cgroup.procs" ] || [ -L "$hierarchy" ]; then continue; fi
-	# Below version 2 there are no hierarchies but groups.
+	# Version 2 has one hierarchy, which contains only groups.
 	if [ "$hierarchy" != /sys/fs/cgroup ] && [ -e /sys/fs/cgroup/cgroup.procs ]; then continue; fi
 	mkdir -p "$hierarchy/$name"
 	for set in cpus mems; do
@@ -73,7 +75,7 @@ fi
 kubectl() { "$cluster" kubectl --kubeconfig "$folder/kubelet.kubeconfig" "$@"; }
 until kubectl get --raw /readyz >/dev/null 2>&1; do sleep 0.2; done
 
-# No --conntrack-*: the limit is the whole kernel's.
+# No --conntrack-*: the limit applies to the whole kernel.
 "$cluster" kube-proxy --kubeconfig "$folder/proxy.kubeconfig" --proxy-mode nftables \
 	--hostname-override "$node" --conntrack-max-per-core 0 --conntrack-min 0 \
 	--healthz-bind-address 127.0.0.1:10256 --metrics-bind-address 127.0.0.1:10249 \

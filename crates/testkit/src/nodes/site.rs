@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use rolegate_devkit::{Imds, ImdsOptions, Sts, StsOptions};
 use tokio::runtime::{Builder, Runtime};
 
-use super::place::Place;
+use super::spec::NodeSpec;
 use crate::lab::Namespace;
 use crate::repository;
 
@@ -83,30 +83,30 @@ impl Site {
     }
 
     /// Connects a node's namespace to the bridge, with routes in both directions.
-    pub(super) fn connect(&self, node: &Namespace, place: &Place) -> anyhow::Result<()> {
+    pub(super) fn connect(&self, node: &Namespace, spec: &NodeSpec) -> anyhow::Result<()> {
         let site = self.netns()?;
-        let port = &place.name;
+        let port = &spec.name;
         site.exec(&format!(
             "ip link add {port} type veth peer name eth0 netns {}",
             node.name()
         ))?;
         site.exec(&format!("ip link set {port} master {BRIDGE} up"))?;
-        node.exec(&format!("ip addr add {}/24 dev eth0", place.address))?;
+        node.exec(&format!("ip addr add {}/24 dev eth0", spec.address))?;
         node.exec("ip link set eth0 up")?;
         node.exec(&format!("ip route add default via {SITE_ADDRESS}"))?;
         node.sysctl("net/ipv4/ip_forward", "1")?;
         // Other nodes use the site as their router, which knows all pod ranges.
         site.exec(&format!(
             "ip route replace {} via {}",
-            place.pods, place.address
+            spec.pods, spec.address
         ))?;
         Ok(())
     }
 
     /// Disconnects a node.
-    pub(super) fn disconnect(&self, place: &Place) -> anyhow::Result<()> {
+    pub(super) fn disconnect(&self, spec: &NodeSpec) -> anyhow::Result<()> {
         self.netns()?
-            .exec(&format!("ip link del {}", place.name))
+            .exec(&format!("ip link del {}", spec.name))
             .map(drop)
     }
 }

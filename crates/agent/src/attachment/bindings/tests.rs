@@ -53,7 +53,8 @@ fn bound(home: Attachment) -> Bindings {
 #[test]
 fn a_place_is_a_pod_s_home_if_all_of_it_is() {
     let bindings = bound(at_home());
-    let is_home = |place: Option<Attachment>| bindings.is_home("a", ADDR, place.as_ref());
+    let is_home =
+        |pod_attachment: Option<Attachment>| bindings.is_home("a", ADDR, pod_attachment.as_ref());
     assert!(is_home(Some(at_home())));
     for other in [
         bridge(Some(THIEFS), Some(7)),

@@ -41,8 +41,8 @@ fn all(texts: &[&str]) -> Records {
     Records::new(&interfaces)
 }
 
-/// Returns the network namespace to which the records assign the address, or the reason why there
-/// is none.
+/// Returns the network namespace to which the records assign the address, or the reason why they
+/// assign it to no namespace.
 fn assigned(records: &Records, pod: &PodId, address: IpAddr, existing: &[&str]) -> String {
     match records.assigned(pod, address, |netns| existing.contains(&netns)) {
         Assigned::To(record) => record.netns.clone(),

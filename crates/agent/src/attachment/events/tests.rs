@@ -9,17 +9,17 @@ const OTHER: Event = Event::LinkGone(9);
 
 /// A scripted source of events.
 #[derive(Debug, Default)]
-struct Script(VecDeque<Result<Vec<Event>, AttachmentError>>);
+struct FakeEvents(VecDeque<Result<Vec<Event>, AttachmentError>>);
 
-impl EventSource for Script {
+impl EventSource for FakeEvents {
     fn read(&mut self) -> Result<Option<Vec<Event>>, AttachmentError> {
         self.0.pop_front().transpose()
     }
 }
 
-fn events(script: impl IntoIterator<Item = Event>) -> Events<Script> {
-    Events::new(Script(
-        script.into_iter().map(|event| Ok(vec![event])).collect(),
+fn events(fake: impl IntoIterator<Item = Event>) -> Events<FakeEvents> {
+    Events::new(FakeEvents(
+        fake.into_iter().map(|event| Ok(vec![event])).collect(),
     ))
 }
 
@@ -27,7 +27,7 @@ fn many(event: Event) -> impl Iterator<Item = Event> {
     std::iter::repeat_n(event, MAX_READS)
 }
 
-fn reach(events: &mut Events<Script>) -> Reached {
+fn reach(events: &mut Events<FakeEvents>) -> Reached {
     events.catch_up(|_| ()).unwrap()
 }
 
@@ -64,10 +64,13 @@ fn afterwards(end: Instant) -> Instant {
 
 /// Asserts the verdict on an address that the kernel reports at its pod's attachment.
 fn assert_confirmed(reached: Reached, accepted: Instant, verdict: Verdict) {
-    for place in shared() {
-        assert_eq!(reached.confirm(Verdict::Same, &place, accepted), verdict);
+    for pod_attachment in shared() {
+        assert_eq!(
+            reached.confirm(Verdict::Same, &pod_attachment, accepted),
+            verdict
+        );
         for other in [Verdict::Changed, Verdict::Unrecorded, Verdict::Unknown] {
-            assert_eq!(reached.confirm(other, &place, accepted), other);
+            assert_eq!(reached.confirm(other, &pod_attachment, accepted), other);
         }
     }
     // The redirect rules drop packets from elsewhere.
@@ -90,13 +93,13 @@ fn every_event_is_taken_in_once() {
 
 #[test]
 fn connections_from_before_the_end_of_a_loss_stay_refused() {
-    for script in [
+    for fake in [
         vec![Event::Lost],
         vec![Event::Lost, OTHER],
         vec![OTHER, Event::Lost],
     ] {
         let before = Instant::now();
-        let mut events = events(script);
+        let mut events = events(fake);
         let reached = reach(&mut events);
         assert!(reached.all && reached.unsure);
         let after = Instant::now();

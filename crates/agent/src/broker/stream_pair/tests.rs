@@ -114,7 +114,7 @@ async fn stale_brokers_are_replaced_by_fresh_ones() {
         Some(PairEvent::Heartbeat(0))
     ));
     assert!(streams.pulse(second, none).is_none());
-    // A quiet cluster: both have few updates, which is no reason to switch.
+    // In a quiet cluster both streams have few updates. The pair does not switch because of that.
     advance(MINUTE * 4).await;
     assert!(streams.pulse(second, MINUTE * 3).is_none());
     let own = streams.pulse(first, MINUTE * 3 / 2);

@@ -12,19 +12,19 @@ use crate::address_verifier::AddressVerifier;
 use crate::metrics::AgentMetrics;
 use crate::pod_table::Owner;
 
-struct Bench {
+struct Fixture {
     sync: BrokerSync,
     fed: RemoteSessions,
     pod_table: Arc<PodTable>,
     readiness: Readiness,
 }
 
-fn bench() -> Bench {
+fn fixture() -> Fixture {
     let (sessions, fed) = Sessions::remote();
     let pod_table = Arc::new(PodTable::default());
     let readiness = Readiness::new();
     let metrics = AgentMetrics::register(&mut Registry::default());
-    let mut bench = Bench {
+    let mut fixture = Fixture {
         sync: BrokerSync {
             pod_table: pod_table.clone(),
             writer: PodTableWriter::new(pod_table.clone(), AddressVerifier::default(), metrics),
@@ -42,8 +42,8 @@ fn bench() -> Bench {
         pod_table,
         readiness,
     };
-    bench.receive(PairEvent::Activated).unwrap();
-    bench
+    fixture.receive(PairEvent::Activated).unwrap();
+    fixture
 }
 
 fn address(n: u8) -> IpAddr {
@@ -117,7 +117,7 @@ fn complete() -> v1::Update {
     }
 }
 
-impl Bench {
+impl Fixture {
     fn receive(&mut self, event: PairEvent) -> Result<(), Malformed> {
         self.sync.take(event, &self.fed)
     }
@@ -144,106 +144,106 @@ impl Bench {
 
 #[test]
 fn the_picture_is_what_the_broker_says() {
-    let mut bench = bench();
+    let mut fixture = fixture();
     let sessions = vec![session(1, "a", "ASIA1"), session(2, "b", "ASIA2")];
-    bench
+    fixture
         .update(update(sessions, vec![pod(1, 1), pod(2, 2)]))
         .unwrap();
-    assert!(!bench.pod_table.is_settled() && !bench.readiness.is_ready());
-    bench.update(complete()).unwrap();
-    assert!(bench.pod_table.is_settled() && bench.readiness.is_ready());
-    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+    assert!(!fixture.pod_table.is_settled() && !fixture.readiness.is_ready());
+    fixture.update(complete()).unwrap();
+    assert!(fixture.pod_table.is_settled() && fixture.readiness.is_ready());
+    assert_eq!(fixture.key(1).as_deref(), Some("ASIA1"));
     // A refresh, and one that failed: the existing session is still served.
     let refreshed = v1::Session {
         key: None,
         ..session(1, "a", "ASIA3")
     };
-    bench.update(update(vec![refreshed], Vec::new())).unwrap();
+    fixture.update(update(vec![refreshed], Vec::new())).unwrap();
     let failed = v1::Session {
         number: 1,
         failure: Some(failure()),
         ..v1::Session::default()
     };
-    bench.update(update(vec![failed], Vec::new())).unwrap();
-    assert_eq!(bench.key(1).as_deref(), Some("ASIA3"));
-    bench
+    fixture.update(update(vec![failed], Vec::new())).unwrap();
+    assert_eq!(fixture.key(1).as_deref(), Some("ASIA3"));
+    fixture
         .update(v1::Update {
             removed_pod_uids: vec!["uid-1".into(), "uid-of-nobody".into()],
             removed_sessions: vec![1, 77],
             ..v1::Update::default()
         })
         .unwrap();
-    assert_eq!(bench.key(1), None);
-    assert_eq!(bench.key(2).as_deref(), Some("ASIA2"));
-    assert_eq!(bench.sync.table.len(), 1);
+    assert_eq!(fixture.key(1), None);
+    assert_eq!(fixture.key(2).as_deref(), Some("ASIA2"));
+    assert_eq!(fixture.sync.table.len(), 1);
 }
 
 #[test]
 fn missing_pods_are_removed_once_a_new_stream_is_complete() {
-    let mut bench = bench();
+    let mut fixture = fixture();
     let sessions = vec![session(1, "a", "ASIA1"), session(2, "b", "ASIA2")];
     let mut first = update(sessions, vec![pod(1, 1), pod(2, 2)]);
     first.complete = true;
-    bench.update(first).unwrap();
-    bench
+    fixture.update(first).unwrap();
+    fixture
         .receive(PairEvent::Lost("it went away".into()))
         .unwrap();
     // It is served meanwhile, and ready.
-    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
-    assert!(bench.readiness.is_ready());
+    assert_eq!(fixture.key(1).as_deref(), Some("ASIA1"));
+    assert!(fixture.readiness.is_ready());
 
-    bench.receive(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     // Another broker has other numbers, and has not fetched this session yet: the first one's
     // credentials stay.
     let mut unfetched = session(7, "a", "x");
     unfetched.credentials = None;
-    bench
+    fixture
         .update(update(vec![unfetched], vec![pod(1, 7)]))
         .unwrap();
-    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
-    assert_eq!(bench.key(2).as_deref(), Some("ASIA2"));
-    bench.update(complete()).unwrap();
-    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
-    assert_eq!(bench.key(2), None);
+    assert_eq!(fixture.key(1).as_deref(), Some("ASIA1"));
+    assert_eq!(fixture.key(2).as_deref(), Some("ASIA2"));
+    fixture.update(complete()).unwrap();
+    assert_eq!(fixture.key(1).as_deref(), Some("ASIA1"));
+    assert_eq!(fixture.key(2), None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn staleness_grows_until_the_next_stream_is_complete() {
-    let mut bench = bench();
+    let mut fixture = fixture();
     let minutes = |n: u64| std::time::Duration::from_secs(60 * n);
-    bench.update(complete()).unwrap();
+    fixture.update(complete()).unwrap();
     tokio::time::advance(minutes(5)).await;
-    assert_eq!(bench.sync.age.age(), minutes(5));
-    bench.receive(PairEvent::Heartbeat(1000)).unwrap();
-    assert_eq!(bench.sync.age.age().as_secs(), 1);
+    assert_eq!(fixture.sync.age.age(), minutes(5));
+    fixture.receive(PairEvent::Heartbeat(1000)).unwrap();
+    assert_eq!(fixture.sync.age.age().as_secs(), 1);
 
-    bench.receive(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     tokio::time::advance(minutes(10)).await;
     for said in [0, u64::MAX] {
         // The broker has not received any pod yet, or never sends one.
-        bench.receive(PairEvent::Heartbeat(said)).unwrap();
-        assert_eq!(bench.sync.age.age().as_secs(), 601, "{said}");
+        fixture.receive(PairEvent::Heartbeat(said)).unwrap();
+        assert_eq!(fixture.sync.age.age().as_secs(), 601, "{said}");
     }
-    bench.update(complete()).unwrap();
-    bench.receive(PairEvent::Heartbeat(0)).unwrap();
-    assert_eq!(bench.sync.age.age(), minutes(0));
+    fixture.update(complete()).unwrap();
+    fixture.receive(PairEvent::Heartbeat(0)).unwrap();
+    assert_eq!(fixture.sync.age.age(), minutes(0));
 }
 
 #[test]
 fn revocations_before_a_malformed_part_apply() {
-    let mut bench = bench();
+    let mut fixture = fixture();
     let sessions = vec![session(1, "a", "ASIA1"), session(2, "b", "ASIA2")];
     let pods = vec![pod(1, 1), pod(2, 2), pod(3, 2)];
-    bench.update(update(sessions, pods)).unwrap();
+    fixture.update(update(sessions, pods)).unwrap();
     let denied = v1::Pod {
         authorization: Some(pod::Authorization::Denied(v1::Denial::default())),
         ..pod(1, 0)
     };
     let mut malformed = update(Vec::new(), vec![denied, pod(3, 77)]);
     malformed.removed_pod_uids = vec!["uid-2".into()];
-    assert!(bench.update(malformed).is_err());
-    assert_eq!([bench.key(1), bench.key(2)], [None, None]);
-    assert_eq!(bench.key(3).as_deref(), Some("ASIA2"));
+    assert!(fixture.update(malformed).is_err());
+    assert_eq!([fixture.key(1), fixture.key(2)], [None, None]);
+    assert_eq!(fixture.key(3).as_deref(), Some("ASIA2"));
 }
 
 #[test]
@@ -252,102 +252,105 @@ fn a_broker_that_has_not_decided_yet_takes_nothing_away() {
         authorization: Some(pod::Authorization::Pending(v1::Empty {})),
         ..pod(n, 0)
     };
-    let mut bench = bench();
+    let mut fixture = fixture();
     let pods = vec![pod(1, 1), pod(2, 1), pod(3, 1)];
     let mut first = update(vec![session(1, "a", "ASIA1")], pods);
     first.complete = true;
-    bench.update(first).unwrap();
+    fixture.update(first).unwrap();
 
-    bench.receive(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     // One of them has moved: its decision applied to its previous address.
     let moved = v1::Pod {
         addresses: vec![wire::address_bytes(address(9))],
         ..pending(2)
     };
     let pods = vec![pending(1), moved, pending(4)];
-    bench.update(update(Vec::new(), pods)).unwrap();
-    bench.update(complete()).unwrap();
-    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
-    assert!([2, 3, 4, 9].iter().all(|n| bench.key(*n).is_none()));
+    fixture.update(update(Vec::new(), pods)).unwrap();
+    fixture.update(complete()).unwrap();
+    assert_eq!(fixture.key(1).as_deref(), Some("ASIA1"));
+    assert!([2, 3, 4, 9].iter().all(|n| fixture.key(*n).is_none()));
     assert!(
-        bench.pod_table.owner(address(9)).is_some() && bench.pod_table.owner(address(2)).is_none()
+        fixture.pod_table.owner(address(9)).is_some()
+            && fixture.pod_table.owner(address(2)).is_none()
     );
     // A broker that knew the rules, and waits for new ones, is authoritative.
-    bench.update(update(Vec::new(), vec![pending(1)])).unwrap();
-    assert_eq!(bench.key(1), None);
+    fixture
+        .update(update(Vec::new(), vec![pending(1)]))
+        .unwrap();
+    assert_eq!(fixture.key(1), None);
 }
 
 #[test]
 fn pending_requests_are_repeated_to_the_next_broker() {
-    let mut bench = bench();
+    let mut fixture = fixture();
     let unfetched = |number| v1::Session {
         credentials: None,
         ..session(number, "a", "")
     };
     let mut first = update(vec![unfetched(1)], vec![pod(1, 1)]);
     first.complete = true;
-    bench.update(first).unwrap();
+    fixture.update(first).unwrap();
     assert_eq!(
-        bench.fed.next_requested().now_or_never(),
+        fixture.fed.next_requested().now_or_never(),
         None,
-        "nobody waits"
+        "no request waits for the session yet"
     );
-    bench.sync.table.get(&1).unwrap().prioritize();
-    let asked = |bench: &mut Bench| {
-        let key = bench.fed.next_requested().now_or_never()??;
-        bench.sync.numbers.get(&key).copied()
+    fixture.sync.table.get(&1).unwrap().prioritize();
+    let asked = |fixture: &mut Fixture| {
+        let key = fixture.fed.next_requested().now_or_never()??;
+        fixture.sync.numbers.get(&key).copied()
     };
-    assert_eq!(asked(&mut bench), Some(1));
+    assert_eq!(asked(&mut fixture), Some(1));
 
-    bench.receive(PairEvent::Activated).unwrap();
-    bench
+    fixture.receive(PairEvent::Activated).unwrap();
+    fixture
         .update(update(vec![unfetched(5)], vec![pod(1, 5)]))
         .unwrap();
-    assert_eq!(asked(&mut bench), Some(5));
-    bench.receive(PairEvent::Activated).unwrap();
+    assert_eq!(asked(&mut fixture), Some(5));
+    fixture.receive(PairEvent::Activated).unwrap();
     let fetched = session(6, "a", "ASIA1");
-    bench
+    fixture
         .update(update(vec![fetched], vec![pod(1, 6)]))
         .unwrap();
-    assert_eq!(asked(&mut bench), None, "there it is");
+    assert_eq!(asked(&mut fixture), None, "there it is");
 }
 
 #[test]
 fn the_session_that_expires_last_is_served() {
     let hours_ago =
         |hours: u64| jiff::Timestamp::now() - std::time::Duration::from_secs(3600 * hours);
-    let mut bench = bench();
-    bench
+    let mut fixture = fixture();
+    fixture
         .update(update(vec![session(1, "a", "ASIA1")], vec![pod(1, 1)]))
         .unwrap();
-    bench.receive(PairEvent::Activated).unwrap();
+    fixture.receive(PairEvent::Activated).unwrap();
     // A broker that has not reached STS for long still has its old session.
     let old = v1::Session {
         credentials: Some(credentials_since("ASIA0", hours_ago(2))),
         failure: Some(failure()),
         ..session(1, "a", "")
     };
-    bench.update(update(vec![old], vec![pod(1, 1)])).unwrap();
-    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+    fixture.update(update(vec![old], vec![pod(1, 1)])).unwrap();
+    assert_eq!(fixture.key(1).as_deref(), Some("ASIA1"));
     let new = v1::Session {
         key: None,
         ..session(1, "a", "ASIA2")
     };
-    bench.update(update(vec![new], Vec::new())).unwrap();
-    assert_eq!(bench.key(1).as_deref(), Some("ASIA2"));
+    fixture.update(update(vec![new], Vec::new())).unwrap();
+    assert_eq!(fixture.key(1).as_deref(), Some("ASIA2"));
 }
 
 #[test]
 fn sessions_with_a_new_number_can_be_requested() {
-    let mut bench = bench();
+    let mut fixture = fixture();
     let first = update(vec![session(1, "a", "ASIA1")], vec![pod(1, 1)]);
-    bench.update(first).unwrap();
+    fixture.update(first).unwrap();
     let mut second = update(vec![session(2, "a", "ASIA1")], vec![pod(1, 2)]);
     second.removed_sessions = vec![1];
-    bench.update(second).unwrap();
+    fixture.update(second).unwrap();
     let key = SessionKey::try_from(key("a")).unwrap();
-    assert_eq!(bench.sync.numbers.get(&key), Some(&2));
-    assert_eq!(bench.key(1).as_deref(), Some("ASIA1"));
+    assert_eq!(fixture.sync.numbers.get(&key), Some(&2));
+    assert_eq!(fixture.key(1).as_deref(), Some("ASIA1"));
 }
 
 #[test]
@@ -376,23 +379,23 @@ fn a_message_that_makes_no_sense_ends_the_stream() {
         with(&|it| it.credentials.as_mut().unwrap().expires_at_ms = i64::MAX),
         with(&|it| it.failure = Some(v1::Failure::default())),
     ] {
-        let mut bench = bench();
+        let mut fixture = fixture();
         let text = format!("{malformed:?}");
-        assert!(bench.update(malformed).is_err(), "{text}");
+        assert!(fixture.update(malformed).is_err(), "{text}");
         // Nothing of it is shown.
-        assert_eq!(bench.key(1), None, "{text}");
+        assert_eq!(fixture.key(1), None, "{text}");
     }
 }
 
 #[test]
 fn a_broker_cannot_fill_the_agent() {
-    let mut bench = bench();
+    let mut fixture = fixture();
     let sessions = |from: u64| (from..).map(|n| session(n, &format!("role-{n}"), "ASIA"));
     let most = u64::try_from(MAX_ENTRIES).unwrap();
     let all = sessions(0).take(MAX_ENTRIES).collect();
-    bench.update(update(all, Vec::new())).unwrap();
+    fixture.update(update(all, Vec::new())).unwrap();
     assert!(
-        bench
+        fixture
             .update(update(sessions(most).take(1).collect(), Vec::new()))
             .is_err()
     );
@@ -405,12 +408,12 @@ fn a_broker_cannot_fill_the_agent() {
         update(Vec::new(), (from..from + count).map(named).collect())
     };
     // While the complete state is sent, and afterwards.
-    bench.update(pods(0, MAX_ENTRIES)).unwrap();
-    assert!(bench.update(pods(MAX_ENTRIES, 2)).is_err());
-    bench.receive(PairEvent::Activated).unwrap();
+    fixture.update(pods(0, MAX_ENTRIES)).unwrap();
+    assert!(fixture.update(pods(MAX_ENTRIES, 2)).is_err());
+    fixture.receive(PairEvent::Activated).unwrap();
     let mut first = update(vec![session(1, "a", "ASIA1")], Vec::new());
     first.complete = true;
-    bench.update(first).unwrap();
-    bench.update(pods(0, MAX_ENTRIES)).unwrap();
-    assert!(bench.update(pods(MAX_ENTRIES, 2)).is_err());
+    fixture.update(first).unwrap();
+    fixture.update(pods(0, MAX_ENTRIES)).unwrap();
+    assert!(fixture.update(pods(MAX_ENTRIES, 2)).is_err());
 }

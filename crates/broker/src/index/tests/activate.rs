@@ -35,39 +35,39 @@ async fn run(
     index.run(sources).await;
 }
 
-fn with_pods(mut bench: Bench, pods: usize) -> Bench {
+fn with_pods(mut fixture: Fixture, pods: usize) -> Fixture {
     for number in 0..pods {
-        bench.apply(pod(&name(number), "node-1"));
+        fixture.apply(pod(&name(number), "node-1"));
     }
-    bench
+    fixture
 }
 
 #[test]
 fn a_stream_is_complete_once_all_pods_of_its_node_are_decided() {
-    let mut bench = with_pods(synced(), 300);
-    let subscription = bench.begins("node-1", None);
+    let mut fixture = with_pods(synced(), 300);
+    let subscription = fixture.begins("node-1", None);
     assert_eq!(decided(&subscription, 300), 0);
     let mut portions = 0;
     while decided(&subscription, 300) < 300 {
         assert!(!subscription.is_complete());
         let (_, _, complete) = sent(&subscription);
         assert!(!complete, "after {} pods", decided(&subscription, 300));
-        bench.index.reconcile_batch(BATCH_SIZE);
+        fixture.index.reconcile_batch(BATCH_SIZE);
         portions += 1;
         assert!(decided(&subscription, 300) <= portions * BATCH_SIZE);
     }
     assert!(subscription.is_complete());
     let (last, _, complete) = sent(&subscription);
     assert!(!last.is_empty() && complete);
-    assert!(bench.index.inputs.is_idle());
+    assert!(fixture.index.inputs.is_idle());
 }
 
 #[test]
 fn a_new_stream_does_not_affect_an_existing_one() {
-    let mut bench = with_pods(synced(), 3);
-    let first = bench.serving("node-1", None);
+    let mut fixture = with_pods(synced(), 3);
+    let first = fixture.serving("node-1", None);
     let before = first.entry("uid-0").unwrap().decided.load_full();
-    let second = bench.serving("node-1", None);
+    let second = fixture.serving("node-1", None);
     assert!(second.is_complete());
     let after = first.entry("uid-0").unwrap().decided.load_full();
     assert!(Arc::ptr_eq(&before, &after), "decided again");
@@ -75,11 +75,11 @@ fn a_new_stream_does_not_affect_an_existing_one() {
 
 #[test]
 fn changing_pods_do_not_delay_a_new_stream() {
-    let mut bench = with_pods(synced(), 200);
-    let subscription = bench.begins("node-1", None);
-    bench.index.reconcile_batch(BATCH_SIZE);
+    let mut fixture = with_pods(synced(), 200);
+    let subscription = fixture.begins("node-1", None);
+    fixture.index.reconcile_batch(BATCH_SIZE);
     assert!(!subscription.is_complete());
-    bench.apply(pod("new", "node-1"));
+    fixture.apply(pod("new", "node-1"));
     assert_eq!(authorization(&subscription, "new"), "allowed");
     // Pods that are not decided yet are changed or deleted.
     for number in 0..200 {
@@ -97,7 +97,7 @@ fn changing_pods_do_not_delay_a_new_stream() {
                     ..pod
                 }),
             };
-            bench.index.update(Update::Workloads(change));
+            fixture.index.update(Update::Workloads(change));
         }
     }
     assert!(subscription.is_complete());
@@ -106,39 +106,39 @@ fn changing_pods_do_not_delay_a_new_stream() {
 #[test]
 fn early_decisions_are_repeated_before_a_stream_is_complete() {
     // The rules arrive last.
-    let mut bench = with_pods(empty(), 200);
+    let mut fixture = with_pods(empty(), 200);
     let pods = (0..200).map(|number| pod(&name(number), "node-1"));
     let all = Change::Snapshot(pods.collect());
-    bench.index.update(Update::Workloads(all));
-    let subscription = bench.serving("node-1", None);
+    fixture.index.update(Update::Workloads(all));
+    let subscription = fixture.serving("node-1", None);
     assert_eq!(authorization(&subscription, "uid-7"), "undecided");
-    bench.index.update(namespace(r#"["reader"]"#));
-    bench.set_aws_environment();
-    assert!(bench.readiness.is_ready() && !subscription.is_complete());
+    fixture.index.update(namespace(r#"["reader"]"#));
+    fixture.set_aws_environment();
+    assert!(fixture.readiness.is_ready() && !subscription.is_complete());
     assert!(!sent(&subscription).2);
-    bench.reconcile_all();
+    fixture.reconcile_all();
     assert!(sent(&subscription).2);
     assert!((0..200).all(|number| authorization(&subscription, &name(number)) == "allowed"));
 
     // The pods arrive last.
-    let mut bench = empty();
-    bench.allow(r#"["reader"]"#);
-    bench.set_aws_environment();
-    let subscription = bench.serving("node-1", None);
+    let mut fixture = empty();
+    fixture.allow(r#"["reader"]"#);
+    fixture.set_aws_environment();
+    let subscription = fixture.serving("node-1", None);
     let pods = (0..200).map(|number| pod(&name(number), "node-1"));
     let all = Change::Snapshot(pods.collect());
-    bench.index.update(Update::Workloads(all));
+    fixture.index.update(Update::Workloads(all));
     assert!(!subscription.is_complete());
-    bench.reconcile_all();
+    fixture.reconcile_all();
     assert!(subscription.is_complete());
 }
 
 #[tokio::test]
 async fn a_large_new_stream_does_not_delay_other_nodes() {
     const PODS: usize = 5000;
-    let mut bench = with_pods(synced(), PODS);
-    bench.apply(pod("other", "node-2"));
-    let other = bench.serving("node-2", None);
+    let mut fixture = with_pods(synced(), PODS);
+    fixture.apply(pod("other", "node-2"));
+    let other = fixture.serving("node-2", None);
     assert_eq!(authorization(&other, "other"), "allowed");
     let (commands, ordered) = mpsc::unbounded_channel();
     let huge = subscription("node-1", None);
@@ -147,7 +147,7 @@ async fn a_large_new_stream_does_not_delay_other_nodes() {
         .send(StreamCommand::Activate(huge.clone()))
         .unwrap();
     let (updates, updated) = mpsc::channel(1);
-    tokio::spawn(run(bench.index, updated, ordered));
+    tokio::spawn(run(fixture.index, updated, ordered));
     while !huge.has_changes() {
         tokio::task::yield_now().await;
     }
@@ -170,11 +170,11 @@ async fn a_large_new_stream_does_not_delay_other_nodes() {
 
 #[tokio::test]
 async fn streams_that_come_and_go_hold_up_neither_pods_nor_rules() {
-    let mut bench = synced();
-    bench.apply(pod("gone", "node-1"));
-    bench.apply(pod("denied", "node-1"));
-    bench.apply(pod("thiefs", "node-2"));
-    let served = bench.serving("node-1", None);
+    let mut fixture = synced();
+    fixture.apply(pod("gone", "node-1"));
+    fixture.apply(pod("denied", "node-1"));
+    fixture.apply(pod("thiefs", "node-2"));
+    let served = fixture.serving("node-1", None);
     assert_eq!(authorization(&served, "denied"), "allowed");
     let (commands, ordered) = mpsc::unbounded_channel();
     let thief = subscription("node-2", None);
@@ -190,7 +190,7 @@ async fn streams_that_come_and_go_hold_up_neither_pods_nor_rules() {
     let gone = Update::Workloads(Change::Delete(gone));
     updates.try_send(gone).unwrap();
     updates.try_send(namespace(r#"["writer"]"#)).unwrap();
-    tokio::spawn(run(bench.index, updated, ordered));
+    tokio::spawn(run(fixture.index, updated, ordered));
     // One turn of the index.
     tokio::task::yield_now().await;
     assert_eq!(authorization(&served, "gone"), "unknown");

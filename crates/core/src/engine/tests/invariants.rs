@@ -72,8 +72,8 @@ proptest! {
                     Event::Changed { key: name(n), namespace: namespace(of) }
                 }
                 Step::Finish(n) | Step::Fail(n, _) => {
-                    let Some(place) = flying.iter().position(|key| *key == name(n)) else { continue };
-                    flying.remove(place);
+                    let Some(index) = flying.iter().position(|key| *key == name(n)) else { continue };
+                    flying.remove(index);
                     match step {
                         Step::Fail(_, kind) => Event::Failed(name(n), kind),
                         _ => Event::Fetched(name(n), Validity { from: now, until: now + seconds(3600) }),

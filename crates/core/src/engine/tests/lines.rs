@@ -9,7 +9,7 @@ use super::*;
 pub(super) const MILLISECOND: SignedDuration = SignedDuration::from_millis(1);
 
 /// An engine, and an STS that responds after a delay.
-pub(super) struct Lab {
+pub(super) struct Simulation {
     pub(super) engine: Engine,
     pub(super) now: Timestamp,
     latency: SignedDuration,
@@ -21,7 +21,7 @@ pub(super) struct Lab {
     pub(super) served: HashSet<Arc<SessionKey>>,
 }
 
-impl Lab {
+impl Simulation {
     pub(super) fn new(options: EngineOptions) -> Self {
         Self {
             engine: Engine::new(options),
@@ -113,120 +113,127 @@ impl Lab {
 
 #[test]
 fn pain_09_five_thousand_pods_of_one_namespace_are_all_served_at_the_pace_of_calls_in_flight() {
-    let mut lab = Lab::new(EngineOptions::of_cluster(64).without_rate_limit());
+    let mut simulation = Simulation::new(EngineOptions::of_cluster(64).without_rate_limit());
     for pod in 0..5000 {
-        lab.want("batch", &format!("r{pod}"), Cause::New);
+        simulation.want("batch", &format!("r{pod}"), Cause::New);
     }
-    let waiting = lab.engine.counts(lab.now);
+    let waiting = simulation.engine.counts(simulation.now);
     assert_eq!(waiting.in_flight + waiting.prefetch, 5000);
-    let took = lab.run_until_served(5000);
+    let took = simulation.run_until_served(5000);
     assert!(took <= 6.0, "{took}");
-    assert_eq!(lab.calls.len(), 5000);
+    assert_eq!(simulation.calls.len(), 5000);
 }
 
 #[test]
 fn calls_per_second_are_limited_and_none_is_lost() {
-    let mut lab = Lab::new(EngineOptions::of_cluster(64));
+    let mut simulation = Simulation::new(EngineOptions::of_cluster(64));
     for pod in 0..5000 {
-        lab.want(&format!("ns-{}", pod % 40), &format!("r{pod}"), Cause::New);
+        simulation.want(&format!("ns-{}", pod % 40), &format!("r{pod}"), Cause::New);
     }
-    lab.run(at(5));
-    let counts = lab.engine.counts(lab.now);
+    simulation.run(at(5));
+    let counts = simulation.engine.counts(simulation.now);
     assert_eq!(counts.rate, Some(200.0));
     assert_eq!(counts.oldest_wait, seconds(5));
-    let took = lab.run_until_served(5000);
+    let took = simulation.run_until_served(5000);
     assert!((19.0..21.0).contains(&took), "{took}");
-    assert!(lab.most_calls_in_a_second() <= 220);
-    assert_eq!(lab.engine.counts(lab.now).oldest_wait, SignedDuration::ZERO);
+    assert!(simulation.most_calls_in_a_second() <= 220);
+    assert_eq!(
+        simulation.engine.counts(simulation.now).oldest_wait,
+        SignedDuration::ZERO
+    );
 }
 
 #[test]
 fn throttling_slows_the_queue_without_loss() {
-    let mut lab = Lab::new(EngineOptions::of_cluster(64));
-    lab.quota = Some(60);
+    let mut simulation = Simulation::new(EngineOptions::of_cluster(64));
+    simulation.quota = Some(60);
     for pod in 0..1000 {
-        lab.want(&format!("ns-{pod}"), &format!("r{pod}"), Cause::New);
+        simulation.want(&format!("ns-{pod}"), &format!("r{pod}"), Cause::New);
     }
-    lab.run(at(3));
-    assert!(lab.engine.counts(lab.now).rate.unwrap() < 120.0);
-    lab.run_until_served(1000);
+    simulation.run(at(3));
+    assert!(simulation.engine.counts(simulation.now).rate.unwrap() < 120.0);
+    simulation.run_until_served(1000);
     // Retries are bounded: one for each throttled call, and few were throttled.
-    assert!(lab.calls.len() < 2000, "{}", lab.calls.len());
-    lab.quota = None;
-    lab.run(lab.now + seconds(31));
-    lab.handle(Event::Tick);
-    assert_eq!(lab.engine.counts(lab.now).rate, Some(200.0));
+    assert!(simulation.calls.len() < 2000, "{}", simulation.calls.len());
+    simulation.quota = None;
+    simulation.run(simulation.now + seconds(31));
+    simulation.handle(Event::Tick);
+    assert_eq!(simulation.engine.counts(simulation.now).rate, Some(200.0));
 }
 
 #[test]
 fn a_waiting_pod_precedes_thousands_of_prefetches() {
-    let mut lab = Lab::new(EngineOptions::of_cluster(64));
+    let mut simulation = Simulation::new(EngineOptions::of_cluster(64));
     for pod in 0..5000 {
-        lab.want("batch", &format!("r{pod}"), Cause::New);
+        simulation.want("batch", &format!("r{pod}"), Cause::New);
     }
-    lab.run(at(1));
-    lab.want("shop", "checkout", Cause::New);
-    lab.handle(Event::Prioritized(key("checkout")));
-    assert_eq!(lab.engine.counts(lab.now).urgent, 1);
-    lab.run(lab.now + MILLISECOND * 60);
-    assert!(lab.served.contains(&key("checkout")));
+    simulation.run(at(1));
+    simulation.want("shop", "checkout", Cause::New);
+    simulation.handle(Event::Prioritized(key("checkout")));
+    assert_eq!(simulation.engine.counts(simulation.now).urgent, 1);
+    simulation.run(simulation.now + MILLISECOND * 60);
+    assert!(simulation.served.contains(&key("checkout")));
     // The same in a namespace that waits for its budget, where flipping changes only its own order.
     for flip in 0..200 {
-        lab.want("flipper", &format!("f{flip}"), Cause::Change);
+        simulation.want("flipper", &format!("f{flip}"), Cause::Change);
     }
-    lab.run(at(10));
-    assert!(lab.engine.counts(lab.now).held > 100);
-    lab.handle(Event::Prioritized(key("f199")));
-    lab.run(at(13));
-    assert!(lab.served.contains(&key("f199")));
-    assert!(!lab.served.contains(&key("f198")));
+    simulation.run(at(10));
+    assert!(simulation.engine.counts(simulation.now).held > 100);
+    simulation.handle(Event::Prioritized(key("f199")));
+    simulation.run(at(13));
+    assert!(simulation.served.contains(&key("f199")));
+    assert!(!simulation.served.contains(&key("f198")));
 }
 
 #[test]
 fn threat_18_a_clusters_allowance_is_no_larger_for_changes_than_a_nodes() {
     for options in [EngineOptions::of_node(64), EngineOptions::of_cluster(64)] {
-        let mut lab = Lab::new(options);
+        let mut simulation = Simulation::new(options);
         for flip in 0..6000 {
             let role = format!("r{flip}");
-            lab.want("flipper", &role, Cause::Change);
-            lab.run(lab.now + MILLISECOND * 10);
-            lab.handle(Event::Released(key(&role)));
+            simulation.want("flipper", &role, Cause::Change);
+            simulation.run(simulation.now + MILLISECOND * 10);
+            simulation.handle(Event::Released(key(&role)));
         }
         // A minute of flipping: sixty fetches at once, and one every other second.
-        assert!((60..=92).contains(&lab.calls.len()), "{}", lab.calls.len());
+        assert!(
+            (60..=92).contains(&simulation.calls.len()),
+            "{}",
+            simulation.calls.len()
+        );
     }
 }
 
 #[test]
 fn a_namespace_without_allowance_is_still_refreshed() {
-    let mut lab = Lab::new(EngineOptions::of_node(64));
-    lab.want("flipper", "first", Cause::New);
-    lab.run(at(1));
+    let mut simulation = Simulation::new(EngineOptions::of_node(64));
+    simulation.want("flipper", "first", Cause::New);
+    simulation.run(at(1));
     for flip in 0..3000 {
-        lab.want("flipper", &format!("r{flip}"), Cause::Change);
+        simulation.want("flipper", &format!("r{flip}"), Cause::Change);
     }
-    lab.run(at(1800));
-    assert!(lab.engine.counts(lab.now).held > 1000);
-    let calls = lab.calls.iter().filter(|(_, role)| role == "first");
+    simulation.run(at(1800));
+    assert!(simulation.engine.counts(simulation.now).held > 1000);
+    let calls = simulation.calls.iter().filter(|(_, role)| role == "first");
     assert_eq!(calls.count(), 2);
 }
 
 #[test]
 fn leaving_the_queue_leaves_nothing_behind() {
-    let mut lab = Lab::new(EngineOptions::of_cluster(4));
+    let mut simulation = Simulation::new(EngineOptions::of_cluster(4));
     for round in 0..3 {
         for pod in 0..1000 {
             let role = format!("r{round}-{pod}");
-            lab.want("batch", &role, Cause::Change);
+            simulation.want("batch", &role, Cause::Change);
             if pod % 2 == 0 {
-                lab.handle(Event::Prioritized(key(&role)));
+                simulation.handle(Event::Prioritized(key(&role)));
             }
         }
         for pod in 0..1000 {
-            lab.handle(Event::Released(key(&format!("r{round}-{pod}"))));
+            simulation.handle(Event::Released(key(&format!("r{round}-{pod}"))));
         }
     }
-    let counts = lab.engine.counts(lab.now);
+    let counts = simulation.engine.counts(simulation.now);
     assert_eq!((counts.urgent, counts.prefetch, counts.held), (0, 0, 0));
     assert_eq!(counts.sessions, counts.in_flight);
 }
@@ -245,23 +252,23 @@ proptest! {
             calls_per_second: rate,
             ..EngineOptions::of_cluster(in_flight)
         };
-        let mut lab = Lab::new(options);
+        let mut simulation = Simulation::new(options);
         // Sessions needed while all calls are in use are queued together.
         for busy in 0..in_flight {
-            lab.want("busy", &format!("busy-{busy}"), Cause::New);
+            simulation.want("busy", &format!("busy-{busy}"), Cause::New);
         }
         let mut left: HashMap<(bool, usize), usize> = HashMap::new();
-        for (place, (namespace, urgent)) in wanted.iter().enumerate() {
-            let role = format!("{namespace}-{urgent}-{place}");
-            lab.want(&format!("ns-{namespace}"), &role, Cause::New);
+        for (index, (namespace, urgent)) in wanted.iter().enumerate() {
+            let role = format!("{namespace}-{urgent}-{index}");
+            simulation.want(&format!("ns-{namespace}"), &role, Cause::New);
             if *urgent {
-                lab.handle(Event::Prioritized(key(&role)));
+                simulation.handle(Event::Prioritized(key(&role)));
             }
             *left.entry((*urgent, *namespace)).or_default() += 1;
         }
-        lab.run_until_served(wanted.len() + in_flight);
+        simulation.run_until_served(wanted.len() + in_flight);
         let mut passed: HashMap<(bool, usize), Vec<usize>> = HashMap::new();
-        for (_, role) in lab.calls.iter().filter(|(_, role)| !role.starts_with("busy")) {
+        for (_, role) in simulation.calls.iter().filter(|(_, role)| !role.starts_with("busy")) {
             let mut parts = role.split('-');
             let namespace: usize = parts.next().unwrap().parse().unwrap();
             let urgent = parts.next() == Some("true");

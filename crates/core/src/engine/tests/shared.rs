@@ -1,6 +1,6 @@
 //! Tests of sessions that several namespaces need.
 
-use super::lines::{Lab, MILLISECOND};
+use super::lines::{MILLISECOND, Simulation};
 use super::*;
 
 fn options() -> EngineOptions {
@@ -12,37 +12,37 @@ fn options() -> EngineOptions {
 }
 
 /// Exhausts a namespace's budget and leaves `more` sessions waiting for it.
-fn use_up(lab: &mut Lab, namespace: &str, more: usize) {
+fn use_up(simulation: &mut Simulation, namespace: &str, more: usize) {
     for name in 0..10 + more {
-        lab.want(namespace, &format!("{namespace}-{name}"), Cause::New);
+        simulation.want(namespace, &format!("{namespace}-{name}"), Cause::New);
     }
-    lab.run(lab.now + seconds(1));
-    assert!(lab.engine.counts(lab.now).held >= more.saturating_sub(1));
+    simulation.run(simulation.now + seconds(1));
+    assert!(simulation.engine.counts(simulation.now).held >= more.saturating_sub(1));
 }
 
 #[test]
 fn a_shared_session_is_fetched_by_a_namespace_with_budget() {
     for cause in [Cause::New, Cause::Change] {
-        let mut lab = Lab::new(options());
-        use_up(&mut lab, "evil", 600);
+        let mut simulation = Simulation::new(options());
+        use_up(&mut simulation, "evil", 600);
         for name in 0..610 {
-            lab.handle(Event::Prioritized(key(&format!("evil-{name}"))));
+            simulation.handle(Event::Prioritized(key(&format!("evil-{name}"))));
         }
-        lab.want("evil", "billing", cause);
-        lab.run(lab.now + seconds(1));
+        simulation.want("evil", "billing", cause);
+        simulation.run(simulation.now + seconds(1));
         assert!(
-            !lab.served.contains(&key("billing")),
+            !simulation.served.contains(&key("billing")),
             "evil has nothing left"
         );
-        lab.want("shop", "billing", Cause::New);
-        lab.run(lab.now + seconds(1));
-        assert!(lab.served.contains(&key("billing")), "{cause:?}");
+        simulation.want("shop", "billing", Cause::New);
+        simulation.run(simulation.now + seconds(1));
+        assert!(simulation.served.contains(&key("billing")), "{cause:?}");
         // The shop has paid for this session and for no other.
         for name in 0..9 {
-            lab.want("shop", &format!("shop-{name}"), Cause::New);
+            simulation.want("shop", &format!("shop-{name}"), Cause::New);
         }
-        lab.run(lab.now + MILLISECOND * 60);
-        assert!(lab.served.contains(&key("shop-8")));
+        simulation.run(simulation.now + MILLISECOND * 60);
+        assert!(simulation.served.contains(&key("shop-8")));
     }
 }
 
@@ -50,62 +50,68 @@ fn a_shared_session_is_fetched_by_a_namespace_with_budget() {
 fn the_first_namespace_to_recover_fetches_a_shared_session() {
     // In either order.
     for namespaces in [["evil", "shop"], ["shop", "evil"]] {
-        let mut lab = Lab::new(options());
-        use_up(&mut lab, "evil", 500);
-        use_up(&mut lab, "shop", 3);
+        let mut simulation = Simulation::new(options());
+        use_up(&mut simulation, "evil", 500);
+        use_up(&mut simulation, "shop", 3);
         for namespace in namespaces {
-            lab.want(namespace, "billing", Cause::New);
+            simulation.want(namespace, "billing", Cause::New);
         }
-        lab.run(lab.now + seconds(5));
-        assert!(lab.served.contains(&key("billing")), "{namespaces:?}");
-        assert!(lab.engine.counts(lab.now).held > 400);
-        let calls = lab.calls.iter().filter(|(_, role)| role == "billing");
+        simulation.run(simulation.now + seconds(5));
+        assert!(
+            simulation.served.contains(&key("billing")),
+            "{namespaces:?}"
+        );
+        assert!(simulation.engine.counts(simulation.now).held > 400);
+        let calls = simulation
+            .calls
+            .iter()
+            .filter(|(_, role)| role == "billing");
         assert_eq!(calls.count(), 1);
     }
 }
 
 #[test]
 fn a_waiting_pod_prioritizes_a_session_in_every_namespace() {
-    let mut lab = Lab::new(options());
-    use_up(&mut lab, "evil", 500);
-    use_up(&mut lab, "shop", 50);
-    lab.want("evil", "billing", Cause::New);
-    lab.want("shop", "billing", Cause::New);
-    lab.handle(Event::Prioritized(key("billing")));
+    let mut simulation = Simulation::new(options());
+    use_up(&mut simulation, "evil", 500);
+    use_up(&mut simulation, "shop", 50);
+    simulation.want("evil", "billing", Cause::New);
+    simulation.want("shop", "billing", Cause::New);
+    simulation.handle(Event::Prioritized(key("billing")));
     // A repeated event has no further effect.
-    lab.handle(Event::Prioritized(key("billing")));
-    lab.run(lab.now + seconds(3));
-    assert!(lab.served.contains(&key("billing")));
+    simulation.handle(Event::Prioritized(key("billing")));
+    simulation.run(simulation.now + seconds(3));
+    assert!(simulation.served.contains(&key("billing")));
 }
 
 #[test]
 fn a_shared_session_waits_for_its_shortest_queue() {
-    let mut lab = Lab::new(EngineOptions::of_cluster(4));
+    let mut simulation = Simulation::new(EngineOptions::of_cluster(4));
     for name in 0..3000 {
-        lab.want("batch", &format!("batch-{name}"), Cause::New);
+        simulation.want("batch", &format!("batch-{name}"), Cause::New);
     }
-    lab.want("batch", "billing", Cause::New);
-    lab.want("shop", "billing", Cause::New);
-    lab.run(lab.now + seconds(1));
-    assert!(lab.served.contains(&key("billing")));
-    assert!(lab.engine.counts(lab.now).prefetch > 2000);
+    simulation.want("batch", "billing", Cause::New);
+    simulation.want("shop", "billing", Cause::New);
+    simulation.run(simulation.now + seconds(1));
+    assert!(simulation.served.contains(&key("billing")));
+    assert!(simulation.engine.counts(simulation.now).prefetch > 2000);
     // It is in no queue twice.
-    lab.run_until_served(3001);
-    assert_eq!(lab.calls.len(), 3001);
-    assert_eq!(lab.engine.counts(lab.now).prefetch, 0);
+    simulation.run_until_served(3001);
+    assert_eq!(simulation.calls.len(), 3001);
+    assert_eq!(simulation.engine.counts(simulation.now).prefetch, 0);
 }
 
 #[test]
 fn a_new_pod_pays_its_own_lower_cost() {
-    let mut lab = Lab::new(options());
-    use_up(&mut lab, "shop", 0);
+    let mut simulation = Simulation::new(options());
+    use_up(&mut simulation, "shop", 0);
     // A tenth of a bucket is refilled per second, and a change costs a whole one.
-    lab.want("shop", "billing", Cause::Change);
-    lab.run(lab.now + seconds(1));
-    assert!(!lab.served.contains(&key("billing")));
-    lab.want("shop", "billing", Cause::New);
-    lab.run(lab.now + seconds(2));
-    assert!(lab.served.contains(&key("billing")));
+    simulation.want("shop", "billing", Cause::Change);
+    simulation.run(simulation.now + seconds(1));
+    assert!(!simulation.served.contains(&key("billing")));
+    simulation.want("shop", "billing", Cause::New);
+    simulation.run(simulation.now + seconds(2));
+    assert!(simulation.served.contains(&key("billing")));
 }
 
 #[test]

@@ -146,11 +146,11 @@ fn other_programs_and_unreadable_flags_are_unknown() {
     let both = json!({"spec": {"template": {"spec": {"containers": [
         {"name": "a", "image": "rolegate:1"}, {"name": "b", "image": "x/rolegate@sha256:1"}]}}}});
     assert_eq!(started(&both).unwrap_err(), FlagsError::Containers(2));
-    let beside = json!({"spec": {"template": {"spec": {"containers": [
+    let sidecar = json!({"spec": {"template": {"spec": {"containers": [
         {"name": "a", "image": "envoy:1"}, {"name": "b", "image": "localhost:5000/rolegate:1",
             "args": ["broker"]}]}}}});
     assert!(matches!(
-        started(&beside).unwrap().command,
+        started(&sidecar).unwrap().command,
         Command::Broker(_)
     ));
 }

@@ -46,7 +46,7 @@ impl Authority {
     }
 }
 
-struct Bench {
+struct Fixture {
     folder: TempDir,
     store: Arc<CertificateStore>,
     authorities: Arc<ClientAuthorities>,
@@ -55,7 +55,7 @@ struct Bench {
     listener: TcpListener,
 }
 
-impl Bench {
+impl Fixture {
     async fn new(clock: Clock) -> Self {
         let condition = Readiness::new().condition("certificate");
         let store = Arc::new(CertificateStore::new("test", clock.clone(), condition));
@@ -131,91 +131,91 @@ impl Bench {
 
 #[tokio::test]
 async fn a_rotated_authority_is_followed_by_both_ends() {
-    let bench = Bench::new(Clock::system()).await;
+    let fixture = Fixture::new(Clock::system()).await;
     let (old, new) = (authority(), authority());
-    bench.write("ca.pem", &old.pem);
-    bench.authorities.set(old.pem.as_bytes()).unwrap();
-    bench.serve(&old.issue("broker", 0, 30));
-    bench.show(&old.issue("node-1", 0, 30));
-    let client = bench.client(true);
-    let names = bench.meet(&client).await.unwrap();
+    fixture.write("ca.pem", &old.pem);
+    fixture.authorities.set(old.pem.as_bytes()).unwrap();
+    fixture.serve(&old.issue("broker", 0, 30));
+    fixture.show(&old.issue("node-1", 0, 30));
+    let client = fixture.client(true);
+    let names = fixture.meet(&client).await.unwrap();
     assert_eq!(names.uris, ["rolegate://node/node-1"]);
     assert!(names.until.is_some());
 
     // Both authorities are trusted first, then certificates are replaced, then the old one is
     // removed.
-    bench.write("ca.pem", &format!("{}{}", old.pem, new.pem));
+    fixture.write("ca.pem", &format!("{}{}", old.pem, new.pem));
     let both = format!("{}{}", old.pem, new.pem);
-    bench.authorities.set(both.as_bytes()).unwrap();
-    bench.meet(&client).await.unwrap();
-    bench.serve(&new.issue("broker", 0, 30));
-    bench.meet(&client).await.unwrap();
-    bench.show(&new.issue("node-1", 0, 30));
-    bench.meet(&client).await.unwrap();
-    bench.write("ca.pem", &new.pem);
-    bench.authorities.set(new.pem.as_bytes()).unwrap();
-    bench.meet(&client).await.unwrap();
+    fixture.authorities.set(both.as_bytes()).unwrap();
+    fixture.meet(&client).await.unwrap();
+    fixture.serve(&new.issue("broker", 0, 30));
+    fixture.meet(&client).await.unwrap();
+    fixture.show(&new.issue("node-1", 0, 30));
+    fixture.meet(&client).await.unwrap();
+    fixture.write("ca.pem", &new.pem);
+    fixture.authorities.set(new.pem.as_bytes()).unwrap();
+    fixture.meet(&client).await.unwrap();
 
     // Certificates of the old authority are not trusted any more.
-    bench.show(&old.issue("node-1", 0, 30));
-    assert!(bench.meet(&client).await.is_err());
-    bench.serve(&old.issue("broker", 0, 30));
-    assert!(bench.meet(&bench.client(false)).await.is_err());
+    fixture.show(&old.issue("node-1", 0, 30));
+    assert!(fixture.meet(&client).await.is_err());
+    fixture.serve(&old.issue("broker", 0, 30));
+    assert!(fixture.meet(&fixture.client(false)).await.is_err());
     // A file without authorities changes nothing.
-    assert!(bench.authorities.set(b"nothing").is_err());
-    bench.serve(&new.issue("broker", 0, 30));
-    bench.show(&new.issue("node-1", 0, 30));
-    bench.meet(&client).await.unwrap();
+    assert!(fixture.authorities.set(b"nothing").is_err());
+    fixture.serve(&new.issue("broker", 0, 30));
+    fixture.show(&new.issue("node-1", 0, 30));
+    fixture.meet(&client).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_certificate_that_never_ends_has_an_end() {
-    let bench = Bench::new(Clock::system()).await;
+    let fixture = Fixture::new(Clock::system()).await;
     let authority = authority();
-    bench.write("ca.pem", &authority.pem);
-    bench.authorities.set(authority.pem.as_bytes()).unwrap();
-    bench.serve(&authority.issue("broker", 0, 30));
+    fixture.write("ca.pem", &authority.pem);
+    fixture.authorities.set(authority.pem.as_bytes()).unwrap();
+    fixture.serve(&authority.issue("broker", 0, 30));
     // The last possible expiry of a certificate, which is later than any `Timestamp`.
     let now = u64::try_from(Timestamp::now().as_second()).unwrap();
-    bench.show(&authority.issue("node-1", 0, (253_402_300_799 - now) / DAY));
-    let names = bench.meet(&bench.client(true)).await.unwrap();
+    fixture.show(&authority.issue("node-1", 0, (253_402_300_799 - now) / DAY));
+    let names = fixture.meet(&fixture.client(true)).await.unwrap();
     assert_eq!(names.until, Some(Timestamp::MAX));
 }
 
 #[tokio::test]
 async fn rule_08_certificates_of_others_or_of_another_time_are_refused() {
-    let bench = Bench::new(Clock::system()).await;
+    let fixture = Fixture::new(Clock::system()).await;
     let ours = authority();
-    bench.write("ca.pem", &ours.pem);
-    bench.serve(&ours.issue("broker", 0, 30));
-    bench.authorities.set(ours.pem.as_bytes()).unwrap();
-    let client = bench.client(true);
+    fixture.write("ca.pem", &ours.pem);
+    fixture.serve(&ours.issue("broker", 0, 30));
+    fixture.authorities.set(ours.pem.as_bytes()).unwrap();
+    let client = fixture.client(true);
     for refused in [
         authority().issue("node-1", 0, 30),
         // Expired, and not valid yet.
         ours.issue("node-1", 0, 0),
         ours.issue("node-1", 7, 30),
     ] {
-        bench.show(&refused);
-        assert!(bench.meet(&client).await.is_err());
+        fixture.show(&refused);
+        assert!(fixture.meet(&client).await.is_err());
     }
     // Without a certificate there are no names.
-    let names = bench.meet(&bench.client(false)).await.unwrap();
+    let names = fixture.meet(&fixture.client(false)).await.unwrap();
     assert_eq!(names, ClientNames::default());
     // Without authorities no certificate is requested, and a presented one is ignored.
-    let bench = Bench::new(Clock::system()).await;
-    bench.write("ca.pem", &ours.pem);
-    bench.serve(&ours.issue("broker", 0, 30));
-    bench.show(&ours.issue("node-1", 0, 30));
-    let names = bench.meet(&bench.client(true)).await.unwrap();
+    let fixture = Fixture::new(Clock::system()).await;
+    fixture.write("ca.pem", &ours.pem);
+    fixture.serve(&ours.issue("broker", 0, 30));
+    fixture.show(&ours.issue("node-1", 0, 30));
+    let names = fixture.meet(&fixture.client(true)).await.unwrap();
     assert_eq!(names, ClientNames::default());
 }
 
 #[tokio::test]
 async fn only_tls_13_is_spoken() {
-    let bench = Bench::new(Clock::system()).await;
+    let fixture = Fixture::new(Clock::system()).await;
     let ours = authority();
-    bench.serve(&ours.issue("broker", 0, 30));
+    fixture.serve(&ours.issue("broker", 0, 30));
     let mut trusted = RootCertStore::empty();
     trusted
         .add(CertificateDer::from_pem_slice(ours.pem.as_bytes()).unwrap())
@@ -228,13 +228,13 @@ async fn only_tls_13_is_spoken() {
             .with_root_certificates(trusted.clone())
             .with_no_client_auth();
         config.alpn_protocols = vec![ALPN.into()];
-        let address = bench.listener.local_addr().unwrap();
+        let address = fixture.listener.local_addr().unwrap();
         let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         let connector = TlsConnector::from(Arc::new(config));
         let accept = async {
-            let (stream, _) = bench.listener.accept().await.unwrap();
-            bench.tls.accept(stream).await.is_some()
+            let (stream, _) = fixture.listener.accept().await.unwrap();
+            fixture.tls.accept(stream).await.is_some()
         };
         let (dialled, accepted) = tokio::join!(connector.connect(name, stream), accept);
         dialled.is_ok() && accepted
@@ -246,39 +246,39 @@ async fn only_tls_13_is_spoken() {
 #[tokio::test]
 async fn no_certificate_that_is_renewed_in_its_file_is_an_outage() {
     let (clock, hand) = Clock::ahead();
-    let bench = Bench::new(clock).await;
+    let fixture = Fixture::new(clock).await;
     let ours = authority();
-    bench.write("ca.pem", &ours.pem);
-    bench.authorities.set(ours.pem.as_bytes()).unwrap();
-    let client = bench.client(true);
+    fixture.write("ca.pem", &ours.pem);
+    fixture.authorities.set(ours.pem.as_bytes()).unwrap();
+    let client = fixture.client(true);
     for month in 0..4 {
         hand.send_replace(Duration::from_secs(month * 20 * DAY));
         if month > 0 {
             // The previous ones have expired, or will before the next.
             hand.send_replace(Duration::from_secs((month * 20 + 11) * DAY));
-            assert!(bench.meet(&client).await.is_err());
+            assert!(fixture.meet(&client).await.is_err());
             hand.send_replace(Duration::from_secs(month * 20 * DAY));
         }
-        bench.serve(&ours.issue("broker", month * 20, 30));
-        bench.show(&ours.issue("node-1", month * 20, 30));
-        bench.meet(&client).await.unwrap();
+        fixture.serve(&ours.issue("broker", month * 20, 30));
+        fixture.show(&ours.issue("node-1", month * 20, 30));
+        fixture.meet(&client).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn files_that_cannot_be_used_are_named() {
-    let bench = Bench::new(Clock::system()).await;
+    let fixture = Fixture::new(Clock::system()).await;
     let ours = authority();
-    bench.serve(&ours.issue("broker", 0, 30));
-    let client = bench.client(true);
-    let fails = async || bench.meet_alone(&client).await;
+    fixture.serve(&ours.issue("broker", 0, 30));
+    let client = fixture.client(true);
+    let fails = async || fixture.meet_alone(&client).await;
     assert!(fails().await.contains("ca.pem"));
-    bench.write("ca.pem", "nothing");
+    fixture.write("ca.pem", "nothing");
     assert!(fails().await.contains("ca.pem"));
-    bench.write("ca.pem", &ours.pem);
+    fixture.write("ca.pem", &ours.pem);
     assert!(fails().await.contains("client."));
     let (certificate, _) = ours.issue("node-1", 0, 30);
-    bench.show(&(certificate, "very-secret".into()));
+    fixture.show(&(certificate, "very-secret".into()));
     let sentence = fails().await;
     assert!(
         sentence.contains("client.key") && !sentence.contains("very-secret"),
@@ -286,7 +286,7 @@ async fn files_that_cannot_be_used_are_named() {
     );
 }
 
-impl Bench {
+impl Fixture {
     /// Returns the error before a handshake even begins.
     async fn meet_alone(&self, client: &ClientTls) -> String {
         let address = self.listener.local_addr().unwrap();

@@ -42,7 +42,7 @@ pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOC
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The stand-ins and the certificate authorities.
-pub(crate) struct Stage {
+pub(crate) struct TestBrokers {
     pub(crate) sts: Sts,
     pub(crate) imds: Imds,
     pub(crate) kube: KubeApi,
@@ -110,7 +110,7 @@ pub(crate) fn furnish(kube: &KubeApi) {
     kube.put_pod(pod("two", 2, 1, "writer"));
 }
 
-impl Stage {
+impl TestBrokers {
     /// Creates a harness with the pods `one` (node 1, role reader) and `two` (node 2, role writer).
     pub(crate) async fn new() -> Self {
         Self::with_clock(Clock::system()).await
@@ -133,7 +133,7 @@ impl Stage {
         };
         let sts = Sts::start(LOOPBACK, options).await.unwrap();
         furnish(&kube);
-        let stage = Self {
+        let harness = Self {
             sts,
             imds,
             kube,
@@ -141,8 +141,8 @@ impl Stage {
             folder: TempDir::new().unwrap(),
             authority: Authority::new(),
         };
-        stage.trust(&[&stage.authority]);
-        stage
+        harness.trust(&[&harness.authority]);
+        harness
     }
 
     /// Makes agents and brokers trust these authorities from now on.

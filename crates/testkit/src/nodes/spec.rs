@@ -6,7 +6,7 @@ use anyhow::ensure;
 
 /// The name and addresses of a node.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct NodeSpec {
     /// Its name in Kubernetes.
     pub(super) name: String,
     pub(super) address: Ipv4Addr,
@@ -14,7 +14,7 @@ pub(super) struct Place {
     pub(super) pods: String,
 }
 
-impl Place {
+impl NodeSpec {
     /// Returns the name and addresses of the node with this number, from 1.
     pub(super) fn new(number: u8) -> anyhow::Result<Self> {
         ensure!((1..200).contains(&number), "a site has 199 nodes at most");

@@ -31,7 +31,7 @@ const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)
 const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Stand-ins, and the agent that uses them.
-pub(crate) struct Stage {
+pub(crate) struct TestAgent {
     pub(crate) sts: Sts,
     pub(crate) imds: Imds,
     pub(crate) kube: KubeApi,
@@ -59,7 +59,7 @@ pub(crate) fn pod_with_role(name: &str, n: u8, role: &str) -> Pod {
     pod(name, n).annotation("iam.amazonaws.com/role", role)
 }
 
-impl Stage {
+impl TestAgent {
     /// Starts an agent with pods `reader` (1, role reader), `writer` (2, a role that its namespace
     /// does not allow) and `plain` (3, no role).
     pub(crate) async fn new() -> Self {
@@ -68,9 +68,9 @@ impl Stage {
 
     /// Starts an agent with changed options.
     pub(crate) async fn with(change: impl FnOnce(&mut AgentOptions)) -> Self {
-        let stage = Self::unready(change).await;
-        stage.ready().await;
-        stage
+        let harness = Self::unready(change).await;
+        harness.ready().await;
+        harness
     }
 
     /// Starts an agent with changed options, without waiting until it is ready.

@@ -16,7 +16,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The settings of all benchmarks.
 #[derive(Debug)]
-pub(crate) struct Bench {
+pub(crate) struct Settings {
     /// The release binary.
     pub(crate) rolegate: PathBuf,
     /// The number of threads of the agent and of the servers that it is compared with.
@@ -25,7 +25,7 @@ pub(crate) struct Bench {
 
 /// Stand-ins and the agent.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct Harness {
     pub(crate) stand_ins: StandIns,
     pub(crate) agent: Agent,
 }
@@ -51,20 +51,20 @@ pub(crate) fn credentials_of(role: &str) -> String {
     format!("/latest/meta-data/iam/security-credentials/{role}")
 }
 
-impl Bench {
+impl Settings {
     /// Starts the agent after these orders have been executed.
-    pub(crate) fn stage(&self, orders: &[Order], further: &[&str]) -> anyhow::Result<Stage> {
+    pub(crate) fn harness(&self, orders: &[Order], further: &[&str]) -> anyhow::Result<Harness> {
         let mut stand_ins = StandIns::start()?;
         stand_ins.order(&Order::Namespace(NAMESPACE.into()))?;
         for order in orders {
             stand_ins.order(order)?;
         }
         let agent = Agent::start(&self.rolegate, stand_ins.addresses, further)?;
-        Ok(Stage { stand_ins, agent })
+        Ok(Harness { stand_ins, agent })
     }
 }
 
-impl Stage {
+impl Harness {
     /// Waits until STS has issued sessions for this many roles and no call is in flight.
     pub(crate) fn settle(&mut self, roles: usize) -> anyhow::Result<Report> {
         let begun = Instant::now();

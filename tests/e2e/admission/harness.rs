@@ -9,12 +9,12 @@ use rolegate_testkit::{Cluster, TestAdmission, eventually};
 use serde_json::{Value, json};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
-/// For what happens elsewhere, on a machine that has other things to do too.
+/// Timeout for events on a machine that may be busy.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 /// The role annotation.
 pub(crate) const ROLE: &str = "iam.amazonaws.com/role";
 
-/// The configuration where grants alone count.
+/// A configuration in which only the layer of grants is on.
 pub(crate) const GRANTS: &str = r#"
 apiVersion: rolegate.dev/v1alpha1
 kind: RolegateConfig
@@ -29,22 +29,22 @@ spec:
     - { group: example.com, kind: Batch, resource: batches, paths: [spec.workers.*.template] }
 "#;
 
-/// One cluster with its gate.
-pub(crate) struct Stage {
+/// A cluster with its webhook.
+pub(crate) struct WebhookHarness {
     pub(crate) cluster: Cluster,
-    pub(crate) gate: TestAdmission,
+    pub(crate) test_admission: TestAdmission,
 }
 
-/// A cluster for one test alone is started when those before it are gone.
+/// Limits the clusters of single tests: the next one starts when earlier ones are gone.
 pub(crate) async fn alone() -> anyhow::Result<SemaphorePermit<'static>> {
     static PLACES: Semaphore = Semaphore::const_new(1);
     Ok(PLACES.acquire().await?)
 }
 
-impl Stage {
-    /// The stage of tests that need nothing but grants, each in its own namespaces.
+impl WebhookHarness {
+    /// Returns the shared harness of tests that need only grants, each in its own namespaces.
     pub(crate) async fn shared() -> anyhow::Result<&'static Self> {
-        static SHARED: OnceCell<Stage> = OnceCell::const_new();
+        static SHARED: OnceCell<WebhookHarness> = OnceCell::const_new();
         SHARED
             .get_or_try_init(|| async {
                 let cluster = Cluster::start_with_controllers().await?;
@@ -53,20 +53,24 @@ impl Stage {
             .await
     }
 
-    /// A stage on this cluster with these rules.
+    /// Creates a harness on this cluster with these rules.
     pub(crate) async fn start(cluster: Cluster, rules: &str) -> anyhow::Result<Self> {
-        let gate = TestAdmission::start(&cluster, rules).await?;
-        Ok(Self { cluster, gate })
+        let test_admission = TestAdmission::start(&cluster, rules).await?;
+        Ok(Self {
+            cluster,
+            test_admission,
+        })
     }
 
-    /// A namespace with the grant of all roles that begin with `shop-`, which counts already.
+    /// Creates a namespace with a grant of all roles that begin with `shop-`, and waits until it is
+    /// in effect.
     pub(crate) async fn shop(&self, namespace: &str) -> anyhow::Result<()> {
         self.cluster.create_namespace(namespace, &[]).await?;
         self.grant(namespace, &["shop-*"]).await?;
         self.until_allowed(namespace, "shop-reader").await
     }
 
-    /// Makes the grant of a namespace, or changes it.
+    /// Creates or changes the grant of a namespace.
     pub(crate) async fn grant(&self, namespace: &str, roles: &[&str]) -> anyhow::Result<()> {
         let grant = json!({
             "apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
@@ -77,7 +81,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Requests of a developer without any part in the rules.
+    /// Returns a client that acts as a developer who is not a rule writer.
     pub(crate) fn jane(&self) -> anyhow::Result<Requests> {
         Ok(self.cluster.requests()?.as_user(&User::default()))
     }
@@ -126,7 +130,7 @@ impl Stage {
     }
 }
 
-/// The metadata and spec of pods of a template.
+/// Returns the metadata and spec of a template's pods.
 pub(crate) fn template(role: Option<&str>) -> Value {
     let annotations = role.map_or(json!({}), |role| json!({ ROLE: role }));
     json!({
@@ -135,7 +139,7 @@ pub(crate) fn template(role: Option<&str>) -> Value {
     })
 }
 
-/// A pod.
+/// Returns a pod.
 pub(crate) fn pod(name: &str, role: Option<&str>) -> Value {
     let mut pod = template(role);
     pod["apiVersion"] = "v1".into();
@@ -144,7 +148,7 @@ pub(crate) fn pod(name: &str, role: Option<&str>) -> Value {
     pod
 }
 
-/// A Deployment.
+/// Returns a Deployment.
 pub(crate) fn deployment(name: &str, replicas: u32, role: Option<&str>) -> Value {
     json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
@@ -156,11 +160,11 @@ pub(crate) fn deployment(name: &str, replicas: u32, role: Option<&str>) -> Value
     })
 }
 
-/// Fails unless the gate itself refused it, with these texts.
+/// Fails unless the webhook itself denied the request, with these texts.
 pub(crate) fn refused(what: &str, answer: &Answer, says: &[&str]) -> anyhow::Result<()> {
     ensure!(
         answer.is_refused_by_webhook(),
-        "{what} should be refused by the gate: {} {}",
+        "{what} should be denied by the webhook: {} {}",
         answer.status,
         answer.body
     );
@@ -175,7 +179,7 @@ pub(crate) fn refused(what: &str, answer: &Answer, says: &[&str]) -> anyhow::Res
     Ok(())
 }
 
-/// Fails unless it was taken.
+/// Fails unless the request was accepted.
 pub(crate) fn taken(what: &str, answer: Answer) -> anyhow::Result<Value> {
     answer
         .object()

@@ -1,4 +1,5 @@
-//! A place for brokers: a lab whose node they run on, and other labs as the nodes that they serve.
+//! The surroundings of brokers: a lab whose node runs the brokers, and other labs as the nodes that
+//! they serve.
 //!
 //! ```text
 //!  node 1 ── 10.9.1.1 ──┐ brokers' node ── 169.254.169.254 (its role: node)
@@ -20,19 +21,19 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use crate::ask::{self, ADMIN, Reply};
+use crate::fixture::{self, DEADLINE, Pod, start_imds, start_imds_with};
 use crate::shim::Sts;
-use crate::site::{self, DEADLINE, Pod, start_imds, start_imds_with};
 
 /// The namespace of brokers and agents.
 pub(super) const HOME: &str = "rolegate-system";
-/// The brokers' name for agents.
+/// The name by which agents connect to the brokers.
 pub(super) const HOST: &str = "rolegate-broker.rolegate-system.svc";
 /// The brokers' port.
 pub(super) const PORT: u16 = 9443;
 /// The audience of agents' tokens.
 pub(super) const AUDIENCE: &str = "rolegate";
 
-/// A cluster with brokers' manifests and no others, so that agents have no rights by them.
+/// A cluster with only the brokers' manifests, so that agents have no rights.
 pub(super) async fn cluster() -> anyhow::Result<&'static Cluster> {
     static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
     CLUSTER
@@ -44,15 +45,15 @@ pub(super) async fn cluster() -> anyhow::Result<&'static Cluster> {
         .await
 }
 
-/// Applies brokers' manifests to a cluster.
+/// Applies the brokers' manifests to a cluster.
 pub(super) async fn install(cluster: &Cluster) -> anyhow::Result<()> {
     let manifests = ["crds", "rolegate-broker", "rolegate-agent-broker"];
     cluster.install(&manifests).await
 }
 
-/// The machines where brokers run. Places of one cluster differ by their name, with which their nodes
-/// and namespaces begin, and by the `third` octet of pods' addresses.
-pub(super) struct Place {
+/// The machines that run brokers. Harnesses in one cluster differ by their name, which is the
+/// prefix of their nodes and namespaces, and by the `third` octet of pods' addresses.
+pub(super) struct BrokerHarness {
     pub(super) cluster: &'static Cluster,
     pub(super) sts: Sts,
     pub(super) lab: Lab,
@@ -65,29 +66,29 @@ pub(super) struct Place {
     _forwards: [Forward; 2],
 }
 
-/// A node that has no rights: its metadata service knows no role, and neither the API server nor STS
-/// can be reached from it.
+/// A node without rights: its metadata service has no role, and it can reach neither the API server
+/// nor STS.
 pub(super) struct Node {
     pub(super) name: String,
-    /// The brokers' end of the link to it.
+    /// The brokers' end of the link to the node.
     link: String,
     pub(super) uid: String,
     pub(super) lab: Lab,
     pub(super) imds: Imds,
-    /// Its agent's pod, and the token that is projected into it.
+    /// The pod of the node's agent, and the token that is projected into it.
     pub(super) agent: PodObject,
     pub(super) token: String,
-    /// A listener where the API server and STS would be: no call may arrive.
+    /// A listener at the addresses of the API server and STS: no call may arrive.
     tripwire: TcpListener,
     dir: TempDir,
 }
 
-impl Place {
+impl BrokerHarness {
     pub(super) async fn new(name: &'static str, third: u8) -> anyhow::Result<Self> {
         Self::within(cluster().await?, name, third).await
     }
 
-    /// A place of another cluster, to which the brokers' manifest was applied.
+    /// Creates a harness in another cluster, to which the brokers' manifest was applied.
     pub(super) async fn within(
         cluster: &'static Cluster,
         name: &'static str,
@@ -96,7 +97,7 @@ impl Place {
         Self::with_sts(cluster, name, third, Sts::start().await?).await
     }
 
-    /// The same, with this STS.
+    /// Does the same with this STS.
     pub(super) async fn with_sts(
         cluster: &'static Cluster,
         name: &'static str,
@@ -129,17 +130,17 @@ impl Place {
         })
     }
 
-    /// The full name of one of this place's namespaces or nodes.
+    /// Returns the full name of one of this harness's namespaces or nodes.
     pub(super) fn named(&self, name: &str) -> String {
         format!("{}-{name}", self.name)
     }
 
-    /// The authorities of brokers' certificates.
+    /// Returns the authorities of brokers' certificates.
     pub(super) fn ca(&self) -> PathBuf {
         self.dir.path().join("ca.crt")
     }
 
-    /// Starts broker 1 or 2 with the flags of the shipped manifest, and these, and waits until it is
+    /// Starts broker 1 or 2 with the flags of the shipped manifest and these, and waits until it is
     /// ready.
     pub(super) async fn broker(&self, number: u8, flags: &[&str]) -> anyhow::Result<Rolegate> {
         let node = self.lab.node();
@@ -147,7 +148,7 @@ impl Place {
         let (certificate, key) = &self.pair;
         command
             .args(["broker", "--auto-discover-base-arn"])
-            // Each place has rules of its own.
+            // Each harness has its own rules.
             .arg("--cluster-config=off")
             .arg(format!("--listen-address=10.9.0.{number}:{PORT}"))
             .arg(format!("--metrics-address=10.9.0.{number}:9092"))
@@ -171,13 +172,13 @@ impl Place {
         Ok(broker)
     }
 
-    /// Asks a broker's port for operators.
+    /// Sends a request to a broker's operators' port.
     pub(super) fn admin(&self, number: u8, path: &str) -> anyhow::Result<Reply> {
         let address = SocketAddr::from(([10, 9, 0, number], 9092));
         ask::get_at(self.lab.node(), address, path)
     }
 
-    /// A number of a broker's metrics; 0 where the series is not there yet.
+    /// Returns a number of a broker's metrics; 0 if the series does not exist yet.
     pub(super) fn metric(&self, number: u8, series: &str) -> anyhow::Result<u64> {
         let metrics = self.admin(number, "/metrics")?.body;
         let value = metrics.lines().find_map(|line| line.strip_prefix(series));
@@ -192,10 +193,10 @@ impl Place {
             .chain(arguments)
             .copied()
             .collect();
-        site::rolegate(self.lab.node(), &ledger)
+        fixture::rolegate(self.lab.node(), &ledger)
     }
 
-    /// Node `number`, on which its agent's pod is placed.
+    /// Creates node `number` with its agent's pod.
     pub(super) async fn node(&self, number: u8) -> anyhow::Result<Node> {
         let roleless = ImdsOptions {
             node_role: None,
@@ -204,7 +205,7 @@ impl Place {
         self.node_with(number, roleless).await
     }
 
-    /// The same, with a metadata service that knows what `options` say.
+    /// Does the same, with a metadata service that has these `options`.
     pub(super) async fn node_with(&self, number: u8, options: ImdsOptions) -> anyhow::Result<Node> {
         let name = self.named(&format!("node-{number}"));
         let address = Ipv4Addr::new(10, 9, number, 1);
@@ -240,7 +241,7 @@ impl Place {
         })
     }
 
-    /// Joins a node to that of the brokers.
+    /// Connects a node to the brokers' node.
     fn join(&self, lab: &Lab, number: u8, address: Ipv4Addr) -> anyhow::Result<()> {
         let (brokers, node, link) = (self.lab.node(), lab.node(), link(number));
         brokers.exec(&format!(
@@ -257,7 +258,7 @@ impl Place {
         Ok(())
     }
 
-    /// Cuts a node off: packets between it and the brokers are dropped without an error.
+    /// Disconnects a node: packets between the node and the brokers are dropped without an error.
     pub(super) fn cut(&self, node: &Node) -> anyhow::Result<()> {
         let link = &node.link;
         self.lab.node().exec(&format!(
@@ -275,13 +276,13 @@ impl Place {
         Ok(())
     }
 
-    /// A pod's network namespace on a node.
+    /// Creates a pod's network namespace on a node.
     pub(super) fn pod(&self, node: &Node, last: u8) -> anyhow::Result<Pod> {
         let address = format!("10.1.{}.{last}", self.third);
         Pod::new(&node.lab, &address, &self.sts, node.dir.path())
     }
 
-    /// The object that makes a pod of one of this place's namespaces known.
+    /// Returns the object of a pod in one of this harness's namespaces.
     pub(super) fn object(
         &self,
         node: &Node,
@@ -302,7 +303,7 @@ impl Place {
         Ok(agent)
     }
 
-    /// Starts an agent with these flags too, that may never get ready.
+    /// Starts an agent with these flags in addition. It need not become ready.
     pub(super) fn unready_agent(&self, node: &Node, flags: &[&str]) -> anyhow::Result<Rolegate> {
         let nowhere = node.tripwire.local_addr()?.port();
         let mut command = node.agent()?;
@@ -311,7 +312,7 @@ impl Place {
             .args(flags)
             .env("ROLEGATE_BROKER_CA", self.ca())
             .env("ROLEGATE_BROKER_TOKEN", node.dir.path().join("token"))
-            // As in every pod of a cluster, and where AWS would be asked.
+            // Variables that every pod of a cluster has, and the endpoint of AWS.
             .env("KUBERNETES_SERVICE_HOST", "127.0.0.1")
             .env("KUBERNETES_SERVICE_PORT", nowhere.to_string())
             .env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{nowhere}"));
@@ -327,8 +328,8 @@ impl Place {
         ])
     }
 
-    /// Starts an agent without a broker, as it is shipped, which shows `token` to the API server,
-    /// and waits until it is ready.
+    /// Starts the shipped standalone agent, which authenticates to the API server with `token`, and
+    /// waits until it is ready.
     pub(super) async fn agent_alone(
         &self,
         node: &Node,
@@ -347,10 +348,10 @@ impl Place {
         Ok(agent)
     }
 
-    /// Waits until a pod gets a role's credentials; gives the access key, which STS gave for that
-    /// role.
+    /// Waits until a pod gets credentials of a role; returns the access key, which STS issued for
+    /// that role.
     pub(super) async fn served(&self, pod: &Pod, role: &str) -> anyhow::Result<String> {
-        let document = eventually(DEADLINE, async || site::credentials(pod, role)).await?;
+        let document = eventually(DEADLINE, async || fixture::credentials(pod, role)).await?;
         let key = document["AccessKeyId"].as_str().context("no access key")?;
         let arn = self.sts.role_of(key)?;
         ensure!(arn.ends_with(&format!(":role/{role}")), "{arn}");
@@ -377,7 +378,7 @@ impl Node {
         Ok(command)
     }
 
-    /// Waits until its agent is ready.
+    /// Waits until the node's agent is ready.
     pub(super) async fn ready(&self, agent: &mut Rolegate) -> anyhow::Result<()> {
         agent
             .until(DEADLINE, async || {
@@ -388,12 +389,12 @@ impl Node {
             .await
     }
 
-    /// Asks its agent's port for operators.
+    /// Sends a request to the operators' port of the node's agent.
     pub(super) fn admin(&self, path: &str) -> anyhow::Result<Reply> {
         ask::get_at(self.lab.node(), ADMIN, path)
     }
 
-    /// Requests as the node's kubelet makes them.
+    /// Returns a client with the rights of the node's kubelet.
     pub(super) fn kubelet(&self, cluster: &Cluster) -> anyhow::Result<Requests> {
         let user = User {
             name: format!("system:node:{}", self.name),

@@ -1,5 +1,5 @@
-//! The harness of every test here: a lab, a stand-in for the agent on the node, a stand-in for the
-//! metadata service behind it, and one backend for the rules.
+//! The harness of all tests in this binary: a lab, a stand-in for the agent on the node, a stand-in
+//! for the metadata service behind the node, and one backend for the rules.
 
 use std::future::Future;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,16 +13,16 @@ use rolegate_redirect::rules::{METADATA_V4, METADATA_V6, Spec};
 use rolegate_redirect::{Backend, Redirect};
 use rolegate_testkit::lab::{Lab, NODE_V4, NODE_V6, Namespace, Pod, PodLink};
 
-/// The stand-in agent's port.
+/// The port of the agent's stand-in.
 pub(crate) const PORT: u16 = 8181;
-/// Timeout of a client for an answer that doesn't come.
+/// Timeout of a client that gets no response.
 const PATIENCE: Duration = Duration::from_millis(800);
-/// The answer of the stand-in agent.
+/// The response of the agent's stand-in.
 pub(crate) const AGENT: &str = r#"{"hostIP":"10.0.0.1"}"#;
-/// The answer of the stand-in metadata service.
+/// The response of the metadata service's stand-in.
 pub(crate) const IMDS: &str = "the node's own metadata";
 
-/// A web server that says one thing, whatever it is asked.
+/// A web server that sends the same response to every request.
 pub(crate) struct StandIn {
     stop: Arc<AtomicBool>,
     hits: Arc<AtomicUsize>,
@@ -54,7 +54,7 @@ impl StandIn {
         })
     }
 
-    /// Requests answered so far.
+    /// Returns the number of requests answered so far.
     pub(crate) fn hits(&self) -> usize {
         self.hits.load(Ordering::SeqCst)
     }
@@ -83,7 +83,7 @@ fn serve(stream: TcpStream, body: &str, hits: &AtomicUsize) -> io::Result<()> {
     Ok(())
 }
 
-/// A client's connection, kept open.
+/// A client's open connection.
 pub(crate) struct Client(BufReader<TcpStream>);
 
 impl Client {
@@ -99,7 +99,7 @@ impl Client {
         Ok(Self(BufReader::new(stream)))
     }
 
-    /// Asks, and gives the body of the answer.
+    /// Sends a request and returns the body of the response.
     pub(crate) fn ask(&mut self) -> io::Result<String> {
         self.0
             .get_mut()
@@ -135,7 +135,7 @@ fn connect_from(source: Option<IpAddr>, target: SocketAddr) -> io::Result<TcpStr
     };
     let socket = socket(family, SocketType::STREAM, None)?;
     bind(&socket, &SocketAddr::new(source, 0))?;
-    // The time to send is the time to connect.
+    // The timeout for sending is also the timeout for connecting.
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
     connect(&socket, &target)?;
     Ok(socket.into())
@@ -152,12 +152,12 @@ pub(crate) const DIRECT: [SocketAddr; 2] = [
     SocketAddr::new(IpAddr::V6(NODE_V6), PORT),
 ];
 
-/// Asks once over a new connection.
+/// Sends one request over a new connection.
 pub(crate) fn fetch(netns: &Namespace, target: SocketAddr) -> io::Result<String> {
     Client::connect(netns, None, target)?.ask()
 }
 
-/// Runs a future in the node's namespace, with a runtime of its own.
+/// Runs a future in the node's namespace, on a separate runtime.
 pub(crate) fn on<T: Send, F: Future<Output = T>>(
     netns: &Namespace,
     work: impl FnOnce() -> F + Send,
@@ -173,24 +173,24 @@ pub(crate) fn on<T: Send, F: Future<Output = T>>(
         .unwrap()
 }
 
-pub(crate) struct Scene {
+pub(crate) struct RedirectHarness {
     pub(crate) lab: Lab,
     pub(crate) agent: Option<StandIn>,
     pub(crate) imds: StandIn,
     pub(crate) backend: Backend,
 }
 
-impl Scene {
+impl RedirectHarness {
     pub(crate) fn new(backend: Backend) -> anyhow::Result<Self> {
         let lab = Lab::new()?;
-        let scene = Self {
+        let harness = Self {
             agent: Some(StandIn::start(lab.node(), PORT, AGENT)?),
             imds: StandIn::start(lab.imds(), 80, IMDS)?,
             backend,
             lab,
         };
-        // As on any node, connections are tracked, and what is established is let through.
-        scene.nft(
+        // As on any node, connections are tracked and established ones are accepted.
+        harness.nft(
             "table inet tracking {
                chain forward {
                  type filter hook forward priority filter
@@ -199,7 +199,7 @@ impl Scene {
              }
 ",
         )?;
-        Ok(scene)
+        Ok(harness)
     }
 
     pub(crate) fn pod(&self) -> anyhow::Result<Pod> {
@@ -222,7 +222,7 @@ impl Scene {
         Ok(redirect)
     }
 
-    /// Runs nft in the node's namespace with rules that are not ours.
+    /// Runs nft in the node's namespace with rules of another program.
     pub(crate) fn nft(&self, rules: &str) -> anyhow::Result<()> {
         let file = std::env::temp_dir().join(format!("{}.nft", self.lab.node().name()));
         std::fs::write(&file, rules)?;
@@ -231,7 +231,7 @@ impl Scene {
         result.map(|_| ())
     }
 
-    /// The program that the iptables backend uses.
+    /// Returns the program that the iptables backend uses.
     pub(crate) fn iptables(&self) -> Option<String> {
         match self.backend {
             Backend::Iptables(_) => Some(self.backend.to_string()),
@@ -239,7 +239,7 @@ impl Scene {
         }
     }
 
-    /// Takes away all rules of the backend's program, ours and others'.
+    /// Removes all rules of the backend's program, rolegate's and others.
     pub(crate) fn flush(&self) -> anyhow::Result<()> {
         let node = self.lab.node();
         let Some(iptables) = self.iptables() else {
@@ -253,7 +253,7 @@ impl Scene {
         Ok(())
     }
 
-    /// All rules of the node, of whatever program.
+    /// Returns all rules of the node, of all programs.
     pub(crate) fn all_rules(&self) -> anyhow::Result<String> {
         let mut all = String::new();
         for command in [
@@ -273,7 +273,7 @@ impl Scene {
     }
 }
 
-/// Makes of each function that takes a backend a test for each backend.
+/// Generates, from each function with a backend as its argument, a test for each backend.
 macro_rules! for_each_backend {
     ($($name:ident),* $(,)?) => {
         mod nftables {

@@ -1,5 +1,5 @@
-//! A place for an agent: a lab whose node has a metadata service and a role, an API server that the
-//! agent reaches with the rights of the shipped manifest, and STS.
+//! The surroundings of an agent: a lab whose node has a metadata service and a role, an API server
+//! that the agent calls with the rights of the shipped manifest, and STS.
 
 use std::ops::Deref;
 use std::os::unix::fs::symlink;
@@ -17,12 +17,12 @@ use tokio::runtime::Handle;
 use crate::ask::{self, ADMIN, CREDENTIALS, Reply};
 use crate::shim::Sts;
 
-/// For what happens elsewhere, on a machine that has other things to do too.
+/// Timeout for events on a machine that may be busy.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The lab's node with all that an agent needs. Tests of one cluster keep apart by the node's name
-/// and by namespaces that begin with it.
-pub(crate) struct Site {
+/// The lab's node with everything that an agent needs. Tests in one cluster use different node
+/// names, which are also the prefixes of their namespaces.
+pub(crate) struct AgentFixture {
     pub(crate) node: String,
     pub(crate) lab: Lab,
     pub(crate) imds: Imds,
@@ -32,14 +32,14 @@ pub(crate) struct Site {
     _forwards: [Forward; 2],
 }
 
-/// A pod's network namespace, from which STS is reached.
+/// A pod's network namespace, from which STS can be reached.
 pub(crate) struct Pod {
     pod: lab::Pod,
     _sts: Forward,
 }
 
 impl Pod {
-    /// A pod of the lab's node, whose runtime has its files in `dir`.
+    /// Creates a pod on the lab's node, whose runtime has its files in `dir`.
     pub(crate) fn new(lab: &Lab, address: &str, sts: &Sts, dir: &Path) -> anyhow::Result<Self> {
         let pod = lab.pod(address, PodLink::Veth)?;
         symlink(pod.path(), dir.join("netns").join(pod.name()))?;
@@ -58,12 +58,13 @@ impl Deref for Pod {
     }
 }
 
-/// The node's metadata service in the lab, where packets arrive that weren't redirected.
+/// Starts the node's metadata service in the lab, at the destination of packets that are not
+/// redirected.
 pub(crate) async fn start_imds(lab: &Lab) -> anyhow::Result<Imds> {
     start_imds_with(lab, ImdsOptions::default()).await
 }
 
-/// The same, which knows what `options` say.
+/// Does the same with these `options`.
 pub(crate) async fn start_imds_with(lab: &Lab, options: ImdsOptions) -> anyhow::Result<Imds> {
     let runtime = Handle::current();
     let address = "[::]:80".parse()?;
@@ -71,7 +72,7 @@ pub(crate) async fn start_imds_with(lab: &Lab, options: ImdsOptions) -> anyhow::
     Ok(lab.imds().run(start)??)
 }
 
-/// A command without the developer's own environment.
+/// Returns a command without the developer's environment.
 pub(crate) fn clean(netns: &Namespace, program: &Path) -> Command {
     let mut command = netns.command(&program.display().to_string());
     command
@@ -80,8 +81,8 @@ pub(crate) fn clean(netns: &Namespace, program: &Path) -> Command {
     command
 }
 
-impl Site {
-    /// A site for the node `node` of `cluster`.
+impl AgentFixture {
+    /// Creates a harness for the node `node` of `cluster`.
     pub(crate) async fn new(node: &str, cluster: &Cluster) -> anyhow::Result<Self> {
         cluster.install(&["rolegate-agent"]).await?;
         let token = cluster
@@ -108,29 +109,30 @@ impl Site {
         })
     }
 
-    /// The full name of one of this site's namespaces.
+    /// Returns the full name of one of this harness's namespaces.
     pub(crate) fn namespace(&self, name: &str) -> String {
         format!("{}-{name}", self.node)
     }
 
-    /// A pod's network namespace.
+    /// Creates a pod's network namespace.
     pub(crate) fn pod(&self, address: &str) -> anyhow::Result<Pod> {
         Pod::new(&self.lab, address, &self.sts, self.dir.path())
     }
 
-    /// A pod on the node's bridge, whose runtime has the file of its namespace but no record yet.
+    /// Creates a pod on the node's bridge, for which the runtime has a namespace file but no record
+    /// yet.
     pub(crate) fn bridged(&self, address: &str) -> anyhow::Result<lab::Pod> {
         let pod = self.lab.pod(address, PodLink::Bridge)?;
         symlink(pod.path(), self.dir.path().join("netns").join(pod.name()))?;
         Ok(pod)
     }
 
-    /// The folder of the container runtime's records.
+    /// Returns the directory of the container runtime's records.
     pub(crate) fn results(&self) -> PathBuf {
         self.dir.path().join("results")
     }
 
-    /// The object that makes a pod of one of this site's namespaces known.
+    /// Returns the object of a pod in one of this harness's namespaces.
     pub(crate) fn object(&self, namespace: &str, name: &str, pod: &lab::Pod) -> TestPod {
         TestPod::new(&self.namespace(namespace), name, &self.node)
             .address(pod.v4)
@@ -150,7 +152,7 @@ impl Site {
         ]
     }
 
-    /// Starts an agent with the flags of the shipped manifest, and these.
+    /// Starts an agent with the flags of the shipped manifest and these.
     pub(crate) fn agent(&self, flags: &[&str]) -> anyhow::Result<Rolegate> {
         let node = format!("--node={}", self.node);
         let shipped = [
@@ -200,17 +202,17 @@ impl Site {
             .await
     }
 
-    /// Asks the agent's port for operators.
+    /// Sends a request to the agent's operators' port.
     pub(crate) fn admin(&self, path: &str) -> anyhow::Result<Reply> {
         ask::get_at(self.lab.node(), ADMIN, path)
     }
 
-    /// Returns whether the node's metadata service was asked for such a path.
+    /// Returns true if the node's metadata service received a request for such a path.
     pub(crate) fn reached(&self, path: &str) -> bool {
         self.asked_for(path) > 0
     }
 
-    /// Returns how often the node's metadata service was asked for such a path.
+    /// Returns the number of requests for such a path that the node's metadata service received.
     pub(crate) fn asked_for(&self, path: &str) -> usize {
         let requests = self.imds.requests();
         requests
@@ -220,13 +222,13 @@ impl Site {
     }
 }
 
-/// Runs `rolegate` with these arguments in a namespace, to its end.
+/// Runs `rolegate` with these arguments in a namespace until it exits.
 pub(crate) fn rolegate(netns: &Namespace, arguments: &[&str]) -> anyhow::Result<Output> {
     let output = clean(netns, &Rolegate::path()?).args(arguments).output();
     output.context("rolegate cannot be run")
 }
 
-/// The document with the credentials of the pod's role.
+/// Returns the document with the credentials of the pod's role.
 pub(crate) fn credentials(pod: &Namespace, role: &str) -> anyhow::Result<serde_json::Value> {
     let reply = ask::get(pod, &format!("{CREDENTIALS}{role}"))?;
     ensure!(reply.status == 200, "{reply:?}");
@@ -235,15 +237,19 @@ pub(crate) fn credentials(pod: &Namespace, role: &str) -> anyhow::Result<serde_j
     Ok(document)
 }
 
-/// Waits until the pod gets the role's credentials; gives the role of the session that they are of,
-/// as STS knows it.
-pub(crate) async fn served(site: &Site, pod: &Namespace, role: &str) -> anyhow::Result<String> {
+/// Waits until the pod gets the role's credentials; returns the role of their session according to
+/// STS.
+pub(crate) async fn served(
+    fixture: &AgentFixture,
+    pod: &Namespace,
+    role: &str,
+) -> anyhow::Result<String> {
     let document = eventually(DEADLINE, async || credentials(pod, role)).await?;
     let access_key = document["AccessKeyId"].as_str().context("no access key")?;
-    site.sts.role_of(access_key)
+    fixture.sts.role_of(access_key)
 }
 
-/// Fails where a text has something of the node's own secrets.
+/// Fails if a text contains one of the node's own secrets.
 pub(crate) fn no_secrets(text: &str) -> anyhow::Result<()> {
     for secret in [NODE_SECRET_MARKER, NODE_ACCESS_KEY_ID] {
         ensure!(!text.contains(secret), "the node's secrets in {text}");
