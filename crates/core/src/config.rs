@@ -329,6 +329,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_audience_is_compared_without_case_and_blanks() {
+        let audience = Audience::new(" STS.amazonaws.com ");
+        assert_eq!(audience.as_str(), "sts.amazonaws.com");
+        assert_eq!(audience, Audience::new("sts.AMAZONAWS.com"));
+    }
+
+    #[test]
     fn kinds_are_written_as_for_kube_mgmt() {
         let parts = |text| {
             ResourceKind::parse(text)
