@@ -68,6 +68,7 @@ lint: ## Check format, lints, spelling, licences, banned dependencies, shell scr
 	cargo clippy --locked --workspace $(TEST_FEATURES) --all-targets -- -D warnings
 	@# The targets above are those of `make test`.
 	cargo clippy --locked --workspace $(TEST_FEATURES) --test nodes -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace $(TEST_FEATURES) --no-deps --document-private-items
 	@hack/lint
 
 fmt: ## Format all code

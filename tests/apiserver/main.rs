@@ -19,3 +19,6 @@ mod vap;
 mod view;
 mod watch;
 mod webhook;
+
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();

@@ -1,7 +1,7 @@
 //! The agent's side of the broker protocol. With a broker, an agent has no permissions of its own.
 //!
-//! [`stream`] is one stream and sends the [`token`], [`stream_pair`] maintains an active and a
-//! standby stream, and [`sync`] applies the broker's messages to the pod table.
+//! `stream` is one stream and sends the `token`, `stream_pair` maintains an active and a
+//! standby stream, and `sync` applies the broker's messages to the pod table.
 
 mod stream;
 mod stream_pair;

@@ -20,3 +20,7 @@ pub mod pod_reconciler;
 pub mod pod_table;
 pub mod runtime_folder;
 pub mod token;
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();

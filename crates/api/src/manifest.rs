@@ -153,7 +153,7 @@ struct Lines {
     parts: Vec<(String, Lines)>,
 }
 
-/// Reads all objects of a text, as [`read`] does, but rejects any other content.
+/// Reads all objects of a text, as [`read`](fn@read) does, but rejects any other content.
 ///
 /// # Errors
 /// Returns a [`ManifestError`] with the line, if known.

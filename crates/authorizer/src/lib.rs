@@ -2,7 +2,7 @@
 //! session that belongs to it. Standalone agents and the broker use it.
 //!
 //! [`authorizer`] decides, [`pod`] holds a pod with its decision, [`recorder`] reports the outcomes
-//! of requests, [`throttle`] limits repeated reports, and [`ledger`] records which pod received
+//! of requests, `throttle` limits repeated reports, and [`ledger`] records which pod received
 //! which session.
 
 pub mod authorizer;

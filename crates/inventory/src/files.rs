@@ -106,16 +106,16 @@ pub enum FileError {
         /// True if it is standard input.
         is_stdin: bool,
     },
-    /// There are more than [`MAX_FILES`] files.
+    /// There are more than `MAX_FILES` files.
     #[error("more than {MAX_FILES} files: check fewer at once")]
     TooMany,
-    /// A directory has more than [`MAX_FILES`] files.
+    /// A directory has more than `MAX_FILES` files.
     #[error("{0}: more than {MAX_FILES} files")]
     TooManyIn(String),
-    /// Directories are nested deeper than [`MAX_DEPTH`].
+    /// Directories are nested deeper than `MAX_DEPTH`.
     #[error("{0}: directories are nested too deeply")]
     TooDeep(String),
-    /// The files are larger than [`MAX_TOTAL_BYTES`].
+    /// The files are larger than `MAX_TOTAL_BYTES`.
     #[error("the files exceed {} MiB in total: check fewer at once", MAX_TOTAL_BYTES / (1024 * 1024))]
     TooLarge,
     /// The file is not text.

@@ -25,7 +25,7 @@ pub struct Simulation {
     /// Pods that have a role now, and would have none.
     pub newly_denied: Vec<Affected>,
     /// Pods that keep running, but that admission would deny when they are re-created, which it
-    /// does not now; see [`add_made_again`](Self::add_made_again).
+    /// does not now; see [`add_recreated`](Self::add_recreated).
     pub denied_on_recreate: Vec<Affected>,
     /// Pods that have no role now, and would have one.
     pub newly_allowed: Vec<Affected>,

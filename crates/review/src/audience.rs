@@ -30,7 +30,7 @@ pub(crate) fn is_for_aws(audience: &str, others: &BTreeSet<Audience>) -> bool {
         || others.contains(&audience)
 }
 
-/// Returns [`is_for_aws`] as CEL. `audience` is a CEL expression of type string.
+/// Returns `is_for_aws` as CEL. `audience` is a CEL expression of type string.
 pub fn cel(audience: &str, others: &BTreeSet<Audience>) -> String {
     let known = [OPENSHIFT].into_iter();
     let listed: Vec<_> = known.chain(others.iter().map(Audience::as_str)).collect();

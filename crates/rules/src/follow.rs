@@ -53,7 +53,7 @@ pub struct FollowOptions {
 pub enum Purpose {
     /// Objects are validated. No session is created, and the AWS environment is not detected.
     Admission,
-    /// Pods get credentials. Decisions wait until [`RuleStoreWriter::learn`] was called with the
+    /// Pods get credentials. Decisions wait until [`RuleStoreWriter::set_aws_environment`] was called with the
     /// detected AWS environment, and readiness has a note while no layer is enforced.
     Credentials {
         /// The workloads that share a session.

@@ -93,7 +93,7 @@ pub struct Denial {
     pub field: RequestField,
     /// The reason, one sentence.
     pub reason: String,
-    /// True if the denial is temporary and not caused by the rules, see [`Verdict::Deny`].
+    /// True if the denial is temporary and not caused by the rules, see [`Verdict::Deny`](crate::layer::Verdict::Deny).
     pub transient: bool,
 }
 

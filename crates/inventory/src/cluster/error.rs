@@ -39,7 +39,7 @@ pub enum ClusterError {
         /// The error.
         why: String,
     },
-    /// There are more than [`MAX_OBJECTS`] objects of a kind.
+    /// There are more than `MAX_OBJECTS` objects of a kind.
     #[error("the cluster has more than {MAX_OBJECTS} {0}")]
     TooMany(String),
     /// An object does not exist.

@@ -125,7 +125,7 @@ impl Current {
         load(&self.objects, &self.sources, &Assumed::default())
     }
 
-    /// Requires the base ARN as [`demand_base`] does, for an answer about these objects.
+    /// Requires the base ARN as [`require_base`] does, for an answer about these objects.
     ///
     /// # Errors
     /// Returns an error that names the ways to set the base ARN.
