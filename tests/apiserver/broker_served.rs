@@ -155,10 +155,10 @@ async fn agent(
         metadata: MetadataOptions {
             imds_v2: ImdsV2::Optional,
             allow: AllowList::new(&[])?,
-            max_staleness: Duration::from_secs(3600),
             limits: LimitOptions::default(),
             header_time: Duration::from_secs(10),
         },
+        max_staleness: Duration::from_secs(3600),
         wait: Duration::from_secs(5),
         redirect: None,
         clock: Clock::system(),

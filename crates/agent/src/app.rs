@@ -135,7 +135,7 @@ impl Service for Agent {
         if let Some(attachments) = attachments {
             background.follow_attachments(attachments, pod_table.clone());
         }
-        background.report_staleness(&backend, options.metadata.max_staleness, clock.clone());
+        background.report_staleness(&backend, options.max_staleness, clock.clone());
         let removes_redirect = options
             .redirect
             .and_then(|redirect| background.keep_redirect(redirect));
@@ -164,9 +164,10 @@ impl Service for Agent {
                 outcomes: backend.outcomes,
                 metrics: agent_metrics,
                 clock: clock.clone(),
+                verifier: backend.verifier,
+                max_staleness: options.max_staleness,
                 wait: options.wait,
             },
-            verifier: backend.verifier,
             tokens,
             imds,
             health,

@@ -16,6 +16,7 @@ use rolegate_core::session::Failure;
 use rolegate_runtime::clock::Clock;
 use rolegate_sessions::{Current, Lease, Session};
 
+use crate::address_verifier::AddressVerifier;
 use crate::decision_source::DecisionSource;
 use crate::metrics::AgentMetrics;
 use crate::pod_table::PodTable;
@@ -23,6 +24,10 @@ use crate::pod_table::PodTable;
 /// The reason that a pod gets no credentials. Each endpoint words it in its own protocol.
 #[derive(Debug, Clone)]
 pub enum Refusal {
+    /// Pods, rules or the AWS environment are not loaded yet.
+    NotLoaded,
+    /// The last update from the cluster is too old.
+    Stale,
     /// No pod of this node has this UID.
     UnknownPod,
     /// The namespace of the pod is not loaded yet.
@@ -68,6 +73,10 @@ pub struct CredentialSource {
     pub pod_table: Arc<PodTable>,
     /// The source of decisions.
     pub decisions: DecisionSource,
+    /// The freshness of the pod table.
+    pub verifier: AddressVerifier,
+    /// Maximum staleness of the pod table.
+    pub max_staleness: Duration,
     /// The recorder of Events for pods' owners.
     pub outcomes: OutcomeRecorder,
     /// The metrics of decisions.
@@ -79,6 +88,21 @@ pub struct CredentialSource {
 }
 
 impl CredentialSource {
+    /// Checks that the pod table can be relied on. Each endpoint checks it before it identifies a
+    /// pod: a table that is incomplete or outdated may name another pod, or a deleted one.
+    ///
+    /// # Errors
+    /// Returns [`Refusal::NotLoaded`] or [`Refusal::Stale`].
+    pub fn check_ready(&self, now: Timestamp) -> Result<(), Refusal> {
+        if !self.pod_table.is_settled() {
+            return Err(Refusal::NotLoaded);
+        }
+        if !self.verifier.is_fresh(self.max_staleness, now) {
+            return Err(Refusal::Stale);
+        }
+        Ok(())
+    }
+
     /// Continues for a pod that may have its role, and reports the denial of one that may not.
     pub fn allowed<T: From<Refusal>>(
         &self,
@@ -128,16 +152,22 @@ impl CredentialSource {
     }
 
     /// Returns the current session of the pod with a UID, for endpoints whose callers prove their
-    /// pod by a token. The caller must have verified the token.
+    /// pod by a token. The endpoint must have verified the token, and must limit the calls in
+    /// progress for each pod: each may wait for [`Self::wait`].
     ///
     /// # Errors
     /// Returns [`Refusal`] if the pod gets no credentials within [`Self::wait`].
     pub async fn session_of(&self, uid: &str) -> Result<Arc<Session>, Refusal> {
-        let attempt = |now| match self.pod_table.pod(uid) {
-            Some(entry) => self.allowed(&entry, now, |allowed| {
+        let attempt = |now| {
+            if let Err(refusal) = self.check_ready(now) {
+                return Attempt::Wait(Err(refusal));
+            }
+            let Some(entry) = self.pod_table.pod(uid) else {
+                return Attempt::Wait(Err(Refusal::UnknownPod));
+            };
+            self.allowed(&entry, now, |allowed| {
                 self.session(&entry, allowed, now, |session| Ok(session.clone()))
-            }),
-            None => Attempt::Wait(Err(Refusal::UnknownPod)),
+            })
         };
         match attempt(self.clock.now()) {
             Attempt::Done(session) => session,

@@ -21,7 +21,6 @@ use rolegate_runtime::drain::Drain;
 use rolegate_runtime::serve;
 use tokio::net::TcpListener;
 
-use crate::address_verifier::AddressVerifier;
 use crate::credentials::CredentialSource;
 use crate::limits::{LimitOptions, Limits, Peer};
 use crate::pod_table::Owner;
@@ -49,8 +48,6 @@ pub struct MetadataOptions {
     pub imds_v2: ImdsV2,
     /// The paths of the node's metadata service that pods may read.
     pub allow: AllowList,
-    /// Maximum staleness of the pod table.
-    pub max_staleness: Duration,
     /// Limits per pod and for all pods.
     pub limits: LimitOptions,
     /// Timeout of a request's head, and idle timeout.
@@ -62,7 +59,6 @@ pub struct MetadataOptions {
 pub struct MetadataServer {
     options: MetadataOptions,
     credentials: CredentialSource,
-    verifier: AddressVerifier,
     tokens: Arc<TokenKeys>,
     imds: Imds,
     cache: forward::Cache,
@@ -75,8 +71,6 @@ pub struct MetadataServer {
 pub struct MetadataParts {
     /// The credentials of this node's pods.
     pub credentials: CredentialSource,
-    /// The check that addresses are attached to their pods.
-    pub verifier: AddressVerifier,
     /// The keys that issue and check tokens.
     pub tokens: Arc<TokenKeys>,
     /// The node's metadata service.
@@ -93,7 +87,6 @@ impl MetadataServer {
             limits: Limits::new(options.limits, parts.credentials.metrics.clone()),
             options,
             credentials: parts.credentials,
-            verifier: parts.verifier,
             tokens: parts.tokens,
             imds: parts.imds,
             health: parts.health,

@@ -82,10 +82,14 @@ impl PodTable {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Replaces these pods; `None` removes a pod. The caller then publishes the owners of addresses,
-    /// which wakes waiting requests.
+    /// Replaces these pods; `None` removes a pod.
     pub(crate) fn publish_pods(&self, changes: Vec<(Arc<str>, Option<Arc<PodEntry>>)>) {
+        if changes.is_empty() {
+            return;
+        }
         self.pods.update::<str>(changes);
+        // A pod without addresses may be waited for by its UID.
+        self.version.send_modify(|version| *version += 1);
     }
 
     /// Wakes the requests that wait for a decision.

@@ -26,15 +26,16 @@ pub const BATCH_SIZE: usize = 128;
 /// Time limit of a batch. The last pod may exceed it, since policies can be slow.
 const MAX_BATCH_TIME: Duration = Duration::from_millis(50);
 
+/// Maximum number of rule changes that are applied before a waiting change of a pod.
+const MAX_CONSECUTIVE_REPORTS: u32 = 32;
+
 /// The sources of a reconciler.
 #[derive(Debug)]
 pub struct Sources {
-    /// Changes of pods and namespaces.
-    pub updates: mpsc::Receiver<Update>,
-    /// Changes of rules.
-    pub reports: mpsc::Receiver<Report>,
-    /// The AWS environment, once it is detected.
-    pub aws_environment: watch::Receiver<Option<AwsEnvironment>>,
+    updates: mpsc::Receiver<Update>,
+    reports: mpsc::Receiver<Report>,
+    aws_environment: watch::Receiver<Option<AwsEnvironment>>,
+    consecutive_reports: u32,
 }
 
 /// An event of a source.
@@ -49,10 +50,34 @@ pub enum Event {
 }
 
 impl Sources {
-    /// Returns the next event: facts before rules, and rules before pods. Returns `None` if the
-    /// source of pods has exited. Cancelling the call loses no event.
+    /// Creates sources: changes of pods and namespaces, changes of rules, and the AWS environment
+    /// once it is detected.
+    pub fn new(
+        updates: mpsc::Receiver<Update>,
+        reports: mpsc::Receiver<Report>,
+        aws_environment: watch::Receiver<Option<AwsEnvironment>>,
+    ) -> Self {
+        Self {
+            updates,
+            reports,
+            aws_environment,
+            consecutive_reports: 0,
+        }
+    }
+
+    /// Returns the next event: the AWS environment before rules, and rules before pods, but no more
+    /// than [`MAX_CONSECUTIVE_REPORTS`] rule changes while a pod waits. Otherwise a user who keeps
+    /// changing a namespace could keep deleted pods in the table. Returns `None` if the source of
+    /// pods has exited. Cancelling the call loses no event.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
+            let pods_are_due = self.consecutive_reports >= MAX_CONSECUTIVE_REPORTS;
+            if pods_are_due {
+                self.consecutive_reports = 0;
+                if let Ok(update) = self.updates.try_recv() {
+                    return Some(Event::Update(update));
+                }
+            }
             tokio::select! {
                 biased;
                 Ok(()) = self.aws_environment.changed() => {
@@ -60,8 +85,14 @@ impl Sources {
                         return Some(Event::AwsEnvironment(aws_environment));
                     }
                 }
-                Some(report) = self.reports.recv() => return Some(Event::Report(report)),
-                update = self.updates.recv() => return update.map(Event::Update),
+                Some(report) = self.reports.recv() => {
+                    self.consecutive_reports += 1;
+                    return Some(Event::Report(report));
+                }
+                update = self.updates.recv() => {
+                    self.consecutive_reports = 0;
+                    return update.map(Event::Update);
+                }
             }
         }
     }
@@ -271,5 +302,32 @@ pub trait Reconciler {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pods_are_reached_while_rules_keep_changing() {
+        let (pods, updates) = mpsc::channel(1);
+        let (rules, reports) = mpsc::channel(1);
+        let (_keep, aws_environment) = watch::channel(None);
+        let mut sources = Sources::new(updates, reports, aws_environment);
+        pods.send(Update::RetainWorkloads(HashSet::new()))
+            .await
+            .unwrap();
+        let mut reports_before = 0;
+        loop {
+            let none = RuleUpdate::RetainNamespaces(HashSet::new());
+            let _ = rules.try_send(Report::Rules(none));
+            match sources.next().await {
+                Some(Event::Update(_)) => break,
+                Some(Event::Report(_)) => reports_before += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(reports_before, MAX_CONSECUTIVE_REPORTS);
     }
 }

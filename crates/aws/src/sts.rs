@@ -15,7 +15,9 @@ use aws_sdk_sts::config::endpoint::{DefaultResolver, EndpointFuture, Params, Res
 use aws_sdk_sts::operation::assume_role::AssumeRoleOutput;
 use aws_sdk_sts::types::{PolicyDescriptorType, Tag};
 use jiff::Timestamp;
-use rolegate_core::session::{Credentials, Failure, SessionKey, SessionLimits, Validity};
+use rolegate_core::session::{
+    Credentials, Failure, SessionKey, SessionLimits, Validity, check_credentials,
+};
 use rolegate_runtime::clock::Clock;
 use rolegate_sessions::AssumeRole;
 use tokio::sync::OnceCell;
@@ -333,9 +335,13 @@ fn session(
     let session_token = Zeroizing::new(credentials.session_token);
     let until = credentials.expiration;
     let until = Timestamp::from_second(until.secs()).map_err(|_| nothing())?;
-    if credentials.access_key_id.is_empty() || secret_access_key.is_empty() {
-        return Err(nothing());
-    }
+    // Checked here and not only by agents, which would reject a broker's whole stream.
+    check_credentials(
+        &credentials.access_key_id,
+        &secret_access_key,
+        &session_token,
+    )
+    .map_err(|_| nothing())?;
     let validity = Validity { from, until };
     if !validity.is_valid(now) {
         return Err(error::temporary(

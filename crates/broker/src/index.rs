@@ -128,13 +128,14 @@ impl Index {
         loop {
             tokio::select! {
                 // Sources take precedence over commands, which a node can send at any rate, and
-                // over queued pods.
+                // over queued pods. Sessions come first: the limit on calls to STS bounds their
+                // number, and without them the credentials of all pods would expire.
                 biased;
+                Some(key) = sources.sessions.recv() => self.session_changed(&key),
                 event = sources.cluster.next() => match event {
                     Some(event) => self.event(event),
                     None => return,
                 },
-                Some(key) = sources.sessions.recv() => self.session_changed(&key),
                 _ = timely.tick() => self.recheck_timely(),
                 Some(command) = sources.commands.recv() => {
                     self.command(command);

@@ -72,6 +72,38 @@ pub struct Credentials {
     secret_access_key_length: usize,
 }
 
+/// Maximum length of an `AccessKeyId`, in bytes. IAM's own have 20 to 128.
+pub const MAX_ACCESS_KEY_ID_BYTES: usize = 256;
+/// Maximum length of a `SecretAccessKey`, in bytes. Those of STS have 40.
+pub const MAX_SECRET_ACCESS_KEY_BYTES: usize = 256;
+/// Maximum length of a `SessionToken`, in bytes. STS documents no limit; its tokens have up to 4 KiB.
+pub const MAX_SESSION_TOKEN_BYTES: usize = 15 << 10;
+
+/// Checks credentials of another process: their lengths, and that they can be put into a JSON
+/// string without escapes, as endpoints do. Each byte is graphic ASCII, and none is a quote or a
+/// backslash. A session token may be empty.
+///
+/// # Errors
+/// Returns the name of the malformed part.
+pub fn check_credentials(
+    access_key_id: &str,
+    secret_access_key: &str,
+    session_token: &str,
+) -> Result<(), &'static str> {
+    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
+    let is_good = |text: &str, max| text.len() <= max && text.bytes().all(plain);
+    if access_key_id.is_empty() || !is_good(access_key_id, MAX_ACCESS_KEY_ID_BYTES) {
+        return Err("an access key's ID");
+    }
+    if secret_access_key.is_empty() || !is_good(secret_access_key, MAX_SECRET_ACCESS_KEY_BYTES) {
+        return Err("a secret access key");
+    }
+    if !is_good(session_token, MAX_SESSION_TOKEN_BYTES) {
+        return Err("a session token");
+    }
+    Ok(())
+}
+
 impl Credentials {
     /// Creates credentials. The secrets are copied, so the caller must wipe its own copies.
     pub fn new(

@@ -10,7 +10,7 @@ use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::{Denial, DenialSource, RequestField};
 use rolegate_core::session::{
     Credentials, Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits,
-    Validity,
+    Validity, check_credentials,
 };
 
 use crate::v1;
@@ -26,10 +26,6 @@ pub const MAX_OUTCOMES: usize = 256;
 pub const MAX_TOKEN: usize = 16 << 10;
 /// Maximum size of an identifier (a UID, a node, an access key, a code), in bytes.
 const MAX_NAME: usize = 256;
-/// Maximum size of a secret access key, in bytes. AWS issues keys of 40.
-const MAX_SECRET_ACCESS_KEY: usize = 256;
-/// Maximum size of a session token, in bytes. AWS states no limit; tokens have one or two KiB.
-const MAX_SESSION_TOKEN: usize = 15 << 10;
 
 /// A malformed field of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -134,15 +130,7 @@ impl TryFrom<&v1::Credentials> for Credentials {
         let id = &message.access_key_id;
         let secret = &message.secret_access_key;
         let token = &message.session_token;
-        if id.is_empty() || id.len() > MAX_NAME || !is_plain(id) {
-            return Err(Malformed("an access key's ID"));
-        }
-        if secret.is_empty() || secret.len() > MAX_SECRET_ACCESS_KEY || !is_plain(secret) {
-            return Err(Malformed("a secret access key"));
-        }
-        if token.len() > MAX_SESSION_TOKEN || !is_plain(token) {
-            return Err(Malformed("a session token"));
-        }
+        check_credentials(id, secret, token).map_err(Malformed)?;
         let time = |ms| Timestamp::from_millisecond(ms).map_err(|_| Malformed("a session's times"));
         let validity = Validity {
             from: time(message.issued_at_ms)?,
@@ -150,13 +138,6 @@ impl TryFrom<&v1::Credentials> for Credentials {
         };
         Ok(Self::new(&**id, secret, token, validity))
     }
-}
-
-/// Returns true if `text` can be put into a JSON string without escapes, as endpoints do with
-/// credentials: each byte is graphic ASCII, and none is a quote or a backslash.
-fn is_plain(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
-    text.bytes().all(plain)
 }
 
 impl From<&Failure> for v1::Failure {
@@ -290,6 +271,10 @@ mod tests {
 
     use rolegate_core::layer::LayerId;
 
+    use rolegate_core::session::{
+        MAX_ACCESS_KEY_ID_BYTES, MAX_SECRET_ACCESS_KEY_BYTES, MAX_SESSION_TOKEN_BYTES,
+    };
+
     use super::*;
 
     #[test]
@@ -382,7 +367,8 @@ mod tests {
         // Tokens of the API server have one to two KiB; issuers with many claims, more.
         const { assert!(MAX_TOKEN >= 8 << 10 && MAX_TOKEN + 1024 <= MAX_TO_BROKER) };
         // A broker puts 64 sessions into one message, and as many pods.
-        const CREDENTIALS: usize = MAX_NAME + MAX_SECRET_ACCESS_KEY + MAX_SESSION_TOKEN;
+        const CREDENTIALS: usize =
+            MAX_ACCESS_KEY_ID_BYTES + MAX_SECRET_ACCESS_KEY_BYTES + MAX_SESSION_TOKEN_BYTES;
         const { assert!(64 * (CREDENTIALS + 8 * 1024) <= MAX_TO_AGENT) };
     }
 
@@ -425,9 +411,9 @@ mod tests {
             (&*long(MAX_NAME), "s", "t", bad_id),
             ("AS\nIA", "s", "t", bad_id),
             ("ASIA", "", "t", bad_secret),
-            ("ASIA", &*long(MAX_SECRET_ACCESS_KEY), "t", bad_secret),
+            ("ASIA", &*long(MAX_SECRET_ACCESS_KEY_BYTES), "t", bad_secret),
             ("ASIA", "s\"", "t", bad_secret),
-            ("ASIA", "s", &*long(MAX_SESSION_TOKEN), bad_token),
+            ("ASIA", "s", &*long(MAX_SESSION_TOKEN_BYTES), bad_token),
             ("ASIA", "s", "t\\", bad_token),
             ("ASIA", "s", "é", bad_token),
         ] {

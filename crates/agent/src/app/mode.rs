@@ -89,11 +89,11 @@ pub(super) async fn standalone(
         writer,
     };
     let (aws_environment, learned) = watch::channel(None);
-    let pod_reconciler = PodReconciler::new(parts, supervisor.readiness()).run(Sources {
-        updates: source.updates,
-        reports: source.rules.reports,
-        aws_environment: learned,
-    });
+    let pod_reconciler = PodReconciler::new(parts, supervisor.readiness()).run(Sources::new(
+        source.updates,
+        source.rules.reports,
+        learned,
+    ));
     supervisor.spawn_required("pod reconciler", pod_reconciler);
     let health = shared.health;
     let discovery = Discovery {

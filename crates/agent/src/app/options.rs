@@ -45,6 +45,8 @@ pub struct AgentOptions {
     pub metadata: MetadataOptions,
     /// Maximum time that a request for credentials waits for the watch or for STS.
     pub wait: Duration,
+    /// Maximum staleness of the pod table. Without a newer update no credentials are served.
+    pub max_staleness: Duration,
     /// The redirect of pods; `None` if another program manages it.
     pub redirect: Option<RedirectOptions>,
     /// The clock.

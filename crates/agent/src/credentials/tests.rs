@@ -11,6 +11,8 @@ use rolegate_sessions::{Document, RemoteSessions, Sessions};
 use zeroize::Zeroizing;
 
 use super::*;
+use crate::address_verifier::Age;
+use crate::broker_staleness::BrokerStaleness;
 
 /// The document of the tiny endpoint.
 struct KeyDocument;
@@ -30,16 +32,18 @@ async fn respond(source: &CredentialSource, uid: &str) -> (u16, Bytes) {
         Err(Refusal::UnknownPod) => (404, "unknown pod".into()),
         Err(Refusal::NoRole) => (404, "no role".into()),
         Err(Refusal::Denied(reason)) => (403, reason),
-        Err(Refusal::NamespaceNotLoaded | Refusal::Failed(..) | Refusal::Fetching) => {
-            (503, "try again".into())
-        }
+        Err(_) => (503, "try again".into()),
     }
 }
 
 fn source() -> CredentialSource {
+    let pod_table = PodTable::default();
+    pod_table.settle(true);
     CredentialSource {
-        pod_table: Arc::default(),
+        pod_table: Arc::new(pod_table),
         decisions: DecisionSource::Broker(Clock::system()),
+        verifier: AddressVerifier::default(),
+        max_staleness: Duration::from_secs(3600),
         outcomes: OutcomeRecorder::new(None, Ledger::default()),
         metrics: AgentMetrics::register(&mut Registry::default()),
         clock: Clock::system(),
@@ -119,5 +123,20 @@ async fn pods_that_stay_unknown_are_refused_at_the_deadline() {
     let source = source();
     assert_eq!(respond(&source, "u1").await, (404, "unknown pod".into()));
     publish(&source, "u1", Authorization::Pending);
+    assert_eq!(respond(&source, "u1").await, (503, "try again".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unreliable_pod_table_serves_no_pod_by_uid() {
+    let mut source = source();
+    source.max_staleness = Duration::ZERO;
+    publish(&source, "u1", Authorization::NoRole);
+    let outdated = BrokerStaleness::new();
+    outdated.update(1000);
+    source.verifier = AddressVerifier::new(Some(Age::Broker(outdated)), None);
+    assert_eq!(respond(&source, "u1").await, (503, "try again".into()));
+    source.verifier = AddressVerifier::default();
+    assert_eq!(respond(&source, "u1").await, (404, "no role".into()));
+    source.pod_table.settle(false);
     assert_eq!(respond(&source, "u1").await, (503, "try again".into()));
 }

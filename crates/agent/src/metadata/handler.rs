@@ -50,11 +50,14 @@ impl RequestHandler {
         peer: IpAddr,
         own: IpAddr,
     ) -> Arc<Self> {
-        let last_look = server.verifier.opened(peer);
+        let last_look = server.credentials.verifier.opened(peer);
         // Checked at the start of the connection: a neighbor that opened it while it held the
         // address must not be able to wait until the address is back at its pod.
         if let Some(Owner::Pod(entry)) = server.credentials.pod_table.owner(peer) {
-            let _ = server.verifier.check(&entry.workload.uid, peer, &last_look);
+            let _ = server
+                .credentials
+                .verifier
+                .check(&entry.workload.uid, peer, &last_look);
         }
         Arc::new(Self {
             server,
@@ -308,18 +311,10 @@ impl RequestHandler {
 
     /// Returns the pod that positively owns the peer's address.
     fn identify(&self, now: Timestamp) -> Result<Arc<PodEntry>, Attempt<Reply>> {
-        let not_ready =
-            |sentence: &'static str| Err(Attempt::Wait(Reply::refuse(Outcome::NotReady, sentence)));
-        if !self.server.credentials.pod_table.is_settled() {
-            return not_ready("rolegate has not loaded its rules and workloads yet\n");
-        }
-        if !self
-            .server
-            .verifier
-            .is_fresh(self.server.options.max_staleness, now)
-        {
-            return not_ready("rolegate has received no update from the cluster for too long\n");
-        }
+        self.server
+            .credentials
+            .check_ready(now)
+            .map_err(|refusal| Attempt::Wait(refusal.into()))?;
         let refusal = |why: &str| {
             let sentence = format!(
                 "no pod of this node is known to own the address {}{why}\n",
@@ -333,7 +328,7 @@ impl RequestHandler {
             Some(Owner::Disputed) => return unknown(": several live pods claim it"),
             None => return unknown(""),
         };
-        let verifier = &self.server.verifier;
+        let verifier = &self.server.credentials.verifier;
         match verifier.check(&entry.workload.uid, self.peer, &self.last_look) {
             Verdict::Same => {}
             Verdict::Changed => {
@@ -381,6 +376,14 @@ impl RequestHandler {
 impl From<Refusal> for Reply {
     fn from(refusal: Refusal) -> Self {
         match refusal {
+            Refusal::NotLoaded => Self::refuse(
+                Outcome::NotReady,
+                "rolegate has not loaded its rules and workloads yet\n",
+            ),
+            Refusal::Stale => Self::refuse(
+                Outcome::NotReady,
+                "rolegate has received no update from the cluster for too long\n",
+            ),
             Refusal::UnknownPod => Self::refuse(
                 Outcome::UnknownPod,
                 "no pod of this node is known by this UID\n",

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
+use crate::address_verifier::AddressVerifier;
 use crate::address_verifier::tests::StandIn;
 use crate::attachment::Verdict;
 use crate::decision_source::DecisionSource;
@@ -68,12 +69,13 @@ async fn fixture(verdict: Verdict, wait: Duration) -> Fixture {
         credentials: CredentialSource {
             pod_table: pod_table.clone(),
             decisions: DecisionSource::Broker(Clock::system()),
+            verifier: AddressVerifier::new(None, Some(attachments.clone())),
+            max_staleness: Duration::from_secs(3600),
             outcomes: OutcomeRecorder::new(None, Ledger::default()),
             metrics: AgentMetrics::register(&mut Registry::default()),
             clock: Clock::system(),
             wait,
         },
-        verifier: AddressVerifier::new(None, Some(attachments.clone())),
         tokens: Arc::new(TokenKeys::new(ring)),
         imds: Imds::new("127.0.0.1:9").unwrap(),
         health: NodeHealth::new(None),
@@ -81,7 +83,6 @@ async fn fixture(verdict: Verdict, wait: Duration) -> Fixture {
     let options = MetadataOptions {
         imds_v2: ImdsV2::Optional,
         allow: AllowList::new(&[]).unwrap(),
-        max_staleness: Duration::from_secs(3600),
         limits: LimitOptions::default(),
         header_time: Duration::from_secs(10),
     };

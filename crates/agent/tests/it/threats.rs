@@ -13,7 +13,7 @@ use crate::harness::{CREDENTIALS, TestAgent, alone, arn, pod_with_role, reply};
 
 #[tokio::test]
 async fn threat_02_an_old_picture_serves_nobody() {
-    let harness = TestAgent::with(|options| options.metadata.max_staleness = Duration::ZERO).await;
+    let harness = TestAgent::with(|options| options.max_staleness = Duration::ZERO).await;
     let reply = harness.get(1, &format!("{CREDENTIALS}reader")).await;
     assert_eq!(reply.status, 503);
     assert!(

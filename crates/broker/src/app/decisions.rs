@@ -93,11 +93,7 @@ impl Decisions {
         // node's permit is released only after the index has taken the last of them.
         let (commands, ordered) = mpsc::unbounded_channel();
         let index = Index::new(parts, supervisor.readiness()).run(IndexSources {
-            cluster: Sources {
-                updates,
-                reports: rules.reports,
-                aws_environment: learned,
-            },
+            cluster: Sources::new(updates, rules.reports, learned),
             commands: ordered,
             sessions: changes,
         });

@@ -55,7 +55,7 @@ async fn threat_02_an_agent_that_is_cut_off_says_so_and_serves_no_old_picture() 
     let mut options = harness.agent_options(reach, Clock::system());
     // Heartbeats arrive every 5 s.
     let most = 8.0;
-    options.metadata.max_staleness = Duration::from_secs_f64(most);
+    options.max_staleness = Duration::from_secs_f64(most);
     let agent = Agent::start(options).await.unwrap();
     let admin = agent.addresses().admin;
     let age = async || {

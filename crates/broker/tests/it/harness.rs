@@ -387,10 +387,10 @@ impl TestBrokers {
             metadata: MetadataOptions {
                 imds_v2: ImdsV2::Optional,
                 allow: AllowList::new(&[]).unwrap(),
-                max_staleness: Duration::from_secs(3600),
                 limits: LimitOptions::default(),
                 header_time: Duration::from_secs(10),
             },
+            max_staleness: Duration::from_secs(3600),
             wait: Duration::from_millis(800),
             redirect: None,
             clock,

@@ -104,7 +104,6 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
                 ImdsV2::Required => metadata::ImdsV2::Required,
             },
             allow,
-            max_staleness: flags.max_staleness,
             limits: LimitOptions {
                 connections: flags.max_connections.get(),
                 connections_per_pod: flags.max_connections_per_pod,
@@ -114,6 +113,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             },
             header_time: Duration::from_secs(10),
         },
+        max_staleness: flags.max_staleness,
         wait,
         redirect,
         clock,

@@ -24,11 +24,7 @@ async fn run(
     let (_learner, aws_environment) = watch::channel(None);
     let (_changer, sessions) = mpsc::unbounded_channel();
     let sources = IndexSources {
-        cluster: Sources {
-            updates,
-            reports,
-            aws_environment,
-        },
+        cluster: Sources::new(updates, reports, aws_environment),
         commands,
         sessions,
     };
