@@ -332,7 +332,7 @@ async fn threat_10_a_configuration_that_is_deleted_or_its_kind_is_missing() {
         _ => None,
     };
     let mut auto = follow(ConfigMode::Auto);
-    assert_eq!(until(&mut auto, next).await, ClusterConfig::NotUsed);
+    assert_eq!(until(&mut auto, next).await, ClusterConfig::Unused);
     let mut required = follow(ConfigMode::Required);
     assert_eq!(until(&mut required, next).await, ClusterConfig::Missing);
 
@@ -342,7 +342,7 @@ async fn threat_10_a_configuration_that_is_deleted_or_its_kind_is_missing() {
     let spec = json!({"layers": {"grants": "enforce"}});
     let written = object("RolegateConfig", "cluster", spec);
     let is = |message| match message {
-        Message::Config(ClusterConfig::Is(config)) => Some(config),
+        Message::Config(ClusterConfig::Valid(config)) => Some(config),
         _ => None,
     };
     let missing = |message| match message {

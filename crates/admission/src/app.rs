@@ -158,7 +158,7 @@ impl Service for Admission {
     }
 
     async fn ended(&mut self) -> Ended {
-        Ended::Broken(self.supervisor.ended().await)
+        Ended::TaskExited(self.supervisor.ended().await)
     }
 
     async fn stop(self, deadline: Duration) {

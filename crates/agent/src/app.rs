@@ -190,7 +190,7 @@ impl Service for Agent {
     async fn ended(&mut self) -> Ended {
         tokio::select! {
             () = self.handed_over.cancelled() => Ended::HandedOver,
-            task = self.supervisor.ended() => Ended::Broken(task),
+            task = self.supervisor.ended() => Ended::TaskExited(task),
         }
     }
 

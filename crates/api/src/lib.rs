@@ -19,7 +19,7 @@ pub use attribution::{SessionDefaults, SourceIdentity, WorkloadTags};
 pub use condition::{Condition, NOT_READY, READY, Status};
 pub use role_grant::{RoleGrant, RoleGrantSpec, RoleGrantStatus, Session, Subject};
 pub use rolegate_config::{
-    LayerMode, Layers, NameOf, NamespaceDefault, Rego, RestrictionFormat, RolegateConfig,
+    LayerMode, Layers, NamespaceDefault, NamespacedName, Rego, RestrictionFormat, RolegateConfig,
     RolegateConfigSpec, RolegateConfigStatus, WorkloadKind, Writers,
 };
 pub use rule_config::ConfigError;

@@ -82,7 +82,7 @@ pub struct Document {
     /// The template from which Helm rendered it, from its `# Source:` comment.
     pub source: Option<String>,
     /// True if the text is JSON with an object that has a duplicate key: the last one counts.
-    pub repeats_key: bool,
+    pub has_duplicate_keys: bool,
     lines: Lines,
 }
 
@@ -133,7 +133,7 @@ impl Document {
         }
         let origin = Origin {
             source: None,
-            repeats_key: false,
+            has_duplicate_keys: false,
         };
         let mut parsed = Parsed::default();
         take(value, lines.clone(), origin, &mut parsed)?;
@@ -178,7 +178,7 @@ pub fn read(text: &str) -> Result<Parsed, ManifestError> {
     if text.len() > MAX_BYTES {
         return Err(ManifestError::TooLarge);
     }
-    let (nodes, repeats_key) = read::nodes(text)?;
+    let (nodes, has_duplicate_keys) = read::nodes(text)?;
     let sources = sources(text);
     let mut parsed = Parsed::default();
     for (value, lines) in nodes {
@@ -192,7 +192,7 @@ pub fn read(text: &str) -> Result<Parsed, ManifestError> {
         let source = sources.iter().rev().find(|(line, _)| *line <= lines.line);
         let origin = Origin {
             source: source.and_then(|(_, source)| source.as_deref()),
-            repeats_key,
+            has_duplicate_keys,
         };
         take(value, lines, origin, &mut parsed)?;
     }
@@ -203,7 +203,7 @@ pub fn read(text: &str) -> Result<Parsed, ManifestError> {
 #[derive(Clone, Copy)]
 struct Origin<'a> {
     source: Option<&'a str>,
-    repeats_key: bool,
+    has_duplicate_keys: bool,
 }
 
 fn take(
@@ -227,7 +227,7 @@ fn take(
         found.documents.push(Document {
             value,
             source: origin.source.map(str::to_owned),
-            repeats_key: origin.repeats_key,
+            has_duplicate_keys: origin.has_duplicate_keys,
             lines,
         });
         return Ok(());

@@ -217,7 +217,7 @@ pub struct Rego {
     /// ConfigMaps that must be loaded. While one is missing, every request is denied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
-    pub required: Vec<NameOf>,
+    pub required: Vec<NamespacedName>,
     /// Evaluates policies for a pod a second time, as the template of a Deployment-like object.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wrap_pods: bool,
@@ -226,7 +226,7 @@ pub struct Rego {
 /// Name of a namespaced object.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct NameOf {
+pub struct NamespacedName {
     /// Namespace of the object.
     #[schemars(length(min = 1, max = 63))]
     pub namespace: String,

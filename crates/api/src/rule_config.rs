@@ -245,7 +245,7 @@ fn kinds(field: &str, texts: &[String]) -> Result<Vec<ResourceKind>, ConfigError
 fn replicate(texts: &[String]) -> Result<Vec<ResourceKind>, ConfigError> {
     const FIELD: &str = "spec.rego.replicate";
     let kinds = kinds(FIELD, texts)?;
-    match ResourceKind::in_ones_place(&kinds) {
+    match ResourceKind::first_plural_conflict(&kinds) {
         None => Ok(kinds),
         Some(place) => Err(ConfigError::new(
             format!("{FIELD}[{place}]"),

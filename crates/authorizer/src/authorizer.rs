@@ -101,7 +101,7 @@ impl Authorizer {
                 Decision::Pending => Authorization::Pending,
                 Decision::NoRole => Authorization::NoRole,
                 Decision::Deny(denial) => Authorization::Denied {
-                    body: format!("{}\n", denial.to_owner()).into(),
+                    body: format!("{}\n", denial.owner_message()).into(),
                     denial,
                 },
                 Decision::Allow {

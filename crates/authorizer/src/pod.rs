@@ -51,7 +51,7 @@ impl PodEntry {
 
     /// Records that the pod receives `session`. Returns true unless it is the session that the pod
     /// received last.
-    pub fn is_first(&self, session: &Session) -> bool {
+    pub fn mark_served(&self, session: &Session) -> bool {
         let mut hasher = DefaultHasher::new();
         session.credentials.access_key_id.hash(&mut hasher);
         let hash = hasher.finish();
@@ -80,7 +80,7 @@ impl DecisionRecord {
 
 impl DecisionRecord {
     /// Returns true if the pod gets the same response from both decisions.
-    pub fn says_the_same_as(&self, other: &Self) -> bool {
+    pub fn same_response(&self, other: &Self) -> bool {
         match (&self.authorization, &other.authorization) {
             (Authorization::NoRole, Authorization::NoRole)
             | (Authorization::Pending, Authorization::Pending) => true,

@@ -78,7 +78,7 @@ impl OutcomeRecorder {
         let is_recorded = self.denial(entry, denial, RequestOutcome::Denied, "request denied", now);
         if let (true, Some(events)) = (is_recorded, &self.events) {
             let pod = &entry.workload;
-            events.publish(pod, EventReason::RoleForbidden, &denial.to_owner());
+            events.publish(pod, EventReason::RoleForbidden, &denial.owner_message());
         }
     }
 
@@ -133,13 +133,17 @@ impl OutcomeRecorder {
         );
         self.forward(entry, RequestOutcome::Failing);
         if let Some(events) = &self.events {
-            events.publish(pod, EventReason::CredentialError, &failure.to_owner(role));
+            events.publish(
+                pod,
+                EventReason::CredentialError,
+                &failure.owner_message(role),
+            );
         }
     }
 
     /// Records that a pod receives a session, once for each pod and session.
     pub fn served(&self, entry: &PodEntry, allowed: &Allowed, session: &Session, now: Timestamp) {
-        if !entry.is_first(session) {
+        if !entry.mark_served(session) {
             return;
         }
         if self.broker.is_some() {

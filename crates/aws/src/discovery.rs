@@ -59,8 +59,8 @@ impl Discovery {
                 // The node's role may be one that others could request, so wait for its name.
                 Ok(_) if !complete && tries < MAX_ATTEMPTS => {}
                 Ok(aws_environment) => {
-                    if longest != aws_environment.longest_session {
-                        longest = aws_environment.longest_session;
+                    if longest != aws_environment.max_session_seconds {
+                        longest = aws_environment.max_session_seconds;
                         report_max_duration(longest, self.session_seconds);
                     }
                     self.aws_environment.send_if_modified(|known| {
@@ -123,7 +123,7 @@ impl Discovery {
         Ok(AwsEnvironment {
             base,
             reserved_roles,
-            longest_session: found.longest_session(),
+            max_session_seconds: found.max_session_seconds(),
         })
     }
 }

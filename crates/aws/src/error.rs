@@ -464,7 +464,7 @@ mod tests {
             assert_eq!(failure.cause, cause, "{message}");
             // The owner learns nothing about rolegate's own session, nor about a missing external
             // ID.
-            let told = failure.to_owner(&key().role);
+            let told = failure.owner_message(&key().role);
             for word in ["111122223333", "assumed-role", "external ID"] {
                 assert!(!told.contains(word), "{told}");
             }
@@ -477,7 +477,7 @@ mod tests {
             ..key()
         };
         let failure = refused(Some("AccessDenied"), Some(&assume), 403, Some(&with_id));
-        let told = failure.to_owner(&with_id.role);
+        let told = failure.owner_message(&with_id.role);
         assert!(
             told.ends_with("to assume it with this pod's external ID"),
             "{told}"

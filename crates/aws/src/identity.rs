@@ -163,7 +163,7 @@ impl Discovered {
 
     /// Returns the maximum duration of our sessions, in seconds: an hour if our own credentials are
     /// a role's session. `None` if each role's own limit applies.
-    pub fn longest_session(&self) -> Option<u32> {
+    pub fn max_session_seconds(&self) -> Option<u32> {
         let caller = self.caller.as_ref().ok()?;
         caller.role_name().map(|_| CHAINED_SESSION_SECONDS)
     }

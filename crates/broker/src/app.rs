@@ -140,7 +140,7 @@ impl Service for Broker {
     }
 
     async fn ended(&mut self) -> Ended {
-        Ended::Broken(self.supervisor.ended().await)
+        Ended::TaskExited(self.supervisor.ended().await)
     }
 
     /// Asks agents to reconnect elsewhere, and waits up to `deadline`.

@@ -242,7 +242,7 @@ impl KiamConnection {
                 parts.recorder.failing(entry, &allowed.role, &failure, now);
                 parts.metrics.kiam("failed");
                 // AWS's message names the broker's role, so it goes to the broker's log only.
-                Err(Status::unknown(failure.to_owner(&allowed.role)))
+                Err(Status::unknown(failure.owner_message(&allowed.role)))
             }
             Some(Ok(session)) => {
                 for denial in &allowed.audited {

@@ -148,7 +148,7 @@ impl Subscription {
         if let Some(before) = before {
             let last = before.entry.decided.load();
             let same =
-                same_to_agent(&before.entry.workload, &workload) && last.says_the_same_as(&decided);
+                same_to_agent(&before.entry.workload, &workload) && last.same_response(&decided);
             if same {
                 // The pod is unchanged, but the generation of the rules is newer.
                 drop(last);

@@ -130,7 +130,7 @@ impl Service for Controller {
             admin: listener.local_addr()?,
         };
         let (client, stopping) = (connection.client(), supervisor.stopping().clone());
-        supervisor.spawn_finishing("leader election", async move {
+        supervisor.spawn_graceful("leader election", async move {
             let work = move |leading| leader_task::run_all(leader_tasks.clone(), leading);
             leadership.run(client, stopping, work).await;
         });
@@ -147,7 +147,7 @@ impl Service for Controller {
     }
 
     async fn ended(&mut self) -> Ended {
-        Ended::Broken(self.supervisor.ended().await)
+        Ended::TaskExited(self.supervisor.ended().await)
     }
 
     /// Stops the leader's tasks, releases the Lease so that another replica can lead at once, then
@@ -204,7 +204,7 @@ fn status(
         registry,
     );
     // Exits once the leader's tasks are dropped and their Events are written.
-    supervisor.spawn_finishing("Event writer", writer.run());
+    supervisor.spawn_graceful("Event writer", writer.run());
     StatusTask::new(
         rules,
         connection.clone(),

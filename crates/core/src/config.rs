@@ -119,7 +119,7 @@ impl RuleConfig {
     /// Fills unset values of the cluster's configuration from a process's `flags`: the base ARN,
     /// the default role and additional reserved roles.
     #[must_use]
-    pub fn completed_by(&self, flags: &Self) -> Self {
+    pub fn with_defaults_from(&self, flags: &Self) -> Self {
         let mut reserved_roles = self.reserved_roles.clone();
         reserved_roles.extend(flags.reserved_roles.iter().cloned());
         Self {
@@ -275,7 +275,7 @@ impl ResourceKind {
 
     /// Returns the index of the first kind whose plural, the only key in `data.kubernetes`, is
     /// already taken by an earlier kind or by namespaces.
-    pub fn in_ones_place(kinds: &[Self]) -> Option<usize> {
+    pub fn first_plural_conflict(kinds: &[Self]) -> Option<usize> {
         let namespaces = Self::namespaces();
         kinds.iter().enumerate().find_map(|(place, kind)| {
             let before = kinds.iter().take(place).chain([&namespaces]);
@@ -363,7 +363,7 @@ mod tests {
     fn kinds_of_one_plural_have_one_place() {
         let of = |texts: &[&str]| {
             let kinds = texts.iter().filter_map(|text| ResourceKind::parse(text));
-            ResourceKind::in_ones_place(&kinds.collect::<Vec<_>>())
+            ResourceKind::first_plural_conflict(&kinds.collect::<Vec<_>>())
         };
         assert_eq!(of(&["v1/services", "v1/namespaces", "v1/services"]), None);
         assert_eq!(of(&["v1/services", "a.b/v1/services"]), Some(1));

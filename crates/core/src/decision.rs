@@ -113,7 +113,7 @@ pub struct RuleSet {
     pub namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,
     /// Maximum session duration that STS grants to rolegate, in seconds. Longer requests are
     /// lowered to it.
-    pub longest_session: Option<u32>,
+    pub max_session_seconds: Option<u32>,
     /// The name of the cluster, sent as a tag of every session for trust policies to check.
     pub cluster: Option<Arc<str>>,
     /// The attribution of sessions, unless a grant overrides it.
@@ -335,7 +335,7 @@ impl RuleSet {
                 duration_seconds: granted
                     .and_then(|session| session.duration_seconds)
                     .unwrap_or(self.session_seconds)
-                    .min(self.longest_session.unwrap_or(u32::MAX)),
+                    .min(self.max_session_seconds.unwrap_or(u32::MAX)),
                 limits,
             },
         })

@@ -267,14 +267,14 @@ impl CompiledGrant {
     /// Returns true if a subject selects namespaces by name and this namespace, with these labels,
     /// matches. A user who creates a namespace of that name receives the grant. Subjects that match
     /// any name are ignored.
-    pub fn looks_for(&self, namespace: &str, labels: &Labels) -> bool {
+    pub fn matches_namespace(&self, namespace: &str, labels: &Labels) -> bool {
         self.subjects
             .iter()
-            .any(|subject| subject.looks_for(namespace, labels))
+            .any(|subject| subject.matches_namespace(namespace, labels))
     }
 
     /// Returns true if pods may pass `id` to STS. No external ID is always allowed.
-    pub fn takes_external_id(&self, id: Option<&str>) -> bool {
+    pub fn allows_external_id(&self, id: Option<&str>) -> bool {
         id.is_none_or(|id| self.external_ids.iter().any(|known| **known == *id))
     }
 

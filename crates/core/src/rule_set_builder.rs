@@ -28,23 +28,23 @@ pub struct AwsEnvironment {
     pub reserved_roles: Vec<ReservedRole>,
     /// Maximum session duration that STS grants to rolegate, in seconds: an hour if it calls STS
     /// with a role's session. `None` if each role's own limit applies.
-    pub longest_session: Option<u32>,
+    pub max_session_seconds: Option<u32>,
 }
 
 /// The state of the cluster's configuration object.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClusterConfig {
     /// The cluster has none and none is expected, so flags apply.
-    NotUsed,
+    Unused,
     /// The source has not synced yet.
-    Unseen,
+    NotSynced,
     /// The object was deleted, or is required but missing. Every request is denied.
     Missing,
     /// The object is invalid. The previous valid one stays in force; without one, or if it was
     /// deleted, every request is denied.
-    Broken(InvalidConfig),
+    Invalid(InvalidConfig),
     /// The object is valid.
-    Is(Arc<RuleConfig>),
+    Valid(Arc<RuleConfig>),
 }
 
 /// The error of an invalid configuration.
@@ -170,7 +170,7 @@ impl RuleSetBuilder {
             flags: Arc::new(flags),
             scope,
             session_seconds,
-            config: ClusterConfig::NotUsed,
+            config: ClusterConfig::Unused,
             object: None,
             good: None,
             gone: false,
@@ -198,16 +198,16 @@ impl RuleSetBuilder {
     /// Returns the source of the configuration in force.
     pub fn source(&self) -> RuleSource {
         match (&self.config, &self.object) {
-            (ClusterConfig::Unseen, _) => RuleSource::Unseen,
-            (ClusterConfig::NotUsed, _) => RuleSource::Flags,
+            (ClusterConfig::NotSynced, _) => RuleSource::Unseen,
+            (ClusterConfig::Unused, _) => RuleSource::Flags,
             (ClusterConfig::Missing, _) => RuleSource::Missing,
-            (ClusterConfig::Is(object), _) => RuleSource::RolegateConfig {
+            (ClusterConfig::Valid(object), _) => RuleSource::RolegateConfig {
                 generation: object.generation,
             },
-            (ClusterConfig::Broken(_), Some(object)) if !self.gone => RuleSource::RolegateConfig {
+            (ClusterConfig::Invalid(_), Some(object)) if !self.gone => RuleSource::RolegateConfig {
                 generation: object.generation,
             },
-            (ClusterConfig::Broken(_), _) => RuleSource::Invalid,
+            (ClusterConfig::Invalid(_), _) => RuleSource::Invalid,
         }
     }
 
@@ -217,7 +217,7 @@ impl RuleSetBuilder {
     }
 
     /// Returns the detected roles of the node and of this process.
-    pub fn found_reserved_roles(&self) -> &[ReservedRole] {
+    pub fn detected_reserved_roles(&self) -> &[ReservedRole] {
         self.aws_environment
             .as_ref()
             .map_or(&[], |aws_environment| &aws_environment.reserved_roles)
@@ -263,7 +263,7 @@ impl RuleSetBuilder {
     /// Returns the first source that must be loaded before any decision is final.
     pub fn unseen(&self) -> Option<NotLoaded> {
         let modes = self.config().modes;
-        if self.config == ClusterConfig::Unseen {
+        if self.config == ClusterConfig::NotSynced {
             Some(NotLoaded::Config)
         } else if self.aws_environment.is_none() {
             Some(NotLoaded::Identity)
@@ -282,7 +282,7 @@ impl RuleSetBuilder {
     /// not loaded, in either mode.
     pub fn needs(&self, rules: &RuleSet) -> Option<Needs> {
         let modes = self.config().modes;
-        let is_known = self.config != ClusterConfig::Unseen
+        let is_known = self.config != ClusterConfig::NotSynced
             && (modes[LayerId::Grants] == Mode::Off || self.grants_loaded)
             && (modes[LayerId::Rego] == Mode::Off || self.rego.is_some());
         is_known.then(|| rules.needs())
@@ -297,7 +297,7 @@ impl RuleSetBuilder {
                  until an administrator restores it"
                     .into(),
             ),
-            ClusterConfig::Broken(why) if self.good.is_none() || self.gone => Some(
+            ClusterConfig::Invalid(why) if self.good.is_none() || self.gone => Some(
                 format!(
                     "the cluster's RolegateConfig is invalid ({why}): every role is denied \
                          until an administrator corrects it"
@@ -342,7 +342,7 @@ impl RuleSetBuilder {
                 .filter(|active| active.mode != Mode::Off)
                 .collect(),
             namespaces: self.namespaces.clone(),
-            longest_session: aws_environment.longest_session,
+            max_session_seconds: aws_environment.max_session_seconds,
             cluster: config.cluster.clone(),
             attribution: config.attribution,
             missing: self.missing(),
@@ -356,21 +356,21 @@ impl RuleSetBuilder {
             return Invalidated::Nothing;
         }
         match &config {
-            ClusterConfig::Is(_) | ClusterConfig::NotUsed => self.gone = false,
+            ClusterConfig::Valid(_) | ClusterConfig::Unused => self.gone = false,
             ClusterConfig::Missing => self.gone = true,
-            ClusterConfig::Unseen | ClusterConfig::Broken(_) => {}
+            ClusterConfig::NotSynced | ClusterConfig::Invalid(_) => {}
         }
         match &config {
-            ClusterConfig::Is(good) => {
+            ClusterConfig::Valid(good) => {
                 self.object = Some(good.clone());
-                self.good = Some(Arc::new(good.completed_by(&self.flags)));
+                self.good = Some(Arc::new(good.with_defaults_from(&self.flags)));
             }
-            ClusterConfig::NotUsed => {
+            ClusterConfig::Unused => {
                 self.object = None;
                 self.good = None;
             }
             // The last configuration stays, although nothing is allowed by it.
-            ClusterConfig::Unseen | ClusterConfig::Missing | ClusterConfig::Broken(_) => {}
+            ClusterConfig::NotSynced | ClusterConfig::Missing | ClusterConfig::Invalid(_) => {}
         }
         self.config = config;
         self.compile_all();

@@ -190,7 +190,7 @@ impl Failure {
     /// Returns the message for the pod's owner, which the response to the pod and the Event
     /// contain: the role, STS's code, and the necessary change if it is known. AWS's own message
     /// names rolegate's role and is only logged.
-    pub fn to_owner(&self, role: &RoleArn) -> String {
+    pub fn owner_message(&self, role: &RoleArn) -> String {
         let code = &self.code;
         match (self.kind, self.cause) {
             (FailureKind::Final, Some(cause)) => {

@@ -267,7 +267,7 @@ impl FlagSources {
             deciding,
             without_config: match state {
                 State::Missing(_) => ClusterConfig::Missing,
-                State::Counts(_) | State::Flags => ClusterConfig::NotUsed,
+                State::Counts(_) | State::Flags => ClusterConfig::Unused,
             },
             source,
             flags,

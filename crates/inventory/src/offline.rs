@@ -93,7 +93,7 @@ impl Default for OfflineOptions {
     fn default() -> Self {
         Self {
             flags: RuleConfig::default(),
-            without_config: ClusterConfig::NotUsed,
+            without_config: ClusterConfig::Unused,
             guess_modes: true,
             modes: None,
             keys: AnnotationKeys::default(),
@@ -146,7 +146,7 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
     }
     let mut assumed = Vec::new();
     let mut flags = options.flags;
-    let is_unused = read.config.is_none() && options.without_config == ClusterConfig::NotUsed;
+    let is_unused = read.config.is_none() && options.without_config == ClusterConfig::Unused;
     if is_unused && options.guess_modes {
         flags.modes = read.modes(&flags, !options.modules.is_empty());
         assumed.push(format!(
@@ -161,7 +161,7 @@ pub fn load(documents: &[Value], options: OfflineOptions) -> Result<Offline, Off
         }
     }
     let config = match read.config.take() {
-        Some(config) => ClusterConfig::Is(config.into()),
+        Some(config) => ClusterConfig::Valid(config.into()),
         None => options.without_config,
     };
     read.assume_namespaces(&mut assumed);

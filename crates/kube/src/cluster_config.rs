@@ -44,16 +44,16 @@ pub enum ConfigMode {
 ///
 /// | response of the API server | [`ConfigMode::Auto`] | [`ConfigMode::Required`] |
 /// | --- | --- | --- |
-/// | no definition | [`ClusterConfig::NotUsed`], checked again every minute | [`ClusterConfig::Missing`] |
+/// | no definition | [`ClusterConfig::Unused`], checked again every minute | [`ClusterConfig::Missing`] |
 /// | forbidden | nothing: there may be a configuration that overrides flags | `Missing` |
 /// | definition deleted | `Missing` | `Missing` |
 /// | permission revoked | nothing: the last configuration remains | nothing |
 /// | no object | `Missing`, or `NotUsed` for ten minutes if the definition is new | `Missing` |
-/// | an object | [`ClusterConfig::Is`] or [`ClusterConfig::Broken`] | the same |
+/// | an object | [`ClusterConfig::Valid`] or [`ClusterConfig::Invalid`] | the same |
 /// | unavailable | nothing: the last configuration remains | nothing |
 ///
 /// Nothing is sent before the first response, so a receiver that starts with
-/// [`ClusterConfig::Unseen`] keeps it. Returns only when `messages` is closed.
+/// [`ClusterConfig::NotSynced`] keeps it. Returns only when `messages` is closed.
 pub async fn watch_cluster_config<M: Send + 'static>(
     connection: &Connection,
     used: ConfigMode,
@@ -64,7 +64,7 @@ pub async fn watch_cluster_config<M: Send + 'static>(
     if used == ConfigMode::Off {
         observer.condition.ok();
         // Closed already, or it soon will be.
-        drop(messages.send(wrap(ClusterConfig::NotUsed)).await);
+        drop(messages.send(wrap(ClusterConfig::Unused)).await);
         return messages.closed().await;
     }
     let condition = observer.condition.clone();
@@ -162,7 +162,7 @@ where
                 tracing::info!(reason = sentence, "no RolegateConfig is used, flags apply");
             }
             self.condition.ok();
-            self.send(ClusterConfig::NotUsed).await?;
+            self.send(ClusterConfig::Unused).await?;
             return Some(POLL_INTERVAL);
         }
         let wait = self.health.failed(failure);
@@ -204,7 +204,7 @@ impl Installation {
     /// valid or not.
     fn decide(&self, found: ClusterConfig) -> ClusterConfig {
         match found {
-            ClusterConfig::Missing if self.is_open() => ClusterConfig::NotUsed,
+            ClusterConfig::Missing if self.is_open() => ClusterConfig::Unused,
             found => {
                 self.end();
                 found
@@ -238,8 +238,8 @@ fn found(change: Change<Result<Arc<RuleConfig>, InvalidConfig>>) -> ClusterConfi
     };
     match object {
         None => ClusterConfig::Missing,
-        Some(Ok(config)) => ClusterConfig::Is(config),
-        Some(Err(why)) => ClusterConfig::Broken(why),
+        Some(Ok(config)) => ClusterConfig::Valid(config),
+        Some(Err(why)) => ClusterConfig::Invalid(why),
     }
 }
 
@@ -252,14 +252,14 @@ fn say(data_error: &DataError, found: &ClusterConfig, installation: &Installatio
             "there is no RolegateConfig named {CONFIG_NAME}: create it, or delete its custom \
              resource definition and restart to use flags"
         )),
-        ClusterConfig::Broken(why) => Some(format!("the RolegateConfig is invalid: {why}")),
-        ClusterConfig::NotUsed if installation.is_open() => Some(format!(
+        ClusterConfig::Invalid(why) => Some(format!("the RolegateConfig is invalid: {why}")),
+        ClusterConfig::Unused if installation.is_open() => Some(format!(
             "the custom resource definition of RolegateConfig is new and there is no object \
              named {CONFIG_NAME}: flags apply for at most {} more minutes, then all requests \
              are denied; create it",
             INSTALL_GRACE_PERIOD.as_secs() / 60
         )),
-        ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Is(_) => None,
+        ClusterConfig::Unused | ClusterConfig::NotSynced | ClusterConfig::Valid(_) => None,
     });
 }
 
@@ -269,11 +269,11 @@ mod tests {
 
     #[test]
     fn flags_apply_until_the_first_object_or_a_timeout() {
-        let is = || ClusterConfig::Is(Arc::default());
+        let is = || ClusterConfig::Valid(Arc::default());
         let first_object = Installation::new(true);
         assert_eq!(
             first_object.decide(ClusterConfig::Missing),
-            ClusterConfig::NotUsed
+            ClusterConfig::Unused
         );
         assert_eq!(first_object.decide(is()), is());
         assert_eq!(
@@ -286,7 +286,7 @@ mod tests {
         );
 
         let broken = Installation::new(true);
-        let invalid = || ClusterConfig::Broken("x".into());
+        let invalid = || ClusterConfig::Invalid("x".into());
         assert_eq!(broken.decide(invalid()), invalid());
         assert_eq!(
             broken.decide(ClusterConfig::Missing),

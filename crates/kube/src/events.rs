@@ -123,7 +123,7 @@ pub fn recorder(
         "rolegate-agent",
         client,
         instance,
-        Limiter::of_node(),
+        Limiter::for_node(),
         registry,
     )
 }
@@ -140,7 +140,7 @@ pub fn recorder_as(
         controller,
         client,
         instance,
-        Limiter::of_cluster(),
+        Limiter::for_cluster(),
         registry,
     )
 }

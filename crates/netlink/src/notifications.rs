@@ -2,7 +2,7 @@
 //!
 //! When a socket's buffer is full, the kernel reports it once (`ENOBUFS`), and then silently drops
 //! notifications until everything in the buffer has been read. So a loss lasts from that error
-//! until there is nothing left to read ([`Reading::CaughtUp`]). Any state that was queried in
+//! until there is nothing left to read ([`Reading::Drained`]). Any state that was queried in
 //! between may be outdated.
 
 use std::io;
@@ -27,11 +27,11 @@ const MAX_READ_BYTES: usize = 64 * 1024;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reading<'a> {
     /// Notifications, which [`messages`] splits.
-    Some(&'a [u8]),
-    /// The kernel has dropped notifications, and may drop more until [`Reading::CaughtUp`].
+    Messages(&'a [u8]),
+    /// The kernel has dropped notifications, and may drop more until [`Reading::Drained`].
     Lost,
     /// There is nothing left to read.
-    CaughtUp,
+    Drained,
 }
 
 /// A source of notifications: a socket, or a test double.
@@ -85,8 +85,8 @@ impl Source for Notifications {
             Ok((_, length)) => Ok(self
                 .chunk
                 .get(..length)
-                .map_or(Reading::Lost, Reading::Some)),
-            Err(Errno::AGAIN) => Ok(Reading::CaughtUp),
+                .map_or(Reading::Lost, Reading::Messages)),
+            Err(Errno::AGAIN) => Ok(Reading::Drained),
             Err(Errno::NOBUFS) => Ok(Reading::Lost),
             Err(error) => Err(error.into()),
         }

@@ -269,7 +269,7 @@ fn check_one(
     if let Some(why) = not_asked(rules, request) {
         found.push(remark(Level::Note, "", "not validated", why));
     }
-    if document.repeats_key {
+    if document.has_duplicate_keys {
         let message =
             "an object in this JSON has a duplicate key: the last one counts, as in kubectl";
         found.push(remark(Level::Warning, "", "repeated key", message));

@@ -12,7 +12,7 @@ use rolegate_core::grant::{Grant, MAX_LIST, Subject};
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_core::layer::{AccessRequest, Layer, Verdict};
 use rolegate_core::workload::{Phase, Workload};
-use rolegate_review::{Unnamed, WebIdentity};
+use rolegate_review::{UnnamedRoleRequest, WebIdentity};
 
 use crate::document::{self, Names, is_plain_name, role_text};
 use rolegate_report::text::count;
@@ -133,7 +133,7 @@ pub fn suggest(
         }
     }
     let unnamed = users.web_identity.iter().flat_map(|one| &one.unnamed);
-    for Unnamed { pod, path } in unnamed.filter(|one| counts(&&one.pod)) {
+    for UnnamedRoleRequest { pod, path } in unnamed.filter(|one| counts(&&one.pod)) {
         with_role.insert((pod.namespace.clone(), pod.name.clone()));
         found.left_out.push(LeftOut {
             who: who(pod),

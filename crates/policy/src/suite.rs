@@ -17,7 +17,7 @@ pub use report::{Covered, TestReport};
 use crate::check::{self, Creator, Existing, Manifest, Operation};
 use rolegate_api::manifest::Document;
 use rolegate_core::text::plain;
-use rolegate_report::cases::{CaseResult, Complaint};
+use rolegate_report::cases::{CaseResult, FailureReason};
 
 /// The parsed objects of a case.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +67,7 @@ impl TestCase {
                 Err(why) => return CaseResult::Errored(format!("cannot validate {name}: {why}")),
                 Ok(outcome) => {
                     complaints.extend(self.expect.complaint(&outcome, &shown).map(|what| {
-                        Complaint {
+                        FailureReason {
                             kind: "verdict".into(),
                             message: format!("{name}: {what}"),
                         }

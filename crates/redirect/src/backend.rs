@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::rules::{
-    Family, NFT_TABLE, Spec, iptables_chains, iptables_is_whole, iptables_owned, iptables_remove,
-    iptables_restore, nft_is_whole, nft_remove_script, nft_script,
+    Family, NFT_TABLE, Spec, iptables_chains, iptables_is_complete, iptables_owned,
+    iptables_remove, iptables_restore, nft_is_complete, nft_remove_script, nft_script,
 };
 
 use crate::command::{Done, run};
@@ -182,14 +182,14 @@ impl Backend {
             Self::None => Ok(None),
             Self::Nftables => {
                 let listing = self.listing().await?;
-                Ok(listing.filter(|listing| nft_is_whole(spec, listing)))
+                Ok(listing.filter(|listing| nft_is_complete(spec, listing)))
             }
             Self::Iptables(flavour) => {
                 let mut parts = Vec::new();
                 for family in families() {
                     let programs = flavour.programs(family);
                     let listing = programs.list().await?;
-                    if !iptables_is_whole(spec, family, &listing) {
+                    if !iptables_is_complete(spec, family, &listing) {
                         return Ok(None);
                     }
                     parts.push((programs.iptables, iptables_owned(&listing)));

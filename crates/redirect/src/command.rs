@@ -76,7 +76,7 @@ pub(crate) async fn run(
         .map_err(io)?;
     if stdout.len() > MAX_OUTPUT {
         let limit = MAX_OUTPUT;
-        return Err(RedirectError::TooMuch { program, limit });
+        return Err(RedirectError::OutputTooLarge { program, limit });
     }
     Ok(Done {
         stdout: String::from_utf8_lossy(&stdout).into_owned(),

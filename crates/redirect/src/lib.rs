@@ -53,7 +53,7 @@ pub enum RedirectError {
     },
     /// The program printed too much.
     #[error("{program} printed more than {limit} bytes")]
-    TooMuch {
+    OutputTooLarge {
         /// The program.
         program: &'static str,
         /// The limit, in bytes.
@@ -69,7 +69,7 @@ pub enum RedirectError {
     },
     /// Some or all of the rules that were just applied are missing.
     #[error("another program removes or changes the redirect while it is applied")]
-    Undone,
+    RulesRemoved,
     /// The netlink socket could not be opened, or failed.
     #[error("cannot reach the kernel's routing rules: {0}")]
     Netlink(std::io::Error),
@@ -156,7 +156,7 @@ impl Redirect {
                 Ok(listing) => break listing,
                 // Another program changed the rules concurrently: the listing is outdated, or the
                 // rules are gone already.
-                Err(RedirectError::Undone | RedirectError::Failed { .. })
+                Err(RedirectError::RulesRemoved | RedirectError::Failed { .. })
                     if tries < MAX_APPLY_ATTEMPTS =>
                 {
                     tries += 1;
@@ -172,7 +172,7 @@ impl Redirect {
     async fn put(&self) -> Result<String, RedirectError> {
         self.backend.apply(&self.spec).await?;
         let listing = self.backend.whole(&self.spec).await?;
-        listing.ok_or(RedirectError::Undone)
+        listing.ok_or(RedirectError::RulesRemoved)
     }
 
     /// Compares the kernel's rules with those that [`apply`](Self::apply) installed.

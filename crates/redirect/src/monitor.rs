@@ -131,7 +131,7 @@ impl<S: Source> Follower<S> {
         let mut changed = self.lost;
         for _ in 0..MAX_READS {
             match self.source.read()? {
-                Reading::Some(chunk) => {
+                Reading::Messages(chunk) => {
                     changed |= messages(chunk).any(|message| message.is_none_or(&concerns));
                 }
                 Reading::Lost => {
@@ -139,7 +139,7 @@ impl<S: Source> Follower<S> {
                     self.lost = true;
                     changed = true;
                 }
-                Reading::CaughtUp => {
+                Reading::Drained => {
                     self.lost = false;
                     return Ok(Read { changed, all: true });
                 }
@@ -239,10 +239,10 @@ mod tests {
             Ok(match self.readings.pop_front() {
                 Some(Some(bytes)) => {
                     self.current = bytes;
-                    Reading::Some(&self.current)
+                    Reading::Messages(&self.current)
                 }
                 Some(None) => Reading::Lost,
-                None => Reading::CaughtUp,
+                None => Reading::Drained,
             })
         }
     }

@@ -196,8 +196,8 @@ mod tests {
         assert_eq!(report(Ok(CheckOutcome::InPlace)), fine(false, false, 0));
         assert_eq!(report(Ok(CheckOutcome::Restored)), fine(true, true, 1));
         assert_eq!(report(Ok(CheckOutcome::Restored)), fine(true, true, 2));
-        let error = Some(RedirectError::Undone.to_string());
-        let failed = report(Err(RedirectError::Undone));
+        let error = Some(RedirectError::RulesRemoved.to_string());
+        let failed = report(Err(RedirectError::RulesRemoved));
         assert_eq!(failed, (true, true, false, 2, error));
         assert_eq!(report(Ok(CheckOutcome::InPlace)), fine(false, true, 2));
     }

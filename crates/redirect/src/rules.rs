@@ -28,9 +28,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use interface::{InterfaceError, InterfacePattern};
 pub use iptables::{
-    iptables_chains, iptables_is_whole, iptables_owned, iptables_remove, iptables_restore,
+    iptables_chains, iptables_is_complete, iptables_owned, iptables_remove, iptables_restore,
 };
-pub use nft::{nft_is_whole, nft_remove_script, nft_script};
+pub use nft::{nft_is_complete, nft_remove_script, nft_script};
 pub use routing::{RoutingAction, RoutingRule, routing_rules};
 
 /// IPv4 address of the instance metadata service.

@@ -38,7 +38,7 @@ pub enum CaseResult {
     /// The case passed.
     Passed,
     /// The case failed.
-    Failed(Vec<Complaint>),
+    Failed(Vec<FailureReason>),
     /// The case could not run, for this reason.
     Errored(String),
     /// The case was skipped, for this reason.
@@ -47,7 +47,7 @@ pub enum CaseResult {
 
 /// One reason for a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Complaint {
+pub struct FailureReason {
     /// Its kind, such as the layer that denied.
     pub kind: String,
     /// The message, as one sentence.
@@ -220,7 +220,7 @@ pub(crate) mod tests {
             result,
             remarks: Vec::new(),
         };
-        let complaint = |message: &str| Complaint {
+        let complaint = |message: &str| FailureReason {
             kind: "grants".into(),
             message: message.into(),
         };

@@ -6,7 +6,7 @@ use std::ops::Range;
 use rolegate_core::text::plain;
 use serde_json::{Map, Value, json};
 
-use crate::cases::{Case, CaseResult, Cases, Complaint, Suite};
+use crate::cases::{Case, CaseResult, Cases, FailureReason, Suite};
 use crate::text::{BAD, FAINT, GOOD, TITLE, WARN, count};
 
 /// The severity of a finding.
@@ -250,7 +250,7 @@ impl Findings {
             self.of(object).iter().partition(|one| self.fails(one));
         let complaints: Vec<_> = failing
             .into_iter()
-            .map(|finding| Complaint {
+            .map(|finding| FailureReason {
                 kind: format!("{}: {}", finding.category, finding.rule),
                 message: finding.message.clone(),
             })

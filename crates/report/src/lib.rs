@@ -13,4 +13,4 @@ pub mod format;
 pub mod text;
 
 /// Exit code of a command that found a fault: a finding that fails its object, or a failed test.
-pub const EXIT_FAULT: u8 = 3;
+pub const EXIT_FINDINGS: u8 = 3;

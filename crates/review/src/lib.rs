@@ -21,7 +21,7 @@ pub use outcome::{NotSynced, Outcome, Violation, ViolationSource};
 pub use pod_template::{ACCOUNTS_OF_OWNERS, ROLE_VARIABLE};
 pub use policies::{Finding, Findings, ReviewPolicies};
 pub use validate::{ValidationRules, validate};
-pub use web_identity::{Unnamed, WebIdentity};
+pub use web_identity::{UnnamedRoleRequest, WebIdentity};
 
 #[cfg(test)]
 #[global_allocator]

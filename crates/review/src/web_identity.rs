@@ -19,12 +19,12 @@ pub struct WebIdentity {
     /// The requesting workload, once for each role. Its name is empty for a service account.
     pub asking: Vec<Workload>,
     /// A request for a role that the pod does not name.
-    pub unnamed: Option<Unnamed>,
+    pub unnamed: Option<UnnamedRoleRequest>,
 }
 
 /// A pod that requests a role without naming it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unnamed {
+pub struct UnnamedRoleRequest {
     /// The pod, without a role request.
     pub pod: Workload,
     /// The path of the source: a variable with a non-literal value, or a token.
@@ -69,7 +69,7 @@ impl WebIdentity {
             phase,
             ..shape.workload(namespace, name, role_request)
         };
-        let unnamed = |path: &str| Unnamed {
+        let unnamed = |path: &str| UnnamedRoleRequest {
             pod: asker(RoleRequest::default()),
             path: path.to_owned(),
         };

@@ -231,7 +231,7 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
         given: flags.given.rules().clone(),
         scope: flags.session_scope.into(),
         session_seconds: session_duration_seconds("--session-duration", flags.session_duration)?,
-        engine: flags.sts.engine(EngineOptions::of_cluster),
+        engine: flags.sts.engine(EngineOptions::for_cluster),
         connections: flags.max_agent_connections.get(),
         connections_per_peer: flags.max_connections_per_address.get(),
         kiam: flags

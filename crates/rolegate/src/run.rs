@@ -86,7 +86,7 @@ async fn serve<P: Process>(flags: P) -> anyhow::Result<ExitCode> {
     };
     service.stop(drain_time).await;
     match ended {
-        Some(Ended::Broken(task)) => {
+        Some(Ended::TaskExited(task)) => {
             bail!("internal error: task \"{task}\" exited unexpectedly; please report this bug")
         }
         Some(Ended::HandedOver) => {

@@ -105,7 +105,7 @@ pub fn follow(
     let mut writer = writer(&options);
     if cluster_config != ConfigMode::Off {
         // Flags must not apply before the cluster's configuration was read.
-        writer.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::Unseen)));
+        writer.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::NotSynced)));
     }
     let rules = publish(&writer, options, &metrics.rules, supervisor);
     let (sender, reports) = mpsc::channel(REPORT_QUEUE_SIZE);

@@ -84,7 +84,7 @@ impl RulesInForce {
                 invalid: builder.grants().invalid().len(),
             },
             policies,
-            reserved_roles: builder.found_reserved_roles().to_vec(),
+            reserved_roles: builder.detected_reserved_roles().to_vec(),
             open: LeftOpen {
                 base: object.is_some_and(|object| object.base.is_none()),
                 default_role: object.is_some_and(|object| object.default_role.is_none()),

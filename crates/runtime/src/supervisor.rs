@@ -45,7 +45,7 @@ pub enum Ended {
     /// The next process has its sockets; this one only finishes open requests.
     HandedOver,
     /// A required task exited, which is a bug. Holds the task's name.
-    Broken(&'static str),
+    TaskExited(&'static str),
 }
 
 /// The owner of a process's tasks. Dropping it aborts all tasks and connections.
@@ -84,7 +84,7 @@ impl Supervisor {
         &self.drain
     }
 
-    /// Returns the token that tells the tasks of [`spawn_finishing`](Self::spawn_finishing) to
+    /// Returns the token that tells the tasks of [`spawn_graceful`](Self::spawn_graceful) to
     /// exit.
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping
@@ -112,7 +112,7 @@ impl Supervisor {
 
     /// Spawns a required task that a stop waits for, as in releasing a Lease. It exits after
     /// [`stopping`](Self::stopping), or together with the tasks that use it.
-    pub fn spawn_finishing(
+    pub fn spawn_graceful(
         &mut self,
         name: &'static str,
         task: impl Future<Output = ()> + Send + 'static,
@@ -138,7 +138,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells the tasks of [`spawn_finishing`](Self::spawn_finishing) to exit, and waits for them.
+    /// Tells the tasks of [`spawn_graceful`](Self::spawn_graceful) to exit, and waits for them.
     /// Returns `false` if some still run at `until`. All other tasks continue: liveness probes
     /// succeed meanwhile.
     pub async fn finish(&self, until: Instant) -> bool {
@@ -190,7 +190,7 @@ mod tests {
         let mut supervisor = Supervisor::new();
         let (stopping, begun) = (supervisor.stopping().clone(), supervisor.drain().begun());
         let (finished, result) = oneshot::channel();
-        supervisor.spawn_finishing("lease", async move {
+        supervisor.spawn_graceful("lease", async move {
             stopping.cancelled().await;
             tokio::time::sleep(Duration::from_secs(2)).await;
             let _ = finished.send(begun.now_or_never().is_none());
@@ -203,14 +203,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_finishing_task_is_required_until_the_stop() {
         let mut supervisor = Supervisor::new();
-        supervisor.spawn_finishing("leader election", async {});
+        supervisor.spawn_graceful("leader election", async {});
         assert_eq!(supervisor.ended().await, "leader election");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stop_does_not_wait_longer_than_the_deadline() {
         let mut supervisor = Supervisor::new();
-        supervisor.spawn_finishing("stuck", std::future::pending());
+        supervisor.spawn_graceful("stuck", std::future::pending());
         let start = Instant::now();
         assert!(!supervisor.finish(start + Duration::from_secs(1)).await);
         supervisor.stop(Duration::from_secs(5)).await;

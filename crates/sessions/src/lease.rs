@@ -100,7 +100,7 @@ impl Lease {
 
     /// Prioritizes the session again for a pod that is still waiting: the previous receiver may be
     /// gone.
-    pub fn repeat_priority(&self) {
+    pub fn reprioritize(&self) {
         if self.cell.is_requested() {
             let _ = self.events.send(Event::Prioritized(self.cell.shared_key()));
         }

@@ -133,7 +133,7 @@ async fn served(lease: &Lease, clock: &Clock) -> Arc<Session> {
 
 #[tokio::test(start_paused = true)]
 async fn the_longest_wait_is_a_metric() {
-    let fixture = bench_with(EngineOptions::of_node(1));
+    let fixture = bench_with(EngineOptions::for_node(1));
     let _leases = ["a", "b", "c", "d"].map(|role| fixture.lease_of(role));
     assert_eq!(fixture.oldest_wait(), 0.0);
     // A call takes 50 ms, and calls are sequential.
@@ -184,7 +184,7 @@ async fn pain_09_a_first_caller_who_leaves_fails_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn pods_of_a_node_wait_for_the_calls_in_flight_alone() {
-    let fixture = bench_with(EngineOptions::of_node(64));
+    let fixture = bench_with(EngineOptions::for_node(64));
     let began = fixture.clock.now();
     let leases: Vec<_> = (0..500)
         .map(|number| fixture.lease_of(&format!("r{number}")))
@@ -199,7 +199,7 @@ async fn pods_of_a_node_wait_for_the_calls_in_flight_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn pain_09_none_of_five_thousand_is_dropped() {
-    let fixture = bench_with(EngineOptions::of_cluster(64).without_rate_limit());
+    let fixture = bench_with(EngineOptions::for_cluster(64).without_rate_limit());
     let began = fixture.clock.now();
     let leases: Vec<_> = (0..5000)
         .map(|number| fixture.lease_of(&format!("r{number}")))

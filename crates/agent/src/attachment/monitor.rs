@@ -51,9 +51,9 @@ impl Monitor {
 impl EventSource for Monitor {
     fn read(&mut self) -> Result<Option<Vec<Event>>, AttachmentError> {
         Ok(match self.0.read()? {
-            Reading::Some(chunk) => Some(events(chunk)),
+            Reading::Messages(chunk) => Some(events(chunk)),
             Reading::Lost => Some(vec![Event::Lost]),
-            Reading::CaughtUp => None,
+            Reading::Drained => None,
         })
     }
 }

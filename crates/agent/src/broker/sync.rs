@@ -223,7 +223,7 @@ impl BrokerSync {
             fed.store(lease.cell().key(), credentials, failure);
         } else {
             // An earlier request was sent on another stream, to another broker.
-            lease.repeat_priority();
+            lease.reprioritize();
         }
         Ok(())
     }

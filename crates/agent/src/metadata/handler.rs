@@ -156,8 +156,8 @@ impl RequestHandler {
                 })
                 .await
             }
-            Route::Versions => self.role_name(headers, VERSIONS).await,
-            Route::Trees => self.role_name(headers, TREES).await,
+            Route::Versions => self.static_list(headers, VERSIONS).await,
+            Route::Trees => self.static_list(headers, TREES).await,
             Route::Closed => Reply::refuse(Outcome::ClosedPath, "pods may not read this path\n"),
             Route::Other => self.forward_path(headers, method, path).await,
         };
@@ -166,7 +166,7 @@ impl RequestHandler {
 
     /// Responds with a list that is not specific to a pod. Clients use it to discover the service,
     /// and send an invalid token to find out whether tokens are checked.
-    async fn role_name(&self, headers: &HeaderMap, list: &'static str) -> Reply {
+    async fn static_list(&self, headers: &HeaderMap, list: &'static str) -> Reply {
         let done = || Reply::ok(Bytes::from_static(list.as_bytes()));
         if headers.contains_key(TOKEN) {
             return self.with_pod(headers, |_, _| Attempt::Done(done())).await;
@@ -402,7 +402,7 @@ impl From<Refusal> for Reply {
                     FailureKind::Final => Outcome::StsRefused,
                     FailureKind::Throttled | FailureKind::Temporary => Outcome::StsUnavailable,
                 };
-                Self::refuse(outcome, failure.to_owner(&role) + "\n")
+                Self::refuse(outcome, failure.owner_message(&role) + "\n")
             }
             Refusal::Fetching => Self::refuse(
                 Outcome::StsUnavailable,

@@ -196,8 +196,8 @@ fn the_last_of_duplicate_json_keys_counts_as_in_kubectl() {
     let text = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "name": "b"}}"#;
     let found = documents(text).unwrap();
     assert_eq!(found[0].text("/metadata/name"), Some("b"));
-    assert!(found[0].repeats_key);
-    assert!(!documents(&text.replace(r#""name": "a", "#, "")).unwrap()[0].repeats_key);
+    assert!(found[0].has_duplicate_keys);
+    assert!(!documents(&text.replace(r#""name": "a", "#, "")).unwrap()[0].has_duplicate_keys);
 }
 
 #[test]

@@ -86,7 +86,7 @@ async fn no_pod_may_have_a_role_of_the_chain() {
     let imds = Imds::new(&metadata.url()).unwrap();
     let found = discover(&chained(&service), &imds).await;
     assert_eq!(found.caller.as_ref().unwrap().role_name(), Some("hub"));
-    assert_eq!(found.longest_session(), Some(3600));
+    assert_eq!(found.max_session_seconds(), Some(3600));
     let own = found.reserved_roles();
     for role in [FIRST, SECOND, "arn:aws:iam::123456789012:role/node"] {
         let role = RoleArn::parse(role).unwrap();
@@ -97,7 +97,7 @@ async fn no_pod_may_have_a_role_of_the_chain() {
     // A user's own calls may request whatever duration each role allows.
     let user = super::sts::service(USER).await;
     let found = discover(&Sts::new(options(&user.url())), &imds).await;
-    assert_eq!(found.longest_session(), None);
+    assert_eq!(found.max_session_seconds(), None);
 }
 
 #[tokio::test]

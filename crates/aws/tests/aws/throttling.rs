@@ -19,7 +19,7 @@ async fn all_are_served_though_sts_throttles() {
     let mut registry = prometheus_client::registry::Registry::default();
     let (sessions, driver) = Sessions::new(
         Sts::new(options(&service.url())),
-        EngineOptions::of_cluster(64),
+        EngineOptions::for_cluster(64),
         clock.clone(),
         SessionMetrics::register(&mut registry),
     );

@@ -314,7 +314,7 @@ impl TestBrokers {
             base_required: false,
             scope: SessionScope::Workload,
             session_seconds: 3600,
-            engine: EngineOptions::of_cluster(64),
+            engine: EngineOptions::for_cluster(64),
             // An eighth is for unauthenticated peers: more than one address may have.
             connections: 200,
             connections_per_peer: 4,

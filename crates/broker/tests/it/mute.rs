@@ -37,7 +37,7 @@ impl Broker for SilentBroker {
         &self,
         _: Request<Streaming<v1::FromAgent>>,
     ) -> Result<Response<Messages>, Status> {
-        let is_first = !self.0.swap(true, Ordering::Relaxed);
+        let mark_served = !self.0.swap(true, Ordering::Relaxed);
         let welcome = v1::Welcome {
             broker: "mute".into(),
             reauthenticate_seconds: 600,
@@ -46,7 +46,7 @@ impl Broker for SilentBroker {
         let welcome = v1::ToAgent {
             body: Some(to_agent::Body::Welcome(welcome)),
         };
-        let said = stream::iter(is_first.then_some(Ok(welcome)));
+        let said = stream::iter(mark_served.then_some(Ok(welcome)));
         Ok(Response::new(Box::pin(said.chain(stream::pending()))))
     }
 }

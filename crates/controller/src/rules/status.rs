@@ -115,7 +115,7 @@ impl Statuses {
         now: Timestamp,
     ) {
         let mut status = match writer.builder().cluster_config() {
-            ClusterConfig::Is(_) => match (writer.missing(), writer.unseen(), registration) {
+            ClusterConfig::Valid(_) => match (writer.missing(), writer.unseen(), registration) {
                 (None, None, None) => ready("in effect".into()),
                 (Some(missing), _, _) => not_ready(missing.to_string()),
                 (None, Some(part), _) => Status {
@@ -129,13 +129,13 @@ impl Statuses {
                     ))
                 },
             },
-            ClusterConfig::Broken(why) => not_ready(why.to_string()),
-            ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Missing => return,
+            ClusterConfig::Invalid(why) => not_ready(why.to_string()),
+            ClusterConfig::Unused | ClusterConfig::NotSynced | ClusterConfig::Missing => return,
         };
         status.generation = match writer.builder().cluster_config() {
-            ClusterConfig::Is(config) => config.generation,
-            ClusterConfig::Broken(why) => why.generation,
-            ClusterConfig::NotUsed | ClusterConfig::Unseen | ClusterConfig::Missing => None,
+            ClusterConfig::Valid(config) => config.generation,
+            ClusterConfig::Invalid(why) => why.generation,
+            ClusterConfig::Unused | ClusterConfig::NotSynced | ClusterConfig::Missing => None,
         };
         if self.config.as_ref() != Some(&status) {
             let write = done(write_config_status(&self.client, &status, now).await);

@@ -123,7 +123,7 @@ impl Denial {
 
     /// Returns the message for the pod's owner, which the response to the pod and the Event
     /// contain: the denial, its reason and a remedy.
-    pub fn to_owner(&self) -> String {
+    pub fn owner_message(&self) -> String {
         match self.remedy() {
             Some(remedy) => format!("{self}; {remedy}"),
             None => self.to_string(),

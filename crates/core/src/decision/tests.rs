@@ -403,7 +403,7 @@ fn an_owner_is_told_what_to_do_about_each_refusal() {
             reason: "a reason".into(),
             transient: false,
         };
-        let told = denial.to_owner();
+        let told = denial.owner_message();
         match remedy {
             Some(remedy) => assert!(
                 told.starts_with(&format!("{denial}; ")) && told.ends_with(remedy),

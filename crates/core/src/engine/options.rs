@@ -36,7 +36,7 @@ impl EngineOptions {
     /// the calls, and so little memory. Calls per second are unlimited: one node's rate says little
     /// about the account's quota, and a limit would only delay its pods when many start. Throttling
     /// by STS still slows the engine.
-    pub fn of_node(in_flight: usize) -> Self {
+    pub fn for_node(in_flight: usize) -> Self {
         Self {
             in_flight,
             ahead: (in_flight / 4).max(1),
@@ -52,8 +52,8 @@ impl EngineOptions {
     /// Returns limits for the pods of a whole cluster, where nearly all calls may be prefetches.
     /// Since the scheduler limits the number of new pods in a namespace, their budget is ten times
     /// that of a node. Pod changes are not limited otherwise, so their budget is the same.
-    pub fn of_cluster(in_flight: usize) -> Self {
-        let node = Self::of_node(in_flight);
+    pub fn for_cluster(in_flight: usize) -> Self {
+        let node = Self::for_node(in_flight);
         Self {
             ahead: (in_flight - in_flight / 8).max(1),
             namespace_burst: node.namespace_burst * 10,
@@ -75,9 +75,9 @@ impl EngineOptions {
 }
 
 impl Default for EngineOptions {
-    /// Returns [`EngineOptions::of_node`].
+    /// Returns [`EngineOptions::for_node`].
     fn default() -> Self {
-        Self::of_node(IN_FLIGHT)
+        Self::for_node(IN_FLIGHT)
     }
 }
 

@@ -85,7 +85,7 @@ impl CompiledSubject {
                 || lacks(&self.pod_selector, &workload.labels))
     }
 
-    pub(super) fn looks_for(&self, namespace: &str, labels: &Labels) -> bool {
+    pub(super) fn matches_namespace(&self, namespace: &str, labels: &Labels) -> bool {
         let any_name = |glob: &Pattern| glob.as_str().bytes().all(|byte| byte == b'*');
         let selects_names = self.namespace_selector.as_ref();
         let looks = !self.namespaces.is_empty() && !self.namespaces.iter().any(any_name)

@@ -27,7 +27,7 @@ fn threat_07_a_grant_looks_for_names_unless_any_will_do() {
             ..grant("names", &["reader"], "none")
         };
         let compiled = CompiledGrant::compile(&grant, Some(&base())).unwrap();
-        compiled.looks_for(name, &labels.iter().copied().collect())
+        compiled.matches_namespace(name, &labels.iter().copied().collect())
     };
     let named = |names: &[&str]| Subject {
         namespaces: names.iter().map(|name| (*name).to_owned()).collect(),

@@ -196,7 +196,7 @@ impl Layer for GrantsLayer {
         let mut same = covering
             .iter()
             .filter(|(_, grant)| grant.session == first.session);
-        let Some((_, grant)) = same.find(|(_, grant)| grant.takes_external_id(id)) else {
+        let Some((_, grant)) = same.find(|(_, grant)| grant.allows_external_id(id)) else {
             let name = &first.name;
             return Verdict::deny(
                 &**name,

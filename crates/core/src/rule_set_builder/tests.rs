@@ -22,7 +22,7 @@ fn config(namespace: Mode, grants: Mode) -> RuleConfig {
 }
 
 fn is(config: RuleConfig) -> RuleUpdate {
-    RuleUpdate::Config(ClusterConfig::Is(Arc::new(config)))
+    RuleUpdate::Config(ClusterConfig::Valid(Arc::new(config)))
 }
 
 /// Returns a builder with namespace `default`, without annotations, and a grant of `reader`.
@@ -92,11 +92,11 @@ fn threat_10_a_configuration_that_is_gone_refuses_everything() {
     let mut builder = builder();
     builder.update(is(config(Mode::Off, Mode::Enforce)));
     assert!(allows(&builder, "reader") && builder.missing().is_none());
-    builder.update(RuleUpdate::Config(ClusterConfig::Broken("bad".into())));
+    builder.update(RuleUpdate::Config(ClusterConfig::Invalid("bad".into())));
     assert!(allows(&builder, "reader"), "the last good one stays");
     builder.update(RuleUpdate::Config(ClusterConfig::Missing));
     assert!(!allows(&builder, "reader") && builder.missing().is_some());
-    builder.update(RuleUpdate::Config(ClusterConfig::Broken("bad".into())));
+    builder.update(RuleUpdate::Config(ClusterConfig::Invalid("bad".into())));
     assert!(
         !allows(&builder, "reader"),
         "what was deleted does not come back"
@@ -129,10 +129,10 @@ fn threat_10_what_was_never_loaded_refuses_everything() {
     };
     builder.update(is(rego));
     assert_eq!(builder.unseen(), Some(NotLoaded::Policies));
-    builder.update(RuleUpdate::Config(ClusterConfig::Broken("bad".into())));
+    builder.update(RuleUpdate::Config(ClusterConfig::Invalid("bad".into())));
     let mut unused =
         RuleSetBuilder::new(config(Mode::Off, Mode::Off), SessionScope::Workload, 3600);
-    unused.update(RuleUpdate::Config(ClusterConfig::Broken("bad".into())));
+    unused.update(RuleUpdate::Config(ClusterConfig::Invalid("bad".into())));
     assert!(
         unused.missing().is_some(),
         "no valid configuration precedes it"
@@ -324,7 +324,7 @@ fn session_duration_is_limited_to_the_maximum() {
     let mut builder = builder();
     builder.set_aws_environment(AwsEnvironment {
         base: BaseArn::parse("arn:aws:iam::123456789012:role/").ok(),
-        longest_session: Some(3600),
+        max_session_seconds: Some(3600),
         ..AwsEnvironment::default()
     });
     builder.update(is(config(Mode::Off, Mode::Enforce)));
@@ -426,7 +426,7 @@ fn threat_28_what_rules_read_is_known_once_they_are_loaded() {
         (read.pod_labels, read.namespace_roles),
         (Default::default(), true)
     );
-    builder.update(RuleUpdate::Config(ClusterConfig::Unseen));
+    builder.update(RuleUpdate::Config(ClusterConfig::NotSynced));
     assert_eq!(needs(&builder), None);
 }
 
@@ -549,7 +549,7 @@ fn a_broken_object_is_no_source_once_the_good_one_was_deleted() {
     };
     builder.update(is(object));
     assert_eq!(builder.source(), source);
-    let broken = || RuleUpdate::Config(ClusterConfig::Broken("bad".into()));
+    let broken = || RuleUpdate::Config(ClusterConfig::Invalid("bad".into()));
     builder.update(broken());
     assert_eq!(builder.source(), source, "the last good one counts");
     builder.update(RuleUpdate::Config(ClusterConfig::Missing));
@@ -563,7 +563,7 @@ fn what_was_reported_is_compiled_anew_with_the_base_that_is_found() {
     let mut flags = config(Mode::Enforce, Mode::Enforce);
     flags.base = None;
     let mut builder = RuleSetBuilder::new(flags, SessionScope::Workload, 3600);
-    builder.update(RuleUpdate::Config(ClusterConfig::NotUsed));
+    builder.update(RuleUpdate::Config(ClusterConfig::Unused));
     builder.update(RuleUpdate::Namespaces(Change::Snapshot(vec![Namespace {
         name: "default".into(),
         allowed_roles: Some(r#"["reader"]"#.into()),

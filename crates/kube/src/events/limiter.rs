@@ -39,7 +39,7 @@ pub(super) struct Limiter {
 
 impl Limiter {
     /// Creates the limits for the pods of a node.
-    pub(super) fn of_node() -> Self {
+    pub(super) fn for_node() -> Self {
         let rate = Rate {
             burst: 20.0,
             per_second: 1.0,
@@ -48,7 +48,7 @@ impl Limiter {
     }
 
     /// Creates the limits for a whole cluster, of which one namespace gets a small part.
-    pub(super) fn of_cluster() -> Self {
+    pub(super) fn for_cluster() -> Self {
         let all = Rate {
             burst: 60.0,
             per_second: 5.0,
@@ -136,7 +136,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn repeats_are_suppressed_per_reason_for_five_minutes() {
-        let mut limiter = Limiter::of_node();
+        let mut limiter = Limiter::for_node();
         let start = Instant::now();
         let mut ask = |reason, after| limiter.ask(&text(1), &text(0), reason, start + after);
         let minute = Duration::from_secs(60);
@@ -150,7 +150,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn all_pods_together_are_bounded_and_so_is_what_is_kept() {
         let second = Duration::from_secs(1);
-        for mut limiter in [Limiter::of_node(), Limiter::of_cluster()] {
+        for mut limiter in [Limiter::for_node(), Limiter::for_cluster()] {
             let Rate { burst, per_second } = limiter.rate;
             let (burst, a_second) = (burst as u32, per_second as u32);
             let mut now = Instant::now();
@@ -171,7 +171,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_quiet_time_saves_up_no_more_than_a_burst() {
-        let mut limiter = Limiter::of_node();
+        let mut limiter = Limiter::for_node();
         let later = Instant::now() + Duration::from_secs(3600);
         assert_eq!(
             count_allowed(&mut limiter, 0..1000, 0, later),
@@ -183,7 +183,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn namespaces_have_rate_limits_of_their_own() {
-        let mut limiter = Limiter::of_cluster();
+        let mut limiter = Limiter::for_cluster();
         let mut now = Instant::now();
         assert_eq!(count_allowed(&mut limiter, 0..100, 1, now), 20);
         assert_eq!(count_allowed(&mut limiter, 100..101, 2, now), 1);

@@ -186,7 +186,7 @@ async fn without_its_kind_flags_count_unless_it_is_required() {
     with_configs(&api);
     api.fail_resource("rolegateconfigs", Some(404));
     let mut harness = config(&api, ConfigMode::Auto).await;
-    assert_eq!(harness.next().await, ClusterConfig::NotUsed);
+    assert_eq!(harness.next().await, ClusterConfig::Unused);
     assert!(harness.readiness.is_ready());
     let ages = harness.connection.freshness().by_resource();
     assert!(
@@ -208,7 +208,7 @@ async fn a_configuration_that_may_not_be_read_never_lets_flags_count() {
     api.put(CONFIGS, configuration(json!({})));
     api.fail_resource("rolegateconfigs", None);
     let first = harness.next().await;
-    assert!(matches!(first, ClusterConfig::Is(_)), "{first:?}");
+    assert!(matches!(first, ClusterConfig::Valid(_)), "{first:?}");
     until(|| harness.readiness.is_ready()).await;
 }
 
@@ -226,7 +226,7 @@ async fn a_required_configuration_is_missing_without_crd_or_access() {
         loop {
             match harness.next().await {
                 ClusterConfig::Missing => {}
-                other => break assert!(matches!(other, ClusterConfig::Is(_)), "{other:?}"),
+                other => break assert!(matches!(other, ClusterConfig::Valid(_)), "{other:?}"),
             }
         }
         until(|| harness.readiness.report().noted.is_empty()).await;
@@ -238,7 +238,7 @@ async fn flags_count_where_it_is_off() {
     let api = api(KubeApiOptions::default()).await;
     api.put(CONFIGS, configuration(json!({})));
     let mut harness = config(&api, ConfigMode::Off).await;
-    assert_eq!(harness.next().await, ClusterConfig::NotUsed);
+    assert_eq!(harness.next().await, ClusterConfig::Unused);
     assert!(harness.readiness.is_ready());
     assert_eq!(api.count("watch", "rolegateconfigs"), 0);
 }
@@ -251,7 +251,7 @@ async fn the_configuration_is_followed_and_errors_are_reported() {
         configuration(json!({"layers": {"grants": "enforce"}})),
     );
     let mut harness = config(&api, ConfigMode::Auto).await;
-    let ClusterConfig::Is(found) = harness.next().await else {
+    let ClusterConfig::Valid(found) = harness.next().await else {
         panic!("not there")
     };
     assert_eq!(found.modes[LayerId::Grants], Mode::Enforce);
@@ -261,7 +261,7 @@ async fn the_configuration_is_followed_and_errors_are_reported() {
         (json!({"unknown": 1}), "unknown"),
     ] {
         api.put(CONFIGS, configuration(spec));
-        let ClusterConfig::Broken(why) = harness.next().await else {
+        let ClusterConfig::Invalid(why) = harness.next().await else {
             panic!("not broken")
         };
         assert!(why.reason.contains(word), "{why}");
@@ -269,7 +269,7 @@ async fn the_configuration_is_followed_and_errors_are_reported() {
         until(|| harness.readiness.report().noted.contains_key("rules")).await;
     }
     api.put(CONFIGS, configuration(json!({})));
-    assert!(matches!(harness.next().await, ClusterConfig::Is(_)));
+    assert!(matches!(harness.next().await, ClusterConfig::Valid(_)));
     until(|| harness.readiness.report().noted.is_empty()).await;
 }
 
@@ -287,13 +287,13 @@ async fn threat_10_without_the_configuration_everything_is_refused() {
         // The watch itself is healthy: admission must be able to respond.
         harness.until_noted("no RolegateConfig named cluster").await;
         api.put(CONFIGS, configuration(json!({})));
-        assert!(matches!(harness.next().await, ClusterConfig::Is(_)));
+        assert!(matches!(harness.next().await, ClusterConfig::Valid(_)));
         until(|| harness.readiness.report().noted.is_empty()).await;
         api.delete(CONFIGS, None, "cluster");
         assert_eq!(harness.next().await, ClusterConfig::Missing);
         harness.until_noted("no RolegateConfig named cluster").await;
         api.put(CONFIGS, configuration(json!({})));
-        assert!(matches!(harness.next().await, ClusterConfig::Is(_)));
+        assert!(matches!(harness.next().await, ClusterConfig::Valid(_)));
         // The definition is deleted as well.
         api.disable(CONFIGS);
         assert_eq!(harness.next().await, ClusterConfig::Missing);
@@ -359,14 +359,14 @@ async fn an_api_server_that_is_away_or_refuses_later_changes_nothing() {
         assert!(harness.messages.try_recv().is_err(), "it stays unseen");
         api.put(CONFIGS, configuration(json!({})));
         api.fail_with(None);
-        assert!(matches!(harness.next().await, ClusterConfig::Is(_)));
+        assert!(matches!(harness.next().await, ClusterConfig::Valid(_)));
         until(|| harness.readiness.is_ready()).await;
         api.fail_with(Some(status));
         api.expire_watches();
         until(|| harness.readiness.report().noted.contains_key("rules")).await;
         assert!(harness.readiness.is_ready() && harness.messages.try_recv().is_err());
         api.fail_with(None);
-        assert!(matches!(harness.next().await, ClusterConfig::Is(_)));
+        assert!(matches!(harness.next().await, ClusterConfig::Valid(_)));
         until(|| harness.readiness.report().noted.is_empty()).await;
     }
 }

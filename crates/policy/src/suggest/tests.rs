@@ -119,7 +119,7 @@ fn roles_of_web_identity_are_covered_or_told() {
     };
     let token = WebIdentity {
         asking: Vec::new(),
-        unnamed: Some(Unnamed {
+        unnamed: Some(UnnamedRoleRequest {
             pod: pod("shop", "mystery", ""),
             path: "spec.volumes[0]".into(),
         }),

@@ -140,7 +140,7 @@ fn ranges(numbers: impl Iterator<Item = u32>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rolegate_report::cases::{Case, CaseResult, Complaint, Suite};
+    use rolegate_report::cases::{Case, CaseResult, FailureReason, Suite};
 
     use super::*;
 
@@ -153,7 +153,7 @@ mod tests {
             result,
             remarks: Vec::new(),
         };
-        let failed = vec![Complaint {
+        let failed = vec![FailureReason {
             kind: "verdict".into(),
             message: "expected denied".into(),
         }];

@@ -235,7 +235,7 @@ pub fn iptables_owned(listing: &str) -> String {
 
 /// Returns true if `listing` has all of one family's redirect rules in order, with each jump to
 /// them first in its chain. To check the other parts of the rules, compare two listings.
-pub fn iptables_is_whole(spec: &Spec, family: Family, listing: &str) -> bool {
+pub fn iptables_is_complete(spec: &Spec, family: Family, listing: &str) -> bool {
     CHAINS.iter().all(|chain| {
         let mut builtin =
             table(listing, chain.table).filter(|line| Chain::rule_of(chain.builtin, line));
@@ -347,7 +347,7 @@ mod tests {
                 );
             }
         }
-        let whole = |listing: &str| iptables_is_whole(&spec, Family::V4, listing);
+        let whole = |listing: &str| iptables_is_complete(&spec, Family::V4, listing);
         assert!(whole(&listing));
         assert!(!whole("") && !whole(LISTING));
         let rules = || listing.lines().filter(|line| line.contains("rolegate: "));

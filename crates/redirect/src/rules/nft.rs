@@ -80,7 +80,7 @@ pub fn nft_remove_script() -> String {
 
 /// Returns true if `listing`, the output of `nft -s list table`, has all redirect rules in order
 /// and no others of rolegate's. To check the other parts of the rules, compare two listings.
-pub fn nft_is_whole(spec: &Spec, listing: &str) -> bool {
+pub fn nft_is_complete(spec: &Spec, listing: &str) -> bool {
     fn comments(text: &str) -> impl Iterator<Item = &str> {
         text.lines().filter_map(|line| {
             line.split_once(" comment ")
@@ -143,7 +143,7 @@ mod tests {
         )
         .unwrap();
         let script = nft_script(&spec);
-        assert!(nft_is_whole(&spec, &script));
+        assert!(nft_is_complete(&spec, &script));
         let rules = script
             .lines()
             .filter(|line| line.contains(" comment "))
@@ -159,8 +159,8 @@ mod tests {
                     !(is_rule && place == missing + 1)
                 })
                 .collect();
-            assert!(!nft_is_whole(&spec, &left.join("\n")), "{missing}");
+            assert!(!nft_is_complete(&spec, &left.join("\n")), "{missing}");
         }
-        assert!(!nft_is_whole(&spec, ""));
+        assert!(!nft_is_complete(&spec, ""));
     }
 }

@@ -281,7 +281,7 @@ impl Validator<'_> {
             .chain([(NAME_LABEL, name.as_str())])
             .collect();
         let mut grants = self.rules.grants.grants().iter();
-        if !grants.any(|grant| grant.looks_for(&name, &labels)) {
+        if !grants.any(|grant| grant.matches_namespace(&name, &labels)) {
             return Ok(());
         }
         let reason = format!(

@@ -128,7 +128,7 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<StandaloneOptions>
             "--auto-discover-base-arn and --base-role-arn: give only one of them",
         ));
     }
-    let mut engine = flags.sts.engine(EngineOptions::of_node);
+    let mut engine = flags.sts.engine(EngineOptions::for_node);
     if let Some(ttl) = flags.iam_role_error_ttl {
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
         engine.final_retry = engine.final_retry.max(ttl);

@@ -191,7 +191,7 @@ impl RuleFlags {
                 })
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
-        if let Some(place) = ResourceKind::in_ones_place(&replicate) {
+        if let Some(place) = ResourceKind::first_plural_conflict(&replicate) {
             let text = self.replicate.get(place).map_or("", |text| text);
             return Err(invalid(format!(
                 "--replicate: {text:?}: another kind has the same plural, and data.kubernetes identifies kinds by their plural only"

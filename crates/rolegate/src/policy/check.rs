@@ -15,7 +15,7 @@ use rolegate_inventory::ignore::{Ignore, Pattern};
 use rolegate_inventory::load::{Assumed, LoadError};
 use rolegate_inventory::objects::Objects;
 use rolegate_policy::check::{Creator, Existing, Report};
-use rolegate_report::EXIT_FAULT;
+use rolegate_report::EXIT_FINDINGS;
 use rolegate_report::findings::Findings;
 
 use super::current::{Current, load, require_base};
@@ -154,7 +154,7 @@ pub(super) async fn run(arguments: CheckArguments) -> anyhow::Result<ExitCode> {
     match checked(&arguments).await {
         Err(error) if is_unusable_rule(&error) => {
             failure(&format!("unusable rule: {error}"));
-            Ok(ExitCode::from(EXIT_FAULT))
+            Ok(ExitCode::from(EXIT_FINDINGS))
         }
         other => other,
     }
@@ -236,7 +236,7 @@ async fn checked(arguments: &CheckArguments) -> anyhow::Result<ExitCode> {
     };
     write(arguments, &report, &loaded.basis)?;
     Ok(if report.has_failed() {
-        ExitCode::from(EXIT_FAULT)
+        ExitCode::from(EXIT_FINDINGS)
     } else {
         ExitCode::SUCCESS
     })

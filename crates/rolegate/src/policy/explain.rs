@@ -10,7 +10,7 @@ use clap::Args;
 use jiff::Timestamp;
 use rolegate_inventory::load::Loaded;
 use rolegate_policy::explain::{Explained, ExplainedPods, Outcome, explain_pods};
-use rolegate_report::EXIT_FAULT;
+use rolegate_report::EXIT_FINDINGS;
 use serde::Serialize;
 
 use super::current::Current;
@@ -140,7 +140,7 @@ async fn pods(arguments: &ExplainArguments) -> anyhow::Result<ExitCode> {
     output::answer(arguments.output.output, &explained, &loaded.basis)?;
     Ok(match explained.counts.denied {
         0 => ExitCode::SUCCESS,
-        _ => ExitCode::from(EXIT_FAULT),
+        _ => ExitCode::from(EXIT_FINDINGS),
     })
 }
 
@@ -176,7 +176,7 @@ async fn one(
     Ok(if fine {
         ExitCode::SUCCESS
     } else {
-        ExitCode::from(EXIT_FAULT)
+        ExitCode::from(EXIT_FINDINGS)
     })
 }
 

@@ -13,7 +13,7 @@ use rolegate_core::layer::{LayerId, Mode};
 use rolegate_inventory::basis::{Basis, Source};
 use rolegate_inventory::load::{Assumed, Loaded};
 use rolegate_policy::simulate::Simulated;
-use rolegate_report::EXIT_FAULT;
+use rolegate_report::EXIT_FINDINGS;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -127,7 +127,7 @@ pub(super) async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode
     };
     output::answer(arguments.output.output, &simulated, &rules)?;
     Ok(if simulated.takes_away() {
-        ExitCode::from(EXIT_FAULT)
+        ExitCode::from(EXIT_FINDINGS)
     } else {
         ExitCode::SUCCESS
     })

@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use regex::Regex;
 use rolegate_inventory::ignore::Pattern;
 use rolegate_inventory::in_force::FlagSources;
-use rolegate_report::EXIT_FAULT;
+use rolegate_report::EXIT_FINDINGS;
 
 use super::current::flag_sources;
 use super::errors::refuse_idle;
@@ -116,6 +116,6 @@ pub(super) async fn run(arguments: TestArguments) -> anyhow::Result<ExitCode> {
     Ok(if report.cases.has_passed() {
         ExitCode::SUCCESS
     } else {
-        ExitCode::from(EXIT_FAULT)
+        ExitCode::from(EXIT_FINDINGS)
     })
 }

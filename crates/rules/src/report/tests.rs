@@ -44,7 +44,7 @@ fn set(writer: &mut RuleStoreWriter, config: ClusterConfig) -> RulesInForce {
 }
 
 fn config(generation: i64, base: Option<BaseArn>, namespace: Mode) -> ClusterConfig {
-    ClusterConfig::Is(Arc::new(RuleConfig {
+    ClusterConfig::Valid(Arc::new(RuleConfig {
         generation: Some(generation),
         base,
         modes: modes(namespace),
@@ -71,12 +71,12 @@ fn source_and_generation_follow_the_configuration() {
     let three = set(&mut writer, config(3, None, Mode::Enforce));
     assert_eq!(three.generation(), Some(3));
     // An invalid configuration leaves the previous one in force.
-    let broken = set(&mut writer, ClusterConfig::Broken("x".into()));
+    let broken = set(&mut writer, ClusterConfig::Invalid("x".into()));
     assert_eq!(broken.generation(), Some(3));
     let missing = set(&mut writer, ClusterConfig::Missing);
     assert_eq!(missing.source, RuleSource::Missing);
     assert_eq!(missing.generation(), None);
-    let broken = set(&mut writer, ClusterConfig::Broken("x".into()));
+    let broken = set(&mut writer, ClusterConfig::Invalid("x".into()));
     assert_eq!(broken.source, RuleSource::Invalid, "it was deleted before");
 }
 

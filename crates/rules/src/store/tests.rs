@@ -270,7 +270,7 @@ fn another_label_reads_the_config_maps_anew() {
         label: None,
         ..RegoConfig::default()
     });
-    let all = RuleUpdate::Config(ClusterConfig::Is(Arc::new(all)));
+    let all = RuleUpdate::Config(ClusterConfig::Valid(Arc::new(all)));
     writer.apply(Report::Rules(all));
     assert!(!allows(&writer));
 }

@@ -158,15 +158,15 @@ fn the_engine_wakes_when_the_rate_has_recovered() {
 #[test]
 fn prefetches_are_a_quarter_on_a_node_and_most_in_a_cluster() {
     let ahead = |options: EngineOptions| (options.in_flight, options.ahead);
-    assert_eq!(ahead(EngineOptions::of_node(64)), (64, 16));
-    assert_eq!(ahead(EngineOptions::of_cluster(64)), (64, 56));
-    assert_eq!(ahead(EngineOptions::of_cluster(256)), (256, 224));
+    assert_eq!(ahead(EngineOptions::for_node(64)), (64, 16));
+    assert_eq!(ahead(EngineOptions::for_cluster(64)), (64, 56));
+    assert_eq!(ahead(EngineOptions::for_cluster(256)), (256, 224));
     for few in [1, 2, 3] {
-        assert_eq!(EngineOptions::of_node(few).ahead, 1, "never none");
+        assert_eq!(EngineOptions::for_node(few).ahead, 1, "never none");
     }
-    assert_eq!(EngineOptions::of_cluster(1).ahead, 1);
-    let cluster = EngineOptions::of_cluster(64);
-    let node = EngineOptions::of_node(64);
+    assert_eq!(EngineOptions::for_cluster(1).ahead, 1);
+    let cluster = EngineOptions::for_cluster(64);
+    let node = EngineOptions::for_node(64);
     assert_eq!(cluster.namespace_burst, 10 * node.namespace_burst);
     assert_eq!(cluster.change_cost, 10 * node.change_cost);
     assert!((cluster.namespace_rate - 10.0 * node.namespace_rate).abs() < 1e-9);

@@ -113,7 +113,7 @@ impl Simulation {
 
 #[test]
 fn pain_09_five_thousand_pods_of_one_namespace_are_all_served_at_the_pace_of_calls_in_flight() {
-    let mut simulation = Simulation::new(EngineOptions::of_cluster(64).without_rate_limit());
+    let mut simulation = Simulation::new(EngineOptions::for_cluster(64).without_rate_limit());
     for pod in 0..5000 {
         simulation.want("batch", &format!("r{pod}"), Cause::New);
     }
@@ -126,7 +126,7 @@ fn pain_09_five_thousand_pods_of_one_namespace_are_all_served_at_the_pace_of_cal
 
 #[test]
 fn calls_per_second_are_limited_and_none_is_lost() {
-    let mut simulation = Simulation::new(EngineOptions::of_cluster(64));
+    let mut simulation = Simulation::new(EngineOptions::for_cluster(64));
     for pod in 0..5000 {
         simulation.want(&format!("ns-{}", pod % 40), &format!("r{pod}"), Cause::New);
     }
@@ -145,7 +145,7 @@ fn calls_per_second_are_limited_and_none_is_lost() {
 
 #[test]
 fn throttling_slows_the_queue_without_loss() {
-    let mut simulation = Simulation::new(EngineOptions::of_cluster(64));
+    let mut simulation = Simulation::new(EngineOptions::for_cluster(64));
     simulation.quota = Some(60);
     for pod in 0..1000 {
         simulation.want(&format!("ns-{pod}"), &format!("r{pod}"), Cause::New);
@@ -163,7 +163,7 @@ fn throttling_slows_the_queue_without_loss() {
 
 #[test]
 fn a_waiting_pod_precedes_thousands_of_prefetches() {
-    let mut simulation = Simulation::new(EngineOptions::of_cluster(64));
+    let mut simulation = Simulation::new(EngineOptions::for_cluster(64));
     for pod in 0..5000 {
         simulation.want("batch", &format!("r{pod}"), Cause::New);
     }
@@ -187,7 +187,7 @@ fn a_waiting_pod_precedes_thousands_of_prefetches() {
 
 #[test]
 fn threat_18_a_clusters_allowance_is_no_larger_for_changes_than_a_nodes() {
-    for options in [EngineOptions::of_node(64), EngineOptions::of_cluster(64)] {
+    for options in [EngineOptions::for_node(64), EngineOptions::for_cluster(64)] {
         let mut simulation = Simulation::new(options);
         for flip in 0..6000 {
             let role = format!("r{flip}");
@@ -206,7 +206,7 @@ fn threat_18_a_clusters_allowance_is_no_larger_for_changes_than_a_nodes() {
 
 #[test]
 fn a_namespace_without_allowance_is_still_refreshed() {
-    let mut simulation = Simulation::new(EngineOptions::of_node(64));
+    let mut simulation = Simulation::new(EngineOptions::for_node(64));
     simulation.want("flipper", "first", Cause::New);
     simulation.run(at(1));
     for flip in 0..3000 {
@@ -220,7 +220,7 @@ fn a_namespace_without_allowance_is_still_refreshed() {
 
 #[test]
 fn leaving_the_queue_leaves_nothing_behind() {
-    let mut simulation = Simulation::new(EngineOptions::of_cluster(4));
+    let mut simulation = Simulation::new(EngineOptions::for_cluster(4));
     for round in 0..3 {
         for pod in 0..1000 {
             let role = format!("r{round}-{pod}");
@@ -250,7 +250,7 @@ proptest! {
         let options = EngineOptions {
             ahead: in_flight,
             calls_per_second: rate,
-            ..EngineOptions::of_cluster(in_flight)
+            ..EngineOptions::for_cluster(in_flight)
         };
         let mut simulation = Simulation::new(options);
         // Sessions needed while all calls are in use are queued together.

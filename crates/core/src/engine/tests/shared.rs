@@ -7,7 +7,7 @@ fn options() -> EngineOptions {
     EngineOptions {
         namespace_burst: 10,
         namespace_rate: 1.0,
-        ..EngineOptions::of_node(64)
+        ..EngineOptions::for_node(64)
     }
 }
 
@@ -86,7 +86,7 @@ fn a_waiting_pod_prioritizes_a_session_in_every_namespace() {
 
 #[test]
 fn a_shared_session_waits_for_its_shortest_queue() {
-    let mut simulation = Simulation::new(EngineOptions::of_cluster(4));
+    let mut simulation = Simulation::new(EngineOptions::for_cluster(4));
     for name in 0..3000 {
         simulation.want("batch", &format!("batch-{name}"), Cause::New);
     }

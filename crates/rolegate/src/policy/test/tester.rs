@@ -16,7 +16,7 @@ use rolegate_inventory::objects::Objects;
 use rolegate_policy::check::namespace_of;
 use rolegate_policy::suite::{Objects as Subject, Observer, PolicyTest, Subjects, TestReport};
 use rolegate_rego::{RegoResult, RegoTest};
-use rolegate_report::cases::{Case, CaseResult, Cases, Complaint, Suite};
+use rolegate_report::cases::{Case, CaseResult, Cases, FailureReason, Suite};
 use serde_json::{Value, json};
 
 use super::super::current::load;
@@ -302,7 +302,7 @@ fn rego_case(test: &RegoTest, file: String) -> Case {
         line: test.line.into(),
         result: match &test.result {
             RegoResult::Passed => CaseResult::Passed,
-            RegoResult::Failed => CaseResult::Failed(vec![Complaint {
+            RegoResult::Failed => CaseResult::Failed(vec![FailureReason {
                 kind: "rego".into(),
                 message: format!("{} is not true", test.name),
             }]),
