@@ -45,8 +45,8 @@ enum WebhookRegistration {
 
 /// The introduction of the help text.
 pub(crate) const LONG_ABOUT: &str = "Run the tasks that exactly one replica must run for the cluster.\n\n\
-Replicas elect a leader with a Lease. The leader creates and renews the certificate of the admission webhook, \
-registers the webhook with the API server when the webhook is ready, and updates the status of rules.\n\n\
+Replicas elect a leader with a Lease. The leader issues and renews the certificates of the webhook and of the \
+brokers, registers the webhook once it has a ready endpoint, and writes the status of rules.\n\n\
 Every flag can also be set by an environment variable (shown next to it).";
 
 /// Flags of `rolegate controller`.

@@ -1,4 +1,4 @@
-//! `rolegate ledger`: queries the ledger of a broker or an agent.
+//! `rolegate ledger`: queries the ledger of a broker.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
