@@ -49,8 +49,8 @@ impl PodEntry {
         }
     }
 
-    /// Records that the pod receives `session`. Returns true unless it is the session that the pod
-    /// received last.
+    /// Records that `session` is sent to the pod. Returns false if it is the session that the pod
+    /// received last, and true otherwise.
     pub fn mark_served(&self, session: &Session) -> bool {
         let mut hasher = DefaultHasher::new();
         session.credentials.access_key_id.hash(&mut hasher);

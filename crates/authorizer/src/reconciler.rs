@@ -145,7 +145,8 @@ impl Inputs {
         self.queue.take()
     }
 
-    /// Returns the writer of the rules. Its changes queue no pods.
+    /// Returns the writer of the rules. A change through it does not queue the affected pods; the
+    /// caller must do that.
     pub fn writer(&mut self) -> &mut RuleStoreWriter {
         &mut self.writer
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
-/// The reason to decide for a pod. A later variant includes the earlier ones.
+/// The reason to decide for a pod. Reasons are ordered: deciding for one of them also does what the
+/// earlier variants require.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// A consumer of decisions is new and lacks the pod.

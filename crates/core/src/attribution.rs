@@ -100,8 +100,8 @@ impl Attribution {
         }
     }
 
-    /// Returns the session scope, given the configured one. A session tagged with a pod can never
-    /// be shared.
+    /// Returns the scope of sessions with these settings: [`SessionScope::Pod`] if sessions have
+    /// the pod's tags, since pods then cannot share them, or else the configured `scope`.
     pub fn scope(self, scope: SessionScope) -> SessionScope {
         match self.tags {
             WorkloadTags::Pod => SessionScope::Pod,

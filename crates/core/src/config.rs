@@ -102,9 +102,10 @@ impl Default for RuleConfig {
 }
 
 impl RuleConfig {
-    /// Returns the mode of the checks that do not depend on layers, such as those on changes to the
-    /// rules. They are enforced once a layer is enforced or a guard is configured. Until then the
-    /// webhook only warns, so that installing it rejects nothing that was accepted before.
+    /// Returns the mode of the webhook's checks that do not depend on layers, such as those of
+    /// changes to rules. They are enforced if a layer is enforced, or if namespace writers, rule
+    /// writers or the scheduling guard are configured. Otherwise the webhook only warns, so that
+    /// its installation rejects nothing that was accepted before.
     pub fn guards(&self) -> Mode {
         let configured = self.namespace_writers.is_some()
             || self.rule_writers.is_some()

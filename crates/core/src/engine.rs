@@ -92,7 +92,7 @@ pub enum Action {
 enum Next {
     /// Scheduled for this time, under this number in [`Engine::timers`].
     At(Timestamp, u64),
-    /// Queued or held, for each of [`Entry::payers`].
+    /// Waits in the queue, or for budget, of each namespace in [`Entry::payers`].
     Waiting {
         /// True if a pod is waiting for it.
         urgent: bool,
@@ -100,14 +100,14 @@ enum Next {
         /// True if one of the payers has paid for all.
         paid: bool,
     },
-    /// In flight, or about to be decided.
+    /// A call is in flight, or the next state is about to be computed.
     InFlight,
 }
 
 /// A namespace that needs a waiting session.
 #[derive(Debug)]
 struct Payer {
-    /// The amount that the namespace pays if it is the one to pay for the fetch.
+    /// The cost charged to this namespace if it pays for the fetch.
     debt: f64,
     /// True if held until the namespace's budget suffices; otherwise the session is queued.
     held: bool,

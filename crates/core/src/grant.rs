@@ -264,9 +264,9 @@ impl CompiledGrant {
             .any(|subject| subject.lacks(workload, namespace_labels))
     }
 
-    /// Returns true if a subject selects namespaces by name and this namespace, with these labels,
-    /// matches. A user who creates a namespace of that name receives the grant. Subjects that match
-    /// any name are ignored.
+    /// Returns true if a subject selects namespaces by name and selects this one, which has these
+    /// labels. A user who may create such a namespace can obtain the roles. Subjects that match
+    /// every name are ignored, since they give no name a meaning.
     pub fn matches_namespace(&self, namespace: &str, labels: &Labels) -> bool {
         self.subjects
             .iter()

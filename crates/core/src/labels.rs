@@ -18,7 +18,8 @@ const MAX_OBJECT_BYTES: usize = 8 * 1024;
 pub struct Labels {
     pairs: Pairs,
     too_large: bool,
-    /// The keys that are stored if the object has them.
+    /// The keys whose values were kept when the object was read. Such a key without a pair is
+    /// absent from the object; all other keys may be present.
     known: Keys,
 }
 
@@ -110,9 +111,9 @@ impl Labels {
         self.pairs.iter().map(|(key, value)| (&**key, &**value))
     }
 
-    /// Returns true if the original exceeded the size limit. Nothing is then known of the pairs,
-    /// and nothing may be allowed that depends on them: a selector may require the absence of a
-    /// key.
+    /// Returns true if the object's map exceeded the size limit, so its pairs were not stored.
+    /// Callers must deny everything that depends on them, and must not treat the map as empty: a
+    /// selector can require that a key is absent.
     pub fn is_too_large(&self) -> bool {
         self.too_large
     }

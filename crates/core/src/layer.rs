@@ -180,7 +180,7 @@ pub struct Inputs {
     pub labels: bool,
     /// Name and UID.
     pub pod: bool,
-    /// Annotations other than the role request, name, UID, node and host network.
+    /// Name, UID, node, host network, and the annotations other than the role request.
     pub identity: bool,
 }
 

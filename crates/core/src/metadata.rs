@@ -50,7 +50,7 @@ pub const VERSIONS: &str = "1.0
 2024-04-11
 latest";
 
-/// The listing of a version of the real service for an instance without user data.
+/// The list that the real service returns for a version, on an instance without user data.
 pub const TREES: &str = "dynamic\nmeta-data";
 
 /// The meaning of a request.
@@ -119,7 +119,7 @@ pub enum PathError {
         "the path is not in canonical form: remove //, dot segments, percent-encoding and query"
     )]
     NotCanonical,
-    /// The first segment is not a version. The path belongs to another cloud's service or to none.
+    /// The first segment is not a version, as in paths of other clouds' metadata services.
     #[error("the path does not start with a version: use /latest/…")]
     NoVersion,
 }

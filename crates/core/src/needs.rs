@@ -69,7 +69,8 @@ impl Keys {
 pub struct Needs {
     /// Labels of pods.
     pub pod_labels: Keys,
-    /// Annotations of pods, of those that rules may read.
+    /// Annotations of pods. Rules can read only those of
+    /// [`is_kept`](crate::annotation::is_kept), so the others are not stored.
     pub pod_annotations: Keys,
     /// Labels of namespaces.
     pub namespace_labels: Keys,

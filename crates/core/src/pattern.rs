@@ -77,8 +77,8 @@ pub struct RoleExpression<'a> {
 
 impl<'a> RoleExpression<'a> {
     /// Interprets an expression as kube2iam does: unless it starts like an ARN, it matches the part
-    /// after the base ARN. A leading slash is dropped, as for a name. It is kept before an anchor:
-    /// nothing matches there, but without the slash the anchor would.
+    /// after the base ARN. A leading slash is dropped, as for a name, unless an anchor follows:
+    /// `/^a` matches nothing, and `^a` would match.
     pub fn read(expression: &'a str, base: Option<&'a BaseArn>) -> Self {
         let bare = expression.strip_prefix('^').unwrap_or(expression);
         let rest = match bare.strip_prefix('/') {

@@ -147,10 +147,10 @@ pub struct RuleSetBuilder {
     config: ClusterConfig,
     /// The last valid configuration object.
     object: Option<Arc<RuleConfig>>,
-    /// The same object, completed by the flags.
+    /// `object` with its unset values filled from the flags.
     good: Option<Arc<RuleConfig>>,
-    /// True if the object has since been deleted. An invalid one then has no predecessor to fall
-    /// back to.
+    /// True if `object` has been deleted since. An invalid object that is created next then denies
+    /// everything, instead of leaving the deleted one in force.
     gone: bool,
     aws_environment: Option<AwsEnvironment>,
     namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,

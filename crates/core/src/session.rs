@@ -156,7 +156,8 @@ pub enum FailureKind {
     Final,
     /// STS throttled the request.
     Throttled,
-    /// STS did not respond, or its response does not concern the request.
+    /// The call failed for a reason other than the request, such as a timeout or missing
+    /// credentials of rolegate itself. A retry may succeed.
     Temporary,
 }
 

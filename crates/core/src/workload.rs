@@ -89,8 +89,8 @@ pub struct Workload {
     pub role_request: RoleRequest,
     /// The entries of `metadata.labels` that rules read.
     pub labels: Labels,
-    /// The entries of `metadata.annotations` that rules read and may read, see
-    /// [`crate::annotation::is_kept`]. Values are truncated.
+    /// The entries of `metadata.annotations` that rules read. Rules can read only those of
+    /// [`is_kept`](crate::annotation::is_kept). Values are truncated.
     pub annotations: Labels,
 }
 

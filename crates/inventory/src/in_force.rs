@@ -96,7 +96,8 @@ pub struct FlagSources {
     pub given: BTreeSet<String>,
     /// The processes that decide in the cluster; `None` if no cluster was read.
     pub agents: Option<Agents>,
-    /// True if layers that documents contain rules of are enforced when nothing sets their mode.
+    /// True if, when nothing sets the modes of layers, the layers that the read files contain rules
+    /// for are assumed to be enforced. Otherwise this is [`InForceError::NoConfig`].
     pub guesses: bool,
 }
 
@@ -115,7 +116,7 @@ pub enum InForceError {
     /// The value of one flag of the agents applies and is unknown.
     #[error("{workloads}{}: its value comes from {}, which this command does not read", .flag.flag, .flag.from)]
     UnknownFlag {
-        /// The workloads with the flag, each with a comma.
+        /// The workloads that set the flag, each followed by a comma and a blank.
         workloads: String,
         /// The flag.
         flag: UnknownFlag,
@@ -200,7 +201,8 @@ impl FlagSources {
         }
     }
 
-    /// Returns whether this command's flags set the layers' modes, or declare them complete.
+    /// Returns true if this command's flags determine the layers' modes: they set a mode, or set
+    /// the use of the `RolegateConfig`.
     fn says_layers(&self) -> bool {
         let mut flags = ["layer", "namespace_restrictions", "cluster_config"].iter();
         flags.any(|flag| self.given.contains(*flag))

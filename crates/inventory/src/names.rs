@@ -132,7 +132,8 @@ impl Names {
         found
     }
 
-    /// Returns sentences about policies that apply other than as written.
+    /// Returns warnings about policies that are in force, but not as their ConfigMaps intend: at
+    /// other enforcement points, or incompletely.
     pub fn doubtful(&self, writer: &RuleStoreWriter, snapshot: &Snapshot) -> Vec<String> {
         if snapshot.config.modes[LayerId::Rego] == Mode::Off {
             return Vec::new();

@@ -68,7 +68,7 @@ impl Notifications {
         })
     }
 
-    /// Duplicates the socket, to wait for notifications.
+    /// Returns a duplicate of the socket, on which callers can wait until it is readable.
     ///
     /// # Errors
     /// Returns an error if there are no file descriptors left.

@@ -271,9 +271,9 @@ impl Programs {
     }
 }
 
-/// Joins the programs' listings into one text; `None` if there are no rules. A program without
-/// rules is named if others have some: a kernel that gained a family later differs from one that
-/// has rules for all.
+/// Joins the listings of all programs into one text. Returns `None` if no program lists a rule. The
+/// text names every program, with or without rules: so it changes when a kernel gains support for
+/// an address family that has no rules yet.
 fn joined(parts: &[(&str, String)]) -> Option<String> {
     parts.iter().any(|(_, owned)| !owned.is_empty()).then(|| {
         parts

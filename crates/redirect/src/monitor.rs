@@ -102,14 +102,14 @@ impl Changes {
 struct Follower<S> {
     source: S,
     losses: Counter,
-    /// A loss in progress: the kernel may silently drop more until everything was read.
+    /// True from a loss until everything was read. The kernel may silently drop more until then.
     lost: bool,
 }
 
 /// The result of reading the notifications so far.
 #[derive(Debug, PartialEq, Eq)]
 struct Read {
-    /// True if one concerns the redirect, or a lost one may have.
+    /// True if a notification concerns the redirect, or if one that was lost may have.
     changed: bool,
     /// True if there was nothing left to read.
     all: bool,

@@ -89,13 +89,15 @@ pub struct Finding {
 pub struct Wording {
     /// The noun for a category. It is the name of the JSON field too.
     pub category: &'static str,
-    /// The category of the command's own remarks. The text does not name their rules.
+    /// The category of findings that come from the command itself and not from a rule. The text
+    /// report prints no category and no rule for them.
     pub remarks: &'static str,
-    /// The past participle for an object with an error. It is the JSON field of their number too.
+    /// The participle for objects with an error, such as `refused`. It also names the JSON field
+    /// with their number.
     pub failed: &'static str,
-    /// The verb phrase of the summary for objects with an error.
+    /// The verb phrase for objects with an error in the summary, such as `would be denied`.
     pub would_fail: &'static str,
-    /// The phrase after the category of a warning.
+    /// The text that follows the category of a warning, such as ` in audit mode`.
     pub of_warnings: &'static str,
     /// Describes a category in one sentence, for SARIF.
     pub describe: fn(category: &str) -> String,

@@ -27,9 +27,9 @@ const MAX_WARNINGS: usize = 15;
 /// The source of a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ViolationSource {
-    /// A source of the decision about a role.
+    /// The decision about a requested role: a layer, or a check that precedes all layers.
     Decision(DenialSource),
-    /// The protection of objects and fields that decisions rely on.
+    /// A check that protects objects and fields that decisions rely on, such as rules and statuses.
     ProtectedObject,
 }
 

@@ -231,8 +231,9 @@ impl<'a> Validator<'a> {
     }
 }
 
-/// Keeps the fields that policies are about: drops the status, the API server's metadata and the
-/// finalizers. With `controller`, also drops fields that the control plane's controllers change.
+/// Removes the fields whose changes policies are not evaluated for: the status, the finalizers, and
+/// the metadata that the API server maintains. If the user is a controller of the control plane
+/// (`controller`), also removes owner references and `spec.replicas`.
 fn keep_substance(object: &mut Node<'_>, controller: bool) {
     let Node::Map(fields) = object else { return };
     fields.retain(|key| key != "status");

@@ -542,8 +542,8 @@ fn rule_validity() -> Webhook {
     }
 }
 
-/// Returns the first field of a template path. In the object itself it is the parent of the service
-/// account.
+/// Returns the first field of the path of a pod template. The path is empty if the object itself is
+/// the template; the result is then `spec`, which contains the service account.
 fn begin(path: &str) -> &str {
     let mut steps = path.split('.').filter(|step| !step.is_empty());
     steps.next().unwrap_or("spec")

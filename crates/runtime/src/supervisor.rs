@@ -79,7 +79,7 @@ impl Supervisor {
         &self.readiness
     }
 
-    /// Returns the shutdown that servers observe.
+    /// Returns the drain, by which servers stop accepting and close their connections.
     pub fn drain(&self) -> &Drain {
         &self.drain
     }
@@ -110,8 +110,9 @@ impl Supervisor {
         });
     }
 
-    /// Spawns a required task that a stop waits for, as in releasing a Lease. It exits after
-    /// [`stopping`](Self::stopping), or together with the tasks that use it.
+    /// Spawns a required task that must finish its work when the process stops, such as the release
+    /// of a Lease. [`stop`](Self::stop) waits for it. It must exit after
+    /// [`stopping`](Self::stopping) is cancelled, or when the tasks that use it exit.
     pub fn spawn_graceful(
         &mut self,
         name: &'static str,

@@ -98,8 +98,8 @@ impl Lease {
         }
     }
 
-    /// Prioritizes the session again for a pod that is still waiting: the previous receiver may be
-    /// gone.
+    /// Sends the request of [`Self::prioritize`] again if a pod still waits for the session.
+    /// Brokered agents call this on a new stream: the previous request went to another broker.
     pub fn reprioritize(&self) {
         if self.cell.is_requested() {
             let _ = self.events.send(Event::Prioritized(self.cell.shared_key()));

@@ -62,8 +62,9 @@ impl fmt::Debug for Session {
 /// A document that an endpoint serves for a session. Each endpoint implements it for a type of its
 /// own, by which [`Session::document`] finds the rendered bytes.
 pub trait Document: 'static {
-    /// Renders the document. It must not request the same document of the session. A buffer that
-    /// grows leaves copies of secrets in memory, so allocate its full size at once.
+    /// Renders the document. An implementation must not call [`Session::document`] for the same
+    /// type, which would deadlock. It should allocate the buffer at its final size, since a
+    /// buffer that grows leaves copies of secrets in memory.
     fn render(session: &Session) -> Zeroizing<Vec<u8>>;
 }
 

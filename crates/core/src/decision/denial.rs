@@ -15,7 +15,7 @@ pub enum DenialSource {
     Request,
     /// The reserved roles.
     ReservedRole,
-    /// The absence of required rules, while which everything is denied.
+    /// Required rules are missing. Every request is denied until they are available.
     MissingRules,
     /// A source that this version does not know, as a newer broker reports it.
     Unknown,

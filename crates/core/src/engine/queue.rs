@@ -120,7 +120,7 @@ impl FairQueue {
         Some((namespace, key))
     }
 
-    /// Removes one entry of a session.
+    /// Counts one entry of a session less, after it was removed from a namespace's queue.
     fn left(&mut self, session: (Timestamp, Ticket)) {
         if let Some(places) = self.since.get_mut(&session) {
             *places -= 1;

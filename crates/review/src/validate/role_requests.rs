@@ -240,7 +240,8 @@ impl Validator<'_> {
         Ok(())
     }
 
-    /// Denies, where grants apply, a role that is not named and so cannot be evaluated.
+    /// Reports a request whose role cannot be determined, and so cannot be evaluated. It is denied
+    /// if layer `grants` is enforced, or if rules are missing.
     fn unnamed(&mut self, path: &str, reason: &str) {
         if let Some(missing) = self.rules.rules.missing.clone() {
             let violation =
