@@ -22,7 +22,7 @@ const GRANTS_ONLY: &str = "namespace=off,grants=enforce";
 const REGO_ONLY: &str = "namespace=off,rego=enforce";
 const GRANTS_AND_REGO: &str = "namespace=off,grants=enforce,rego=enforce";
 
-/// The role allow-list that was published for OPA, and a role on it.
+/// The role allow list that was published for OPA, and a role on it.
 const POLICY: &str =
     include_str!("../../crates/rego/tests/fixtures/deployment-create-whitelist-role-ns.rego");
 /// A policy that reads the namespaces.
@@ -84,7 +84,7 @@ pub(crate) fn rego(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     let busy = measure(&webhook, &vec![allowed(); BUSY])?;
     Ok(vec![
         alone.latency_row(
-            "webhook, OPA's role allow-list in Rego, review of 4 KB, 1 in flight",
+            "webhook, OPA's role allow list in Rego, review of 4 KB, 1 in flight",
             "p50 ≤ 0.45 ms, p99 ≤ 1.5 ms",
             (0.45, 1.5),
         ),
