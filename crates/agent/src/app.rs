@@ -260,3 +260,17 @@ async fn serve(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rolegate_kube::client::ClientError;
+    use rolegate_runtime::supervisor::StartError as _;
+
+    use super::*;
+
+    #[test]
+    fn only_errors_of_flags_are_usage_errors() {
+        assert!(StartError::Client(ClientError::TokenWithoutServer).is_usage());
+        assert!(!StartError::Socket(std::io::ErrorKind::Other.into()).is_usage());
+    }
+}

@@ -148,3 +148,16 @@ impl Service for Broker {
         self.supervisor.stop(deadline).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rolegate_runtime::supervisor::StartError as _;
+
+    use super::*;
+
+    #[test]
+    fn only_errors_of_flags_are_usage_errors() {
+        assert!(StartError::Client(ClientError::TokenWithoutServer).is_usage());
+        assert!(!StartError::Tls(String::new()).is_usage());
+    }
+}

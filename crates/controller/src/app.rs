@@ -214,3 +214,16 @@ fn status(
         options.clock.clone(),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use rolegate_runtime::supervisor::StartError as _;
+
+    use super::*;
+
+    #[test]
+    fn only_errors_of_flags_are_usage_errors() {
+        assert!(StartError::Client(ClientError::TokenWithoutServer).is_usage());
+        assert!(!StartError::Socket(std::io::ErrorKind::Other.into()).is_usage());
+    }
+}

@@ -274,3 +274,16 @@ fn refusals_and_warnings_are_counted_by_layer() {
         assert!(text.contains(counted), "{text}");
     }
 }
+
+#[tokio::test]
+async fn a_broken_body_is_refused_as_incomplete() {
+    let mut stream = connect(start(), 2).await;
+    let request = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n\
+         Transfer-Encoding: chunked\r\n\r\nno size\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let response = answer(&mut stream).await;
+    assert!(response.starts_with("HTTP/1.1 400"), "{response}");
+    assert!(response.contains("the review is incomplete"), "{response}");
+}
