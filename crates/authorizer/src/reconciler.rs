@@ -66,7 +66,7 @@ impl Sources {
     }
 
     /// Returns the next event: the AWS environment before rules, and rules before pods, but no more
-    /// than [`MAX_CONSECUTIVE_REPORTS`] rule changes while a pod waits. Otherwise a user who keeps
+    /// than `MAX_CONSECUTIVE_REPORTS` rule changes while a pod waits. Otherwise a user who keeps
     /// changing a namespace could keep deleted pods in the table. Returns `None` if the source of
     /// pods has exited. Cancelling the call loses no event.
     pub async fn next(&mut self) -> Option<Event> {
