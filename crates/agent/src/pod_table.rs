@@ -73,23 +73,19 @@ impl PodTable {
         self.owners.entries()
     }
 
-    /// Replaces the owners of these addresses; `None` removes an owner.
-    pub(crate) fn publish(&self, changes: Vec<(IpAddr, Option<Owner>)>) {
-        if changes.is_empty() {
+    /// Replaces the owners of these addresses and these pods; `None` removes an entry. Waiting
+    /// requests are woken once, after both: one may wait for a pod without addresses by its UID.
+    pub(crate) fn publish(
+        &self,
+        owners: Vec<(IpAddr, Option<Owner>)>,
+        pods: Vec<(Arc<str>, Option<Arc<PodEntry>>)>,
+    ) {
+        if owners.is_empty() && pods.is_empty() {
             return;
         }
-        self.owners.update::<IpAddr>(changes);
-        self.version.send_modify(|version| *version += 1);
-    }
-
-    /// Replaces these pods; `None` removes a pod.
-    pub(crate) fn publish_pods(&self, changes: Vec<(Arc<str>, Option<Arc<PodEntry>>)>) {
-        if changes.is_empty() {
-            return;
-        }
-        self.pods.update::<str>(changes);
-        // A pod without addresses may be waited for by its UID.
-        self.version.send_modify(|version| *version += 1);
+        self.pods.update::<str>(pods);
+        self.owners.update::<IpAddr>(owners);
+        self.touch();
     }
 
     /// Wakes the requests that wait for a decision.
@@ -141,13 +137,13 @@ mod tests {
             pod_table.settle(settled);
             assert!(!woken());
         }
-        pod_table.publish(Vec::new());
+        pod_table.publish(Vec::new(), Vec::new());
         assert!(!woken());
         let address = IpAddr::from([10, 0, 0, 1]);
-        pod_table.publish(vec![(address, Some(Owner::Disputed))]);
+        pod_table.publish(vec![(address, Some(Owner::Disputed))], Vec::new());
         assert!(woken());
         assert!(matches!(pod_table.owner(address), Some(Owner::Disputed)));
-        pod_table.publish(vec![(address, None)]);
+        pod_table.publish(vec![(address, None)], Vec::new());
         assert!(woken() && pod_table.owner(address).is_none());
     }
 }

@@ -75,7 +75,7 @@ fn publish(source: &CredentialSource, uid: &str, authorization: Authorization) {
     let entry = Arc::new(PodEntry::new(Arc::new(workload), decided));
     source
         .pod_table
-        .publish_pods(vec![(uid.into(), Some(entry))]);
+        .publish(Vec::new(), vec![(uid.into(), Some(entry))]);
 }
 
 fn lease() -> (Lease, RemoteSessions) {

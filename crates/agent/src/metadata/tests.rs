@@ -62,7 +62,7 @@ async fn fixture(verdict: Verdict, wait: Duration) -> Fixture {
         authorization: Authorization::NoRole,
     };
     let entry = Arc::new(PodEntry::new(Arc::new(workload), decided));
-    pod_table.publish(vec![(POD, Some(Owner::Pod(entry)))]);
+    pod_table.publish(vec![(POD, Some(Owner::Pod(entry)))], Vec::new());
     pod_table.settle(true);
     let ring = KeyRing::generate(Clock::system().now()).unwrap();
     let parts = MetadataParts {
@@ -209,7 +209,7 @@ async fn attachment_counts_from_the_opening_of_the_connection() {
     fixture.attachments.elsewhere.store(true, Ordering::Relaxed);
     // Its pod is unknown yet, so only this check shows that a neighbor opened it.
     let owner = fixture.pod_table.owner(POD);
-    fixture.pod_table.publish(vec![(POD, None)]);
+    fixture.pod_table.publish(vec![(POD, None)], Vec::new());
     let mut thief = fixture.connect().await;
     let answer = thief.ask().await;
     assert!(answer.contains("no pod of this node"), "{answer}");
@@ -217,7 +217,7 @@ async fn attachment_counts_from_the_opening_of_the_connection() {
         .attachments
         .elsewhere
         .store(false, Ordering::Relaxed);
-    fixture.pod_table.publish(vec![(POD, owner)]);
+    fixture.pod_table.publish(vec![(POD, owner)], Vec::new());
     let answer = thief.ask().await;
     assert!(answer.contains("is not attached to its pod"), "{answer}");
     let answer = fixture.connect().await.ask().await;

@@ -124,11 +124,6 @@ impl PodTableWriter {
     /// Publishes all changes since the last call in the pod table.
     pub(crate) fn publish(&mut self) {
         let Touched { addresses, uids } = std::mem::take(&mut self.touched);
-        let pods = uids.into_iter().map(|uid| {
-            let entry = self.pods.get(&uid).cloned();
-            (uid, entry)
-        });
-        self.pod_table.publish_pods(pods.collect());
         let mut changes = Vec::with_capacity(addresses.len());
         for address in addresses {
             let claims = self.claims.get(&address).map_or(&[][..], Vec::as_slice);
@@ -153,7 +148,11 @@ impl PodTableWriter {
             }
             changes.push((address, owner));
         }
-        self.pod_table.publish(changes);
+        let pods = uids.into_iter().map(|uid| {
+            let entry = self.pods.get(&uid).cloned();
+            (uid, entry)
+        });
+        self.pod_table.publish(changes, pods.collect());
         self.metrics.set_pods(self.pods.len(), self.disputed.len());
     }
 }
