@@ -104,7 +104,7 @@ pub struct FlagSources {
 /// The reason why the configuration in force is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InForceError {
-    /// Nothing says which layers are enabled.
+    /// The configuration and the flags do not name the enabled layers.
     #[error("the rules do not contain a RolegateConfig, so the enabled layers are unknown")]
     NoConfig,
     /// The flags of the agents apply and are unknown.

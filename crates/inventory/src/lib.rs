@@ -5,7 +5,7 @@
 //! pods and grants: [`in_force`] finds the configuration that applies, [`offline`] fills the rule
 //! store that agents fill from watches, and [`basis`] names the sources of the result.
 //!
-//! Nothing is printed here. Errors are typed; a command adds which of its flags help.
+//! The crate prints nothing. Its errors are typed; a command adds the flags that correct them.
 
 mod base_arn;
 pub mod basis;
