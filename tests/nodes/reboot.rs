@@ -8,7 +8,7 @@ use crate::ask::{Asking, no_secrets};
 
 /// The unit of `deploy/rolegate-redirect.service`; the test node has no systemd.
 const REDIRECT: &str =
-    "ROLEGATE_HOST_INTERFACE=cni0 rolegate redirect apply --backend auto --host-ip \"$HOST_IP\"";
+    "ROLEGATE_HOST_INTERFACE=auto rolegate redirect apply --backend auto --host-ip \"$HOST_IP\"";
 /// The pod requests the node's role first at each start.
 const FIRST: &str = "curl -s -m 5 http://169.254.169.254/latest/meta-data/iam/security-credentials/node; \
     echo asked; trap 'exit 0' TERM; while :; do sleep 3600 & wait; done";

@@ -10,6 +10,7 @@ mod backend;
 pub mod check;
 mod command;
 mod ingress;
+mod interface;
 mod monitor;
 mod reconciler;
 mod routing;
@@ -22,6 +23,9 @@ use parking_lot::Mutex;
 
 pub use backend::{Backend, Choice, Flavour, UnknownBackend};
 pub use ingress::ingress_interfaces;
+pub use interface::{
+    CNI_CONF_DIR, DetectError, Detected, Detector, InterfaceChoice, all_but_uplink,
+};
 pub use reconciler::{RedirectReconciler, Status};
 
 /// An error in reading or changing the kernel's rules.

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use rolegate_redirect::check::{CheckState, Outcome};
+use rolegate_redirect::check::{CheckState, NETNS_DIR, Outcome};
 use rolegate_redirect::rules::{InterfacePattern, Spec};
 use rolegate_redirect::{
-    Backend, Choice, Redirect, RedirectError, State, check, remove_all, routing_rules,
+    Backend, CNI_CONF_DIR, Choice, Detector, InterfaceChoice, Redirect, RedirectError, State, all_but_uplink, check, remove_all, routing_rules,
     routing_state,
 };
 use rustix::thread::CapabilitySet;
@@ -48,9 +48,12 @@ Exit codes: 0 the rules are in the kernel, 1 failed, 64 wrong usage.")]
         /// auto, nftables, iptables, iptables-nft or iptables-legacy
         #[arg(long, value_name = "BACKEND", default_value = "auto")]
         backend: String,
-        /// Interfaces on which packets from pods arrive: a name, eni+ for a prefix, !eth0 for all but one
+        /// Interfaces on which packets from pods arrive: a name, eni+ for a prefix, !eth0 for all but one, auto to find them. On a node without a CNI configuration, auto is all but the interface to the metadata service
         #[arg(long, value_name = "PATTERN", env = "ROLEGATE_HOST_INTERFACE")]
         host_interface: String,
+        /// Directory of the CNI configuration, from which --host-interface=auto finds the interfaces of pods [default: /etc/cni/net.d]
+        #[arg(long, value_name = "DIR", env = "ROLEGATE_CNI_CONF_DIR")]
+        cni_conf_dir: Option<PathBuf>,
         /// Address of this host to which pods are redirected
         #[arg(long, value_name = "IP", env = "HOST_IP")]
         host_ip: IpAddr,
@@ -110,17 +113,22 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
         Action::Apply {
             backend,
             host_interface,
+            cni_conf_dir,
             host_ip,
             host_ipv6,
             app_port,
         } => {
-            let interface: InterfacePattern = host_interface
-                .parse()
-                .map_err(|error| invalid(format!("--host-interface: {error}")))?;
+            let interface = match interface(&host_interface, cni_conf_dir, NETNS_DIR.into())? {
+                Interface::Fixed(pattern) => pattern,
+                Interface::Detect(detector) => at_boot(&detector).await?,
+            };
+            let pods = interface.to_string();
             let spec = spec(Some(host_ip), host_ipv6, app_port, interface)?;
             let backend = choice(&backend)?.resolve(&spec).await?;
             Redirect::new(backend, spec).apply().await?;
-            output::raw(&format!("the redirect is in place ({backend})\n"))?;
+            output::raw(&format!(
+                "the redirect is in place ({backend}, pods on {pods})\n"
+            ))?;
         }
         Action::Remove => {
             let removed = remove_all().await?;
@@ -264,6 +272,46 @@ fn words(state: State) -> &'static str {
         State::Missing => "missing",
         State::Altered => "missing in part",
     }
+}
+
+/// The value of `--host-interface`, with what `auto` needs.
+#[derive(Debug)]
+pub(crate) enum Interface {
+    /// The interfaces that the pattern matches.
+    Fixed(InterfacePattern),
+    /// `auto`.
+    Detect(Detector),
+}
+
+/// Parses the pods' interfaces, from flags of either command.
+pub(crate) fn interface(
+    text: &str,
+    conf_dir: Option<PathBuf>,
+    netns_dir: PathBuf,
+) -> anyhow::Result<Interface> {
+    let choice = text
+        .parse()
+        .map_err(|error| invalid(format!("--host-interface: {error}")))?;
+    match (choice, conf_dir) {
+        (InterfaceChoice::Auto, conf_dir) => Ok(Interface::Detect(Detector {
+            conf_dir: conf_dir.unwrap_or_else(|| CNI_CONF_DIR.into()),
+            netns_dir,
+        })),
+        (InterfaceChoice::Fixed(pattern), None) => Ok(Interface::Fixed(pattern)),
+        (InterfaceChoice::Fixed(_), Some(_)) => Err(invalid(
+            "--cni-conf-dir has no effect without --host-interface=auto: omit it",
+        )),
+    }
+}
+
+/// Finds the pods' interfaces before the kubelet starts, possibly before the network plugin is
+/// installed. Rules for all interfaces but the uplink refuse pods until the agent replaces them, so
+/// a boot does not fail for want of a pattern.
+async fn at_boot(detector: &Detector) -> anyhow::Result<InterfacePattern> {
+    Ok(match detector.detect().await {
+        Ok(found) => found.interface,
+        Err(_) => all_but_uplink().await?,
+    })
 }
 
 /// Returns the rules for this host, from flags of either command.

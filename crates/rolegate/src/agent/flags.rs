@@ -76,7 +76,7 @@ pub(crate) struct AgentFlags {
     #[command(flatten)]
     pub(crate) keys: AnnotationFlags,
 
-    /// Interfaces on which packets from pods arrive: a name, eni+ for a prefix, !eth0 for all but one
+    /// Interfaces on which packets from pods arrive: a name, eni+ for a prefix, !eth0 for all but one, auto to find them
     #[arg(long, value_name = "PATTERN", env = "ROLEGATE_HOST_INTERFACE", default_value = "docker0", help_heading = REDIRECT)]
     pub(crate) host_interface: String,
     /// Set of pods that share a session of a role
@@ -140,6 +140,9 @@ pub(crate) struct AgentFlags {
     /// Directory in which the container runtime (libcni) records the addresses of pods. On bridges, only these records identify pods. Empty: no records
     #[arg(long, value_name = "DIR", env = "ROLEGATE_CNI_RESULTS_DIR", default_value = CNI_RESULTS_DIR, value_parser = path, help_heading = REDIRECT)]
     pub(crate) cni_results_dir: PathBuf,
+    /// Directory of the CNI configuration, from which --host-interface=auto finds the interfaces of pods [default: /etc/cni/net.d]
+    #[arg(long, value_name = "DIR", env = "ROLEGATE_CNI_CONF_DIR", help_heading = REDIRECT)]
+    pub(crate) cni_conf_dir: Option<PathBuf>,
     /// Treatment of pod addresses on a bridge that the container runtime has not recorded
     #[arg(long, value_name = "CHOICE", env = "ROLEGATE_UNRECORDED_ADDRESSES", default_value = "refuse", help_heading = REDIRECT)]
     pub(crate) unrecorded_addresses: UnrecordedAddresses,

@@ -14,7 +14,6 @@ use rolegate_agent::metadata::{self, MetadataOptions};
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
 use rolegate_redirect::check::NETNS_DIR;
-use rolegate_redirect::rules::InterfacePattern;
 use rolegate_redirect::{Backend, Choice};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
@@ -22,12 +21,14 @@ use rolegate_runtime::tls::TlsFiles;
 use super::flags::{AgentFlags, ImdsV2, UnrecordedAddresses};
 use crate::flags::deciding::DecidingFlags;
 use crate::flags::{MIN_STALENESS, check_max_staleness, invalid, session_duration_seconds};
-use crate::redirect::{choice, spec};
+use crate::redirect::{Interface, choice, interface, spec};
 
 /// Default address of metrics, which pods cannot reach.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 /// Maximum value of `--wait`. SDKs have timed out by then.
 const MAX_WAIT: Duration = Duration::from_secs(10);
+/// Maximum time to wait for a CNI configuration: less than the liveness probe of our manifests allows.
+const MAX_DETECT_TIME: Duration = Duration::from_secs(45);
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(300);
 
 /// Returns notes about the given flags for users of kube2iam.
@@ -61,7 +62,6 @@ pub(super) fn notes(flags: &AgentFlags) -> Vec<&'static str> {
 pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     let clock = Clock::system();
     flags.kiam.check()?;
-    let redirect = redirect(&flags).await?;
     let admin_listen = admin(&flags)?;
     // Validated with a broker too: an invalid flag is an error in every mode.
     let alone = alone(&flags, &clock)?;
@@ -89,6 +89,8 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     }
     let allow = AllowList::new(&flags.metadata_allow)
         .map_err(|error| invalid(format!("--metadata-allow: {error}")))?;
+    // Last, since it may wait for the network plugin.
+    let redirect = redirect(&flags).await?;
     Ok(AgentOptions {
         listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), flags.app_port),
         admin_listen,
@@ -260,15 +262,29 @@ async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>>
     if choice == Choice::Fixed(Backend::None) {
         return Ok(None);
     }
-    let interface: InterfacePattern = flags
-        .host_interface
-        .parse()
-        .map_err(|error| invalid(format!("--host-interface: {error}")))?;
+    let netns_dir = present(&flags.redirect_check_dir).unwrap_or_else(|| NETNS_DIR.into());
+    let interface = interface(
+        &flags.host_interface,
+        flags.cni_conf_dir.clone(),
+        netns_dir.clone(),
+    )?;
+    let interface = match interface {
+        Interface::Fixed(pattern) => pattern,
+        Interface::Detect(detector) => {
+            let found = detector.wait(MAX_DETECT_TIME).await?;
+            tracing::info!(
+                host_interface = %found.interface,
+                source = found.source,
+                "found the interface of pods"
+            );
+            found.interface
+        }
+    };
     let attachments = AttachmentOptions {
         interface: Some(interface.clone()),
         results_dir: present(&flags.cni_results_dir),
         results_owner: 0,
-        netns_dir: present(&flags.redirect_check_dir).unwrap_or_else(|| NETNS_DIR.into()),
+        netns_dir,
         unrecorded: match flags.unrecorded_addresses {
             UnrecordedAddresses::Refuse => Unrecorded::Refuse,
             UnrecordedAddresses::Learn => Unrecorded::Learn,

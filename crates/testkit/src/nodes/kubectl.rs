@@ -122,18 +122,14 @@ impl TestCluster {
         self.shell()?.exec(&command).await
     }
 
-    /// Returns a manifest of `deploy/`, adapted to this cluster as docs/how-to/install.md
-    /// describes: the pods' interfaces on the node. The image has the name in the manifest, and its
+    /// Returns a manifest of `deploy/`, unchanged. The image has the name in the manifest, and its
     /// STS endpoint is set.
     ///
     /// # Errors
     /// Returns an error if there is no such file.
     pub fn manifest(&self, file: &str) -> anyhow::Result<String> {
         let path = repository().join("deploy").join(file);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let ours = format!("--host-interface={}", self.options.cni.host_interface());
-        Ok(text.replace("--host-interface=eni+", &ours))
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
     /// Installs the agents of `deploy/rolegate-agent.yaml`, and waits until all are ready.
@@ -142,11 +138,6 @@ impl TestCluster {
     /// Returns an error if they do not become ready.
     pub async fn install_agents(&self) -> anyhow::Result<()> {
         let manifest = self.manifest("rolegate-agent.yaml")?;
-        let interface = self.options.cni.host_interface();
-        ensure!(
-            manifest.contains(&format!("- --host-interface={interface}\n")),
-            "the manifest's --host-interface isn't what it was"
-        );
         self.apply(&self.manifest("namespace.yaml")?).await?;
         self.apply(&manifest).await?;
         self.agents_ready().await
