@@ -9,6 +9,7 @@ mod addresses;
 mod agents;
 mod ask;
 mod boot;
+mod chart;
 mod credentials;
 mod dead_node;
 mod docs_walk;

@@ -45,7 +45,7 @@ async fn no_request_fails_while_the_agents_are_updated() -> anyhow::Result<()> {
         .rolled_out("rolegate-system", "daemonset/rolegate-agent")
         .await?;
     let before = agents(cluster).await?;
-    let [first, second] = asking.map(|one| ask(one, "reader"));
+    let [first, second] = asking.map(|one| ask_until_stopped(one, "reader"));
     let update = async {
         let restart = ["rollout", "restart", "daemonset/rolegate-agent"];
         cluster
@@ -70,15 +70,22 @@ async fn no_request_fails_while_the_agents_are_updated() -> anyhow::Result<()> {
     let (first, second, updated) = tokio::join!(first, second, update);
     updated?;
     for answers in [first?, second?] {
-        ensure!(!answers.contains("failed"), "{answers}");
-        let asked = answers.trim().strip_prefix("asked: ");
-        let asked: usize = asked.context("no count")?.parse()?;
-        ensure!(asked > 50, "only {asked} requests");
+        none_failed(&answers)?;
     }
     Ok(())
 }
 
-async fn ask(asking: Asking<'_>, role: &str) -> anyhow::Result<String> {
+/// Fails if a request of [`ask_until_stopped`] failed, or if there were few.
+pub(crate) fn none_failed(answers: &str) -> anyhow::Result<()> {
+    ensure!(!answers.contains("failed"), "{answers}");
+    let asked = answers.trim().strip_prefix("asked: ");
+    let asked: usize = asked.context("no count")?.parse()?;
+    ensure!(asked > 50, "only {asked} requests");
+    Ok(())
+}
+
+/// Sends requests from the pod until it has a file /tmp/stop.
+pub(crate) async fn ask_until_stopped(asking: Asking<'_>, role: &str) -> anyhow::Result<String> {
     asking
         .run(&["sh", "-c", ASK, &format!("{CREDENTIALS}{role}")])
         .await

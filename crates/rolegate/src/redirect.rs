@@ -3,15 +3,17 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use rolegate_redirect::check::{CheckState, NETNS_DIR, Outcome};
 use rolegate_redirect::rules::{InterfacePattern, Spec};
 use rolegate_redirect::{
-    Backend, CNI_CONF_DIR, Choice, Detector, InterfaceChoice, Redirect, RedirectError, State, all_but_uplink, check, remove_all, routing_rules,
-    routing_state,
+    Backend, CNI_CONF_DIR, Choice, Detector, InterfaceChoice, Redirect, RedirectError, State,
+    all_but_uplink, check, remove_all, routing_rules, routing_state,
 };
+use rolegate_runtime::signals::Shutdown;
 use rustix::thread::CapabilitySet;
 
 use crate::flags::invalid;
@@ -19,6 +21,8 @@ use crate::output::{self, Format, OutputFlags};
 
 /// Exit code of a check that finds pods blocked.
 const BLOCKED: u8 = 2;
+/// Interval at which `remove --wait` removes rules that were restored.
+const REMOVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Arguments of `rolegate redirect`.
 #[derive(Debug, Args)]
@@ -73,12 +77,18 @@ Exit codes: 0 the rules are in the kernel, 1 failed, 64 wrong usage.")]
     #[command(after_help = "\
 Examples:
   rolegate redirect remove
+  As a container that must not exit, such as in a DaemonSet:
+    rolegate redirect remove --wait
   On a node without the program, when the agent is gone:
     kubectl debug node/NODE -i --profile=sysadmin --image=REGISTRY/rolegate:0.1.0 -- \\
       rolegate redirect remove
 
 Exit codes: 0 removed, or there was nothing to remove, 1 failed, 64 wrong usage.")]
-    Remove,
+    Remove {
+        /// Keep running until SIGTERM or SIGINT, and remove rules that an agent restores meanwhile
+        #[arg(long)]
+        wait: bool,
+    },
     /// Ask from inside a pod's network namespace where the metadata address leads, and say whether
     /// this host has the routing rules; exits with 0 if the agent answers, 2 if nothing does (pods
     /// are blocked), 1 if the real metadata service does
@@ -130,24 +140,44 @@ async fn act(action: Action) -> anyhow::Result<ExitCode> {
                 "the redirect is in place ({backend}, pods on {pods})\n"
             ))?;
         }
-        Action::Remove => {
-            let removed = remove_all().await?;
-            let mut names: Vec<_> = removed.backends.iter().map(ToString::to_string).collect();
-            if removed.routing_rules {
-                names.push("routing rules".into());
-            }
-            if names.is_empty() {
-                output::raw("nothing to remove\n")?;
-            } else {
-                let names = names.join(", ");
-                output::raw(&format!(
-                    "removed ({names}): pods now reach the node's metadata service\n"
-                ))?;
-            }
-        }
+        Action::Remove { wait } => remove(wait).await?,
         Action::Check { netns, output } => return tried(netns.as_deref(), output.output).await,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the rules. If `wait` is set, removes them again until a signal to exit arrives: an agent
+/// that an update has not stopped yet restores them.
+async fn remove(wait: bool) -> anyhow::Result<()> {
+    // Before the removal, since process 1 of a container ignores signals that it doesn't handle.
+    let shutdown = Shutdown::new().context("cannot handle signals")?;
+    remove_once(true).await?;
+    let mut shutdown = wait.then_some(shutdown);
+    while let Some(shutdown) = &mut shutdown {
+        tokio::select! {
+            _ = shutdown.next() => break,
+            () = tokio::time::sleep(REMOVE_INTERVAL) => remove_once(false).await?,
+        }
+    }
+    Ok(())
+}
+
+/// Removes the rules and prints which. `report_none` prints if there were none.
+async fn remove_once(report_none: bool) -> anyhow::Result<()> {
+    let removed = remove_all().await?;
+    let mut names: Vec<_> = removed.backends.iter().map(ToString::to_string).collect();
+    if removed.routing_rules {
+        names.push("routing rules".into());
+    }
+    if !names.is_empty() {
+        let names = names.join(", ");
+        output::raw(&format!(
+            "removed ({names}): pods now reach the node's metadata service\n"
+        ))?;
+    } else if report_none {
+        output::raw("nothing to remove\n")?;
+    }
+    Ok(())
 }
 
 /// Prints the rules in the kernel.

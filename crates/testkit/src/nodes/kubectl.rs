@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
 
 use super::site::Site;
 use super::user::{Ran, Shell};
 use super::{CLIENT, DEADLINE, TestCluster, is_ready, list, text};
-use crate::{Rolegate, eventually, repository};
+use crate::{Rolegate, eventually, hack, repository};
 
 impl TestCluster {
     /// Returns a shell in the site, as an administrator has it: `kubectl` and `rolegate` in its
@@ -33,6 +34,23 @@ impl TestCluster {
             .collect();
         let ran = self.shell()?.exec(&command).await?;
         ran.ok().with_context(|| format!("kubectl {arguments:?}"))
+    }
+
+    /// Runs Helm, which the first call builds, and returns its output.
+    ///
+    /// # Errors
+    /// Returns an error with the output if it fails.
+    pub async fn helm(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let helm = spawn_blocking(|| hack("helm", &[])).await??;
+        let helm = helm.display().to_string();
+        let command = [&[&*helm][..], arguments].concat();
+        let ran = self.shell()?.exec(&command).await?;
+        ran.ok().with_context(|| format!("helm {arguments:?}"))
+    }
+
+    /// Returns the directory of our chart.
+    pub fn chart(&self) -> String {
+        repository().join("charts/rolegate").display().to_string()
     }
 
     /// Runs `kubectl get ARGUMENTS -o json`.
