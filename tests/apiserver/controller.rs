@@ -74,9 +74,10 @@ impl ControllerFixture {
         Controller::start(options).await.unwrap()
     }
 
-    fn options(&self, identity: &str, self_signed: SelfSigned) -> ControllerOptions {
+    pub(crate) fn options(&self, identity: &str, self_signed: SelfSigned) -> ControllerOptions {
         ControllerOptions {
             rules: None,
+            startup_taint: None,
             client: self.client.clone(),
             namespace: self.namespace.into(),
             lease_name: "rolegate-controller".into(),

@@ -9,8 +9,8 @@ use clap::{Args, Subcommand};
 use rolegate_redirect::check::{CheckState, NETNS_DIR, Outcome};
 use rolegate_redirect::rules::{InterfacePattern, Spec};
 use rolegate_redirect::{
-    Backend, CNI_CONF_DIR, Choice, Detector, InterfaceChoice, Redirect, RedirectError, State, all_but_uplink, check, remove_all, routing_rules,
-    routing_state,
+    Backend, CNI_CONF_DIR, Choice, Detector, InterfaceChoice, Redirect, RedirectError, State,
+    all_but_uplink, check, remove_all, routing_rules, routing_state,
 };
 use rustix::thread::CapabilitySet;
 
