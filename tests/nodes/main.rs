@@ -5,8 +5,10 @@
 
 #![cfg(test)]
 
+mod addresses;
 mod agents;
 mod ask;
+mod boot;
 mod credentials;
 mod dead_node;
 mod docs_walk;

@@ -19,6 +19,7 @@ async fn pods_of_a_rebooted_node_get_their_role_again_and_never_the_nodes() -> a
         nodes: 1,
         cni: Cni::Bridge,
         before_kubelet: REDIRECT.to_owned(),
+        ..Options::default()
     };
     let mut cluster = TestCluster::start(options).await?;
     cluster.install_agents().await?;

@@ -77,6 +77,11 @@ pub struct Options {
     /// A bash script that each node runs at each boot before its kubelet, with `rolegate` in PATH,
     /// and NODE_NAME and HOST_IP set. Empty for none. If it fails, the node stays off.
     pub before_kubelet: String,
+    /// The prefix length of the range of addresses for a node's pods. In a /29 range, the sixth pod
+    /// of a node gets the first one's address.
+    pub pod_prefix: u8,
+    /// The key of a `NoSchedule` taint with which nodes register.
+    pub startup_taint: Option<&'static str>,
 }
 
 impl Default for Options {
@@ -85,6 +90,8 @@ impl Default for Options {
             nodes: 2,
             cni: Cni::Bridge,
             before_kubelet: String::new(),
+            pod_prefix: 24,
+            startup_taint: None,
         }
     }
 }
@@ -272,14 +279,13 @@ impl TestCluster {
     }
 
     fn boot_new(&mut self) -> anyhow::Result<String> {
-        let spec = NodeSpec::new(self.next)?;
+        let spec = NodeSpec::new(self.next, self.options.pod_prefix)?;
         self.next += 1;
         let mut node = TestNode::new(
             &self.site,
             &self.control_plane,
             spec,
-            self.options.cni,
-            &self.options.before_kubelet,
+            &self.options,
             &self.tools,
         )?;
         node.set_images(&self.images)?;

@@ -12,11 +12,11 @@ use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use super::Cni;
 use super::control_plane::ControlPlane;
 use super::site::{self, SITE_ADDRESS, Site};
 use super::spec::NodeSpec;
 use super::user::{Ran, Shell};
+use super::{Cni, Options};
 use crate::lab::Namespace;
 use crate::process::Process;
 
@@ -48,8 +48,7 @@ impl TestNode {
         site: &Site,
         control_plane: &ControlPlane,
         spec: NodeSpec,
-        cni: Cni,
-        before_kubelet: &str,
+        options: &Options,
         tools: &Path,
     ) -> anyhow::Result<Self> {
         let full_name = format!("{}-{}", site.name(), spec.name);
@@ -63,9 +62,10 @@ impl TestNode {
             power: None,
             spec,
         };
-        node.write_network(cni)?;
+        node.write_network(options.cni)?;
         node.write_runtime()?;
-        node.write_kubelet(control_plane)?;
+        node.write_kubelet(control_plane, options.startup_taint)?;
+        let before_kubelet = &options.before_kubelet;
         let hook = format!(
             "export PATH='{}':\"$PATH\"\n{before_kubelet}\n",
             tools.display()
@@ -242,7 +242,11 @@ conf_dir = "/etc/cni/net.d"
         Ok(fs::write(self.folder.join("containerd.toml"), config)?)
     }
 
-    fn write_kubelet(&self, control_plane: &ControlPlane) -> anyhow::Result<()> {
+    fn write_kubelet(
+        &self,
+        control_plane: &ControlPlane,
+        startup_taint: Option<&str>,
+    ) -> anyhow::Result<()> {
         let user = format!("system:node:{}", self.name());
         control_plane.kubeconfig(&self.folder, "kubelet", &user, Some("system:nodes"))?;
         control_plane.kubeconfig(&self.folder, "proxy", "system:kube-proxy", None)?;
@@ -255,6 +259,7 @@ conf_dir = "/etc/cni/net.d"
             "imagefs.available": "0%", "imagefs.inodesFree": "0%",
         });
         let authority = control_plane.authority.certificate();
+        let taints = startup_taint.map(|key| json!([{ "key": key, "effect": "NoSchedule" }]));
         let config = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
@@ -271,6 +276,7 @@ conf_dir = "/etc/cni/net.d"
             "clusterDomain": "cluster.local",
             "clusterDNS": [SITE_ADDRESS],
             "staticPodPath": "/etc/kubernetes/manifests",
+            "registerWithTaints": taints,
             // Not in /usr, which belongs to the machine.
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",
             // Kubernetes 1.35 and newer need this for cgroup v1; v2 is used if available.

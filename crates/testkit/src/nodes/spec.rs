@@ -15,13 +15,18 @@ pub(super) struct NodeSpec {
 }
 
 impl NodeSpec {
-    /// Returns the name and addresses of the node with this number, from 1.
-    pub(super) fn new(number: u8) -> anyhow::Result<Self> {
+    /// Returns the name and addresses of the node with this number, from 1. Its pods have a range
+    /// with this prefix length.
+    pub(super) fn new(number: u8, prefix: u8) -> anyhow::Result<Self> {
+        ensure!(
+            (24..30).contains(&prefix),
+            "pods need a range of /24 to /29"
+        );
         ensure!((1..200).contains(&number), "a site has 199 nodes at most");
         Ok(Self {
             name: format!("node-{number}"),
             address: Ipv4Addr::new(192, 168, 50, 10 + number),
-            pods: format!("10.244.{number}.0/24"),
+            pods: format!("10.244.{number}.0/{prefix}"),
         })
     }
 }
