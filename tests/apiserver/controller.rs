@@ -74,9 +74,10 @@ impl ControllerFixture {
         Controller::start(options).await.unwrap()
     }
 
-    fn options(&self, identity: &str, self_signed: SelfSigned) -> ControllerOptions {
+    pub(crate) fn options(&self, identity: &str, self_signed: SelfSigned) -> ControllerOptions {
         ControllerOptions {
             rules: None,
+            startup_taint: None,
             client: self.client.clone(),
             namespace: self.namespace.into(),
             lease_name: "rolegate-controller".into(),
@@ -137,6 +138,7 @@ rules:
   resources: [secrets]
   resourceNames: [rolegate-admission-tls]
   verbs: [get, list, watch, update]
+- {{ apiGroups: [""], resources: [services], resourceNames: [rolegate-admission], verbs: [get] }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -209,6 +211,29 @@ async fn one_controller_leads_and_the_other_takes_over_when_it_stops_or_dies() {
     drop(second);
     fixture.until_led_by("third").await;
     assert!(third.readiness().is_ready());
+}
+
+#[tokio::test]
+async fn the_webhooks_service_owns_its_certificate() {
+    let namespace = "certificate-owner";
+    let fixture = ControllerFixture::new(namespace).await;
+    let service = r#"
+apiVersion: v1
+kind: Service
+metadata: { name: rolegate-admission, namespace: certificate-owner }
+spec: { ports: [{ port: 443 }] }
+"#;
+    fixture.cluster.apply_manifest(service).await.unwrap();
+    let self_signed = fixture.self_signed();
+    let _controller = fixture.controller("owner", self_signed).await;
+    let owners = eventually(DEADLINE, async || {
+        let secret = fixture.secrets().get("rolegate-admission-tls").await?;
+        secret.metadata.owner_references.context("no owner")
+    })
+    .await
+    .unwrap();
+    let owners: Vec<_> = owners.iter().map(|o| (&*o.kind, &*o.name)).collect();
+    assert_eq!(owners, [("Service", "rolegate-admission")]);
 }
 
 async fn get(address: std::net::SocketAddr, path: &str) -> String {

@@ -14,6 +14,7 @@ mod deploy;
 mod deploy_broker;
 mod lease;
 mod parts;
+mod startup_taint;
 mod token;
 mod vap;
 mod view;

@@ -24,6 +24,7 @@ use crate::certificates::{CertificateMetrics, Certificates, SelfSigned};
 use crate::leader_task::{self, LeaderTask};
 use crate::lease::{Leadership, LeaseOptions, LeaseTiming};
 use crate::rules::{RuleOptions, StatusTask};
+use crate::startup_taint::{StartupTaint, StartupTaintMetrics, StartupTaintOptions};
 
 /// The validated options of a controller.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ pub struct ControllerOptions {
     pub broker: Option<SelfSigned>,
     /// Options of the status task. `None` disables it.
     pub rules: Option<RuleOptions>,
+    /// Options of the task that removes startup taints. `None` disables it.
+    pub startup_taint: Option<StartupTaintOptions>,
     /// The time.
     pub clock: Clock,
 }
@@ -109,6 +112,14 @@ impl Service for Controller {
         if let Some(rules) = options.rules.take() {
             let status = status(rules, &options, &connection, registry, &mut supervisor);
             leader_tasks.push(Arc::new(status));
+        }
+        if let Some(taint) = options.startup_taint.take() {
+            let metrics = StartupTaintMetrics::register(registry);
+            let condition = supervisor.readiness().condition("startup taint");
+            let client = connection.client();
+            leader_tasks.push(Arc::new(StartupTaint::new(
+                taint, client, condition, metrics,
+            )));
         }
 
         let leads = Gauge::default();

@@ -23,6 +23,7 @@ use futures::{Stream, StreamExt, stream};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ObjectMeta, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -230,8 +231,8 @@ impl Certificates {
     /// succeeded since this replica leads, and carries a note while later ones fail. On other
     /// replicas it is healthy.
     ///
-    /// Needs `get`, `list`, `watch` and `update` on the Secret and `create` of Secrets in the
-    /// namespace, `get`, `list`, `watch` and `patch` on the ValidatingWebhookConfiguration.
+    /// Needs `get`, `list`, `watch` and `update` on the Secret, `create` of Secrets and `get` on the
+    /// Service in the namespace, `get`, `list`, `watch` and `patch` on the ValidatingWebhookConfiguration.
     pub fn new(
         options: SelfSigned,
         client: Client,
@@ -444,6 +445,28 @@ impl Certificates {
         Ok(found)
     }
 
+    /// Returns the Service as the owner of the objects that this task creates: they are deleted with
+    /// it, so uninstalling leaves none behind. `None` if it does not exist or cannot be read.
+    async fn owner(&self) -> Result<Option<OwnerReference>, CertificateError> {
+        let services = Api::<PartialObjectMeta<Service>>::namespaced(
+            self.client.clone(),
+            &self.options.namespace,
+        );
+        let service = match services.get_opt(&self.options.service).await {
+            Ok(service) => service,
+            Err(kube::Error::Api(status)) if status.code == 403 => None,
+            Err(error) => return Err(CertificateError::kube("read the Service")(error)),
+        };
+        let uid = service.and_then(|service| service.metadata.uid);
+        Ok(uid.map(|uid| OwnerReference {
+            api_version: "v1".into(),
+            kind: "Service".into(),
+            name: self.options.service.clone(),
+            uid,
+            ..OwnerReference::default()
+        }))
+    }
+
     async fn publish(&self, authorities: &Authorities) -> Result<Published, CertificateError> {
         let client = self.client.clone();
         let published = match &self.options.trust {
@@ -452,7 +475,7 @@ impl Certificates {
                 .map_err(CertificateError::kube("set the webhook's caBundle")),
             Trust::ConfigMap(name) => {
                 let api = Api::namespaced(client, &self.options.namespace);
-                to_config_map(&api, name, authorities)
+                to_config_map(&api, name, authorities, self.owner().await?)
                     .await
                     .map_err(CertificateError::kube("write the ConfigMap of authorities"))
             }
@@ -485,6 +508,10 @@ impl Certificates {
         });
         let labels = secret.metadata.labels.get_or_insert_default();
         labels.insert(MANAGED_BY.into(), MANAGER.into());
+        // An earlier Service of this name is no longer an owner.
+        let owners = secret.metadata.owner_references.get_or_insert_default();
+        owners.retain(|owner| owner.kind != "Service" || owner.name != self.options.service);
+        owners.extend(self.owner().await?);
         let data = secret.data.get_or_insert_default();
         let values = [
             (TLS_CRT, issued.certificate.as_bytes()),

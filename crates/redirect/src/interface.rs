@@ -194,10 +194,12 @@ pub async fn all_but_uplink() -> Result<InterfacePattern, RedirectError> {
         let mut routes = handle.route().get(route).execute();
         let route = routes.try_next().await.map_err(|error| failed(&error))?;
         let attributes = route.map(|route| route.attributes).unwrap_or_default();
-        let index = attributes.into_iter().find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(index),
-            _ => None,
-        });
+        let index = attributes
+            .into_iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(index),
+                _ => None,
+            });
         let index = index.ok_or_else(|| failed(&"no route leads to 169.254.169.254"))?;
         let mut links = handle.link().get().match_index(index).execute();
         let link = links.try_next().await.map_err(|error| failed(&error))?;

@@ -8,6 +8,7 @@ use rolegate_controller::app::{Controller, ControllerOptions};
 use rolegate_controller::certificates::{SelfSigned, Trust};
 use rolegate_controller::lease::LeaseTiming;
 use rolegate_controller::rules::RuleOptions;
+use rolegate_controller::startup_taint::StartupTaintOptions;
 use rolegate_core::names;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
@@ -21,6 +22,7 @@ use crate::flags::{duration, invalid};
 use crate::run::{Process, log_starting};
 
 const CERTIFICATE: &str = "Certificate";
+const NODES: &str = "Nodes";
 const PROCESS: &str = "Process";
 /// The number of threads: its tasks wait most of the time.
 const WORKER_THREADS: usize = 2;
@@ -46,7 +48,8 @@ enum WebhookRegistration {
 /// The introduction of the help text.
 pub(crate) const LONG_ABOUT: &str = "Run the tasks that exactly one replica must run for the cluster.\n\n\
 Replicas elect a leader with a Lease. The leader issues and renews the certificates of the webhook and of the \
-brokers, registers the webhook once it has a ready endpoint, and writes the status of rules.\n\n\
+brokers, registers the webhook once it has a ready endpoint, writes the status of rules, and removes the startup \
+taint of nodes whose agent is ready.\n\n\
 Every flag can also be set by an environment variable (shown next to it).";
 
 /// Flags of `rolegate controller`.
@@ -103,6 +106,13 @@ pub(crate) struct ControllerFlags {
     /// Additional DNS names or addresses of the certificate
     #[arg(long, value_name = "NAME", env = "ROLEGATE_TLS_EXTRA_NAMES", value_delimiter = ',', help_heading = CERTIFICATE)]
     tls_extra_names: Vec<String>,
+
+    /// Key of the taint with which nodes register, and which the controller removes once a node's agent is ready, such as rolegate.dev/agent-not-ready. Without it the controller does not watch nodes
+    #[arg(long, value_name = "KEY", env = "ROLEGATE_STARTUP_TAINT", help_heading = NODES)]
+    startup_taint: Option<String>,
+    /// Label selector of the agents' pods [default: app.kubernetes.io/name=rolegate-agent]
+    #[arg(long, value_name = "SELECTOR", env = "ROLEGATE_AGENT_SELECTOR", requires = "startup_taint", help_heading = NODES)]
+    agent_selector: Option<String>,
 
     /// Name of the Lease with which replicas elect a leader
     #[arg(long, value_name = "NAME", env = "ROLEGATE_LEASE", default_value = names::CONTROLLER, help_heading = PROCESS)]
@@ -174,8 +184,10 @@ fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
         service: flags.service.clone(),
         secret: flags.tls_secret.clone(),
     };
+    let startup_taint = startup_taint(flags.startup_taint, flags.agent_selector, &flags.namespace)?;
     Ok(ControllerOptions {
         rules: Some(rules),
+        startup_taint,
         client: flags.kubernetes.client(),
         identity,
         admin_listen: flags.metrics_address,
@@ -196,6 +208,30 @@ fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
         namespace: flags.namespace,
         clock: Clock::system(),
     })
+}
+
+/// Returns the options of startup taints, if the controller removes them.
+fn startup_taint(
+    key: Option<String>,
+    selector: Option<String>,
+    namespace: &str,
+) -> anyhow::Result<Option<StartupTaintOptions>> {
+    let Some(key) = key else {
+        return Ok(None);
+    };
+    let name = key.rsplit_once('/').map_or(&*key, |(_, name)| name);
+    let valid = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 63 || key.len() > 317 || !name.chars().all(valid) {
+        return Err(invalid(format!(
+            "--startup-taint: {key:?} is not the key of a taint; give one such as \
+             rolegate.dev/agent-not-ready, without value and effect"
+        )));
+    }
+    Ok(Some(StartupTaintOptions {
+        key,
+        namespace: namespace.to_owned(),
+        selector: selector.unwrap_or_else(|| format!("app.kubernetes.io/name={}", names::AGENT)),
+    }))
 }
 
 /// Returns the options of the brokers' certificate, or `None` if the controller does not issue it.
@@ -226,6 +262,17 @@ fn broker_certificate(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn startup_taint_is_a_key() {
+        let parsed = |key: &str| startup_taint(Some(key.to_owned()), None, "ns");
+        let options = parsed("rolegate.dev/agent-not-ready").unwrap().unwrap();
+        assert_eq!(options.selector, "app.kubernetes.io/name=rolegate-agent");
+        for key in ["", "a/", "a=b:NoSchedule", "a/b:NoExecute", &"x".repeat(64)] {
+            assert!(parsed(key).is_err(), "{key}");
+        }
+        assert!(startup_taint(None, None, "ns").unwrap().is_none());
+    }
 
     #[test]
     fn names_of_the_brokers_certificate_need_the_controller() {

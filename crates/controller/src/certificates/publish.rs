@@ -4,6 +4,7 @@
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use rolegate_kube::tls_secret::CA_CRT;
@@ -53,11 +54,12 @@ pub(super) async fn to_webhook(
     }
 }
 
-/// Sets the authorities in the ConfigMap, and creates it if necessary.
+/// Sets the authorities in the ConfigMap, and creates it if necessary, with this owner.
 pub(super) async fn to_config_map(
     api: &Api<ConfigMap>,
     name: &str,
     authorities: &Authorities,
+    owner: Option<OwnerReference>,
 ) -> kube::Result<Published> {
     let pem = authorities.to_pem();
     let existing = api.get_opt(name).await?;
@@ -69,6 +71,7 @@ pub(super) async fn to_config_map(
         metadata: ObjectMeta {
             name: Some(name.into()),
             labels: Some([(MANAGED_BY.into(), MANAGER.into())].into()),
+            owner_references: owner.map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
         data: Some([(CA_CRT.into(), pem)].into()),

@@ -76,7 +76,8 @@ fn network(plugin: &Value, delegates: bool) -> Result<PodNetwork, CniConfigError
         "multus" | "multus-shim" => {
             let delegate = plugin.pointer("/delegates/0");
             // Its delegates are configurations or lists of them.
-            let delegate = delegate.map(|delegate| delegate.pointer("/plugins/0").unwrap_or(delegate));
+            let delegate =
+                delegate.map(|delegate| delegate.pointer("/plugins/0").unwrap_or(delegate));
             return match delegate {
                 Some(delegate) if delegates => network(delegate, false),
                 _ => Err(CniConfigError::Delegates(kind.to_owned())),

@@ -18,17 +18,35 @@ async fn detected(files: &[(&str, &str)]) -> Result<Detected, DetectError> {
 #[tokio::test]
 async fn known_plugins_name_their_interfaces() {
     for (config, expected) in [
-        (r#"{"plugins":[{"type":"aws-cni","vethPrefix":"eni"},{"type":"egress-cni"}]}"#, "eni+"),
-        (r#"{"plugins":[{"type":"aws-cni","vethPrefix":"pod"}]}"#, "pod+"),
-        (r#"{"plugins":[{"type":"calico"},{"type":"portmap"}]}"#, "cali+"),
+        (
+            r#"{"plugins":[{"type":"aws-cni","vethPrefix":"eni"},{"type":"egress-cni"}]}"#,
+            "eni+",
+        ),
+        (
+            r#"{"plugins":[{"type":"aws-cni","vethPrefix":"pod"}]}"#,
+            "pod+",
+        ),
+        (
+            r#"{"plugins":[{"type":"calico"},{"type":"portmap"}]}"#,
+            "cali+",
+        ),
         (r#"{"plugins":[{"type":"cilium-cni"}]}"#, "lxc+"),
         (r#"{"type":"bridge","bridge":"kube-bridge"}"#, "kube-bridge"),
         (r#"{"type":"bridge"}"#, "cni0"),
         (r#"{"plugins":[{"type":"ptp"}]}"#, "veth+"),
-        (r#"{"plugins":[{"type":"flannel","delegate":{"hairpinMode":true}}]}"#, "cni0"),
+        (
+            r#"{"plugins":[{"type":"flannel","delegate":{"hairpinMode":true}}]}"#,
+            "cni0",
+        ),
         (r#"{"type":"flannel","delegate":{"bridge":"br1"}}"#, "br1"),
-        (r#"{"type":"multus","delegates":[{"type":"calico"}]}"#, "cali+"),
-        (r#"{"type":"multus","delegates":[{"plugins":[{"type":"bridge"}]}]}"#, "cni0"),
+        (
+            r#"{"type":"multus","delegates":[{"type":"calico"}]}"#,
+            "cali+",
+        ),
+        (
+            r#"{"type":"multus","delegates":[{"plugins":[{"type":"bridge"}]}]}"#,
+            "cni0",
+        ),
     ] {
         let found = detected(&[("10-net.conflist", config)]).await.unwrap();
         assert_eq!(found.interface.to_string(), expected, "{config}");
@@ -54,9 +72,15 @@ async fn unknown_networks_are_refused_with_advice() {
     for (config, reason) in [
         (r#"{"plugins":[{"type":"acme-net"}]}"#, "\"acme-net\""),
         (r#"{"type":"macvlan"}"#, "bypass the node's network"),
-        (r#"{"type":"bridge","bridge":"no such bridge"}"#, "no such bridge"),
+        (
+            r#"{"type":"bridge","bridge":"no such bridge"}"#,
+            "no such bridge",
+        ),
         (r#"{"type":"multus-shim"}"#, "another configuration"),
-        (r#"{"type":"multus","delegates":[{"type":"multus"}]}"#, "another configuration"),
+        (
+            r#"{"type":"multus","delegates":[{"type":"multus"}]}"#,
+            "another configuration",
+        ),
         ("{}", "not a CNI configuration"),
         ("not JSON", "not a CNI configuration"),
         (r#"{"plugins":[]}"#, "not a CNI configuration"),
@@ -64,7 +88,10 @@ async fn unknown_networks_are_refused_with_advice() {
         let error = detected(&[("10-net.conf", config)]).await.unwrap_err();
         assert!(matches!(error, DetectError::Unknown { .. }), "{error}");
         let text = error.to_string();
-        assert!(text.contains(reason) && text.contains("--host-interface"), "{text}");
+        assert!(
+            text.contains(reason) && text.contains("--host-interface"),
+            "{text}"
+        );
     }
 }
 
