@@ -31,13 +31,14 @@ async fn address_reuse_gets_no_foreign_role() -> anyhow::Result<()> {
     let cluster = TestCluster::start(options).await?;
     cluster.install_agents().await?;
     let namespace = "default";
-    let pod = |name, role| ClientPod {
+    let client = ClientPod {
         namespace,
-        name,
-        role,
+        name: "reader",
+        role: Some("reader"),
         ..ClientPod::default()
     };
-    cluster.run_client(&pod("reader", Some("reader"))).await?;
+    cluster.run_client(&client).await?;
+    let later: Vec<_> = (0..LATER).map(|number| format!("later-{number}")).collect();
     let asking = |pod| Asking {
         cluster: &cluster,
         namespace,
@@ -48,17 +49,19 @@ async fn address_reuse_gets_no_foreign_role() -> anyhow::Result<()> {
     cluster.kubectl(&["delete", "pod", "reader"]).await?;
 
     let mut seen = BTreeSet::new();
-    for number in 0..LATER {
-        let name = format!("later-{number}");
+    for (number, name) in later.iter().enumerate() {
         let role = (number % 2 == 0).then_some("writer");
         let client = ClientPod {
+            namespace,
+            name,
+            role,
             script: Some(ASK),
-            ..pod(&name, role)
+            ..ClientPod::default()
         };
         cluster.run_client(&client).await?;
-        seen.insert(address(&cluster, &name).await?);
+        seen.insert(address(&cluster, name).await?);
         let log = eventually(DEADLINE, async || {
-            let log = cluster.kubectl(&["logs", &name]).await?;
+            let log = cluster.kubectl(&["logs", name]).await?;
             ensure!(log.contains("list:"), "{log}");
             Ok(log)
         })
@@ -66,10 +69,10 @@ async fn address_reuse_gets_no_foreign_role() -> anyhow::Result<()> {
         ensure!(!log.contains("reader:200"), "{name}: {log}");
         ensure!(!log.contains("list:reader"), "{name}: {log}");
         match role {
-            Some(role) => asking(&name).has_role(role).await?,
-            None => asking(&name).gets_nothing("reader").await?,
+            Some(role) => asking(name).has_role(role).await?,
+            None => asking(name).gets_nothing("reader").await?,
         }
-        cluster.kubectl(&["delete", "pod", &name]).await?;
+        cluster.kubectl(&["delete", "pod", name]).await?;
     }
     ensure!(
         seen.contains(&first),

@@ -110,7 +110,7 @@ impl LeaderTask for StartupTaint {
 
     fn run(&self, leading: CancellationToken) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            leading.run_until_cancelled(self.follow()).await;
+            leading.run_until_cancelled(Box::pin(self.follow())).await;
             self.metrics.waiting.set(0);
             self.condition.ok();
         })
@@ -119,8 +119,8 @@ impl LeaderTask for StartupTaint {
 
 /// A change that a watch reports.
 enum Change {
-    Node(watcher::Event<Node>),
-    Pod(watcher::Event<Pod>),
+    Node(Box<watcher::Event<Node>>),
+    Pod(Box<watcher::Event<Pod>>),
     Failed(&'static str, watcher::Error),
 }
 
@@ -149,11 +149,11 @@ impl StartupTaint {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &self.options.namespace);
         let pods = watcher(pods, config().labels(&self.options.selector));
         let nodes = nodes.default_backoff().map(|event| match event {
-            Ok(event) => Change::Node(event),
+            Ok(event) => Change::Node(Box::new(event)),
             Err(error) => Change::Failed("nodes", error),
         });
         let pods = pods.default_backoff().map(|event| match event {
-            Ok(event) => Change::Pod(event),
+            Ok(event) => Change::Pod(Box::new(event)),
             Err(error) => Change::Failed("pods", error),
         });
         let mut changes = pin!(stream::select(nodes, pods));
@@ -165,8 +165,8 @@ impl StartupTaint {
                 () = sleep(RETRY_INTERVAL), if !failed.is_empty() => None,
             };
             match change {
-                Some(Change::Node(event)) => known.update_nodes(event),
-                Some(Change::Pod(event)) => known.update_agents(event),
+                Some(Change::Node(event)) => known.update_nodes(*event),
+                Some(Change::Pod(event)) => known.update_agents(*event),
                 Some(Change::Failed(resource, error)) => {
                     let reason = format!("cannot watch {resource}: {}", chain(&error));
                     self.report(&reason);
