@@ -62,7 +62,7 @@ e2e: ## Run one integration test by its exact name: make e2e T=sdk_in_pod_gets_i
 	cargo $(BINARIES)
 	@hack/e2e '$(T)'
 
-lint: ## Check format, lints, spelling, licences, banned dependencies, shell scripts and the house rules
+lint: ## Check format, lints, spelling, licences, banned dependencies, shell scripts, the chart and the house rules
 	@hack/setup build lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace $(TEST_FEATURES) --all-targets -- -D warnings
