@@ -13,9 +13,14 @@
 {{ end -}}
 - --redirect={{ $agent.redirect }}
 {{- if and $agent.hostInterface (ne $agent.redirect "none") }}
-# The pods' side of the node: eni+ for the AWS VPC CNI, cali+ for Calico, cni0 for
-# bridges; "!eth0" means all but eth0.
+{{- if eq $agent.hostInterface "auto" }}
+# The interfaces on which pods' packets arrive, found from the CNI configuration. To name
+# them: eni+ for the AWS VPC CNI, cali+ for Calico, "!eth0" for all but eth0.
+{{- end }}
 - {{ printf "--host-interface=%s" $agent.hostInterface }}
+{{- if and (eq $agent.hostInterface "auto") (ne $agent.cniConfDir "/etc/cni/net.d") }}
+- --cni-conf-dir={{ $agent.cniConfDir }}
+{{- end }}
 {{- end }}
 {{- if .Values.broker.enabled }}
 - --broker=https://{{ $fullname }}-broker.{{ .Release.Namespace }}.svc:9443
@@ -89,6 +94,13 @@ securityContext:
   hostPath:
     path: /run/netns
     type: DirectoryOrCreate
+{{- if eq .Values.agent.hostInterface "auto" }}
+# For --host-interface=auto.
+- name: cni-configuration
+  hostPath:
+    path: {{ .Values.agent.cniConfDir }}
+    type: DirectoryOrCreate
+{{- end }}
 # The container runtime's record of pods' addresses: on a bridge nothing else identifies pods.
 # The agent uses it for bridges only.
 - name: cni-results

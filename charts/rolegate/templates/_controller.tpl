@@ -24,5 +24,6 @@
 {{- end }}
 {{- if .Values.nodeTaint.enabled }}
 - --startup-taint={{ .Values.nodeTaint.key }}
+- --agent-selector=app.kubernetes.io/name={{ include "rolegate.name" . }}-agent,app.kubernetes.io/instance={{ .Release.Name }}
 {{- end }}
 {{- end }}

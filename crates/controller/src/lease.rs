@@ -105,8 +105,7 @@ impl Leadership {
         W: FnMut(CancellationToken) -> F,
         F: Future<Output = ()> + Send + 'static,
     {
-        let api = Api::namespaced(client, &self.options.namespace);
-        let mut elector = Elector::new(api, self.options.clone(), self.clock.clone());
+        let mut elector = Elector::new(&client, self.options.clone(), self.clock.clone());
         let identity = &self.options.identity;
         loop {
             let won = tokio::select! {

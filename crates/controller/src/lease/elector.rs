@@ -1,8 +1,11 @@
 //! Reads and writes the Lease.
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use kube::Api;
+use k8s_openapi::api::rbac::v1::Role;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{Api, Client};
 use kube::api::{ObjectMeta, PostParams};
+use kube::core::PartialObjectMeta;
 use rolegate_runtime::clock::Clock;
 use tokio::time::Instant;
 
@@ -12,15 +15,17 @@ use super::record::{Seen, Step, held, released, step};
 /// One candidate's view of the Lease.
 pub(super) struct Elector {
     api: Api<Lease>,
+    roles: Api<PartialObjectMeta<Role>>,
     options: LeaseOptions,
     clock: Clock,
     seen: Option<Seen>,
 }
 
 impl Elector {
-    pub(super) fn new(api: Api<Lease>, options: LeaseOptions, clock: Clock) -> Self {
+    pub(super) fn new(client: &Client, options: LeaseOptions, clock: Clock) -> Self {
         Self {
-            api,
+            api: Api::namespaced(client.clone(), &options.namespace),
+            roles: Api::namespaced(client.clone(), &options.namespace),
             options,
             clock,
             seen: None,
@@ -46,6 +51,7 @@ impl Elector {
                 let lease = Lease {
                     metadata: ObjectMeta {
                         name,
+                        owner_references: self.owner().await?.map(|owner| vec![owner]),
                         ..ObjectMeta::default()
                     },
                     spec: Some(spec),
@@ -63,6 +69,24 @@ impl Elector {
             Err(kube::Error::Api(status)) if status.code == 409 && step != Step::Renew => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Returns the Role with the Lease's name, which our manifests install, as the Lease's owner:
+    /// uninstalling deletes both. `None` if there is no such Role, or it cannot be read.
+    async fn owner(&self) -> kube::Result<Option<OwnerReference>> {
+        let role = match self.roles.get_opt(&self.options.name).await {
+            Ok(role) => role,
+            Err(kube::Error::Api(status)) if status.code == 403 => None,
+            Err(error) => return Err(error),
+        };
+        let uid = role.and_then(|role| role.metadata.uid);
+        Ok(uid.map(|uid| OwnerReference {
+            api_version: "rbac.authorization.k8s.io/v1".into(),
+            kind: "Role".into(),
+            name: self.options.name.clone(),
+            uid,
+            ..OwnerReference::default()
+        }))
     }
 
     /// Releases the Lease if this candidate holds it.
