@@ -13,7 +13,7 @@ mod tests;
 
 use std::time::Duration;
 
-use kube::{Api, Client};
+use kube::Client;
 use prometheus_client::metrics::gauge::Gauge;
 use rolegate_kube::chain;
 use rolegate_runtime::clock::Clock;
