@@ -4,6 +4,7 @@
 //! Nothing here depends on roles, pods or AWS. The log subscriber is the only global: each process
 //! creates the rest at startup and passes it down.
 
+mod accept;
 pub mod admin;
 pub mod clock;
 pub mod drain;
