@@ -6,6 +6,7 @@
 
 mod accept;
 pub mod admin;
+pub mod backoff;
 pub mod clock;
 pub mod drain;
 pub mod histogram;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rolegate_proto::v1::{self, from_agent};
+use rolegate_runtime::backoff::Backoff;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
@@ -19,7 +20,7 @@ use crate::broker_staleness::BrokerStaleness;
 const MAX_QUEUED_EVENTS: usize = 4;
 /// Maximum number of queued messages to the broker.
 const MAX_QUEUED_MESSAGES: usize = 256;
-/// The initial and maximum delay between failed attempts, with exponential backoff and jitter.
+/// The shortest and longest delay between failed attempts.
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 /// Minimum lifetime of a stream that is redialed at once when it ends. A stream that ends as soon
@@ -69,7 +70,7 @@ pub(super) struct StreamPair {
     sender: mpsc::Sender<(StreamId, StreamEvent)>,
     events: mpsc::Receiver<(StreamId, StreamEvent)>,
     next: StreamId,
-    wait: Duration,
+    backoff: Backoff,
     dial_at: Instant,
     spread_at: Instant,
     /// The last reported error, so that it is logged once.
@@ -88,7 +89,7 @@ impl StreamPair {
             sender,
             events,
             next: 0,
-            wait: MIN_RETRY_DELAY,
+            backoff: Backoff::new(MIN_RETRY_DELAY, MAX_RETRY_DELAY),
             dial_at: now,
             spread_at: now + REBALANCE_INTERVAL,
             last_error: None,
@@ -211,11 +212,10 @@ impl StreamPair {
         let last_error = error.to_string();
         let up = stream.up.as_ref();
         if up.is_some_and(|up| up.since.elapsed() >= MIN_STABLE_LIFETIME) {
-            self.wait = MIN_RETRY_DELAY;
+            self.backoff.reset();
             self.dial_at = Instant::now();
         } else {
-            self.dial_at = Instant::now() + self.jitter();
-            self.wait = (self.wait * 2).min(MAX_RETRY_DELAY);
+            self.dial_at = Instant::now() + self.backoff.next_delay();
         }
         if self.last_error.as_ref() != Some(&last_error) && (served || up.is_none()) {
             warn!(
@@ -237,10 +237,6 @@ impl StreamPair {
         self.serving
             .is_none()
             .then_some(PairEvent::Lost(last_error))
-    }
-
-    fn jitter(&self) -> Duration {
-        self.wait.mul_f64(0.5 + fastrand::f64())
     }
 
     fn dial(&mut self) {
@@ -270,7 +266,8 @@ impl StreamPair {
     /// Ends a standby to the broker that is active already, since the next attempt may reach
     /// another one.
     fn spread(&mut self) {
-        self.spread_at = Instant::now() + REBALANCE_INTERVAL + self.jitter();
+        let jitter = MIN_RETRY_DELAY.mul_f64(0.5 + fastrand::f64());
+        self.spread_at = Instant::now() + REBALANCE_INTERVAL + jitter;
         let name = |stream: &Link| stream.up.as_ref().map(|up| up.broker.clone());
         let Some(broker) = self.serving().and_then(name) else {
             return;
