@@ -21,6 +21,7 @@ pub mod readiness;
 pub mod serve;
 pub mod shares;
 pub mod signals;
+pub mod staleness;
 pub mod supervisor;
 pub mod tls;
 mod transport;

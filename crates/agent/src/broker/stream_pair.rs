@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rolegate_proto::v1::{self, from_agent};
 use rolegate_runtime::backoff::Backoff;
+use rolegate_runtime::staleness::Staleness;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
@@ -14,7 +15,6 @@ use tracing::{debug, info, warn};
 
 use super::BrokerOptions;
 use super::stream::{StreamError, StreamEvent, StreamId, message, run};
-use crate::broker_staleness::BrokerStaleness;
 
 /// Maximum number of queued events. Beyond that, the stream's flow control applies.
 const MAX_QUEUED_EVENTS: usize = 4;
@@ -47,7 +47,7 @@ struct Link {
     /// Set once the broker has authenticated this agent.
     up: Option<Connected>,
     /// The staleness of the broker's pod table, once reported.
-    age: Option<BrokerStaleness>,
+    staleness: Staleness,
     orders: mpsc::Sender<v1::FromAgent>,
     task: AbortHandle,
 }
@@ -172,11 +172,8 @@ impl StreamPair {
             StreamEvent::Update(update) if serves => Some(PairEvent::Update(update)),
             StreamEvent::Update(_) => None,
             StreamEvent::Heartbeat(age) => {
-                let stream = self.streams.get_mut(&id)?;
-                stream
-                    .age
-                    .get_or_insert_with(BrokerStaleness::new)
-                    .update(age);
+                let stream = self.streams.get(&id)?;
+                stream.staleness.update(Duration::from_millis(age));
                 self.leave_stale()
                     .or_else(|| serves.then_some(PairEvent::Heartbeat(age)))
             }
@@ -185,7 +182,7 @@ impl StreamPair {
 
     /// Switches from a broker with a stale cluster state to the standby's broker, if that is fresh.
     fn leave_stale(&mut self) -> Option<PairEvent> {
-        let age = |stream: &Link| stream.age.as_ref().map(BrokerStaleness::age);
+        let age = |stream: &Link| stream.staleness.age();
         let old = age(self.serving()?)?;
         let young = self.streams.values().filter_map(age).min()?;
         // If both are stale, the fresher one is not better for long.
@@ -256,7 +253,7 @@ impl StreamPair {
         });
         let stream = Link {
             up: None,
-            age: None,
+            staleness: Staleness::default(),
             orders,
             task,
         };

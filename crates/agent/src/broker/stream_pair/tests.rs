@@ -29,7 +29,7 @@ impl StreamPair {
         let (orders, receiver) = mpsc::channel(MAX_QUEUED_MESSAGES);
         let stream = Link {
             up: None,
-            age: None,
+            staleness: Staleness::default(),
             orders,
             task: self.tasks.spawn(std::future::pending()),
         };
