@@ -102,15 +102,7 @@ impl Service for Controller {
         let mut metrics = Metrics::new();
         let connection = Connection::new(&options.client).await?;
 
-        // Further tasks that exactly one replica must do are added here.
-        let registry = metrics.ours();
-        let mut leader_tasks =
-            certificates(&mut options, &connection, registry, supervisor.readiness());
-        if let Some(rules) = options.rules.take() {
-            let status = status(rules, &options, &connection, registry, &mut supervisor);
-            leader_tasks.push(Arc::new(status));
-        }
-
+        let leader_tasks = leader_tasks(&mut options, &connection, metrics.ours(), &mut supervisor);
         let leads = Gauge::default();
         metrics.ours().register(
             "leader_election_status",
@@ -162,40 +154,48 @@ impl Service for Controller {
     }
 }
 
-/// Creates the tasks that issue certificates.
-fn certificates(
+/// Creates the tasks that exactly one replica does. Each further task is one line of the list.
+fn leader_tasks(
     options: &mut ControllerOptions,
     connection: &Connection,
     registry: &mut Registry,
-    readiness: &Readiness,
+    supervisor: &mut Supervisor,
 ) -> Vec<Arc<dyn LeaderTask>> {
     let metrics = CertificateMetrics::register(registry);
     let webhook = match options.certificates {
-        CertificateSource::SelfSigned => Some(("certificates", options.self_signed.clone())),
+        CertificateSource::SelfSigned => Some(options.self_signed.clone()),
         CertificateSource::CertManager | CertificateSource::Files(_) => None,
     };
     let broker = options.broker.take();
-    let broker = broker.map(|broker| ("broker certificates", broker));
-    let task = |(condition, self_signed)| {
-        Arc::new(Certificates::new(
+    let certificates = |condition, self_signed| {
+        Certificates::new(
             self_signed,
             connection.client(),
             options.clock.clone(),
-            readiness.condition(condition),
+            supervisor.readiness().condition(condition),
             metrics.clone(),
-        )) as Arc<dyn LeaderTask>
+        )
     };
-    webhook.into_iter().chain(broker).map(task).collect()
+    let leader_tasks = [
+        task(webhook.map(|webhook| certificates("certificates", webhook))),
+        task(broker.map(|broker| certificates("broker certificates", broker))),
+        task(status(options, connection, registry, supervisor)),
+    ];
+    leader_tasks.into_iter().flatten().collect()
 }
 
-/// Creates the task that writes the status of rules.
+fn task<T: LeaderTask>(task: Option<T>) -> Option<Arc<dyn LeaderTask>> {
+    task.map(|task| Arc::new(task) as _)
+}
+
+/// Creates the task that writes the status of rules, if enabled.
 fn status(
-    rules: RuleOptions,
-    options: &ControllerOptions,
+    options: &mut ControllerOptions,
     connection: &Connection,
     registry: &mut Registry,
     supervisor: &mut Supervisor,
-) -> StatusTask {
+) -> Option<StatusTask> {
+    let rules = options.rules.take()?;
     let metrics = FollowMetrics::register(registry, connection);
     let (events, writer) = recorder_as(
         names::CONTROLLER,
@@ -205,14 +205,14 @@ fn status(
     );
     // Exits once the leader's tasks are dropped and their Events are written.
     supervisor.spawn_graceful("Event writer", writer.run());
-    StatusTask::new(
+    Some(StatusTask::new(
         rules,
         connection.clone(),
         metrics,
         supervisor.readiness().clone(),
         events,
         options.clock.clone(),
-    )
+    ))
 }
 
 #[cfg(test)]
