@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -15,10 +14,8 @@ use rolegate_rules::FollowMetrics;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
-use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{ListenError, listen};
-use rolegate_runtime::supervisor::{self, Ended, Service, Supervisor};
-use tokio::time::Instant;
+use rolegate_runtime::supervisor::{self, Running, Service, Supervisor};
 
 use crate::certificates::{CertificateMetrics, Certificates, SelfSigned};
 use crate::leader_task::{self, LeaderTask};
@@ -79,30 +76,27 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
-/// A running controller. A replica that is not the leader is ready too.
+/// A running controller. A replica that is not the leader is ready too. Its stop ends the leader's
+/// tasks and releases the Lease, so that another replica can lead at once.
+pub type Controller = Running<ControllerService>;
+
+/// The controller's kind of process.
 #[derive(Debug)]
-pub struct Controller {
-    addresses: Addresses,
-    supervisor: Supervisor,
-}
+pub struct ControllerService;
 
-impl Controller {
-    /// Returns the bound addresses.
-    pub fn addresses(&self) -> Addresses {
-        self.addresses
-    }
-}
-
-impl Service for Controller {
+impl Service for ControllerService {
     type Options = ControllerOptions;
+    type Addresses = Addresses;
     type Error = StartError;
 
-    async fn start(mut options: ControllerOptions) -> Result<Self, StartError> {
-        let mut supervisor = Supervisor::new();
+    async fn start(
+        mut options: ControllerOptions,
+        supervisor: &mut Supervisor,
+    ) -> Result<(Self, Addresses), StartError> {
         let mut metrics = Metrics::new();
         let connection = Connection::new(&options.client).await?;
 
-        let leader_tasks = leader_tasks(&mut options, &connection, metrics.ours(), &mut supervisor);
+        let leader_tasks = leader_tasks(&mut options, &connection, metrics.ours(), supervisor);
         let leads = Gauge::default();
         metrics.ours().register(
             "leader_election_status",
@@ -128,29 +122,7 @@ impl Service for Controller {
         });
         let admin = Admin::new(Arc::new(metrics), supervisor.readiness().clone());
         supervisor.spawn(admin.serve(listener, supervisor.drain().clone()));
-        Ok(Self {
-            addresses,
-            supervisor,
-        })
-    }
-
-    fn readiness(&self) -> &Readiness {
-        self.supervisor.readiness()
-    }
-
-    async fn ended(&mut self) -> Ended {
-        Ended::TaskExited(self.supervisor.ended().await)
-    }
-
-    /// Stops the leader's tasks, releases the Lease so that another replica can lead at once, then
-    /// closes the port.
-    async fn stop(self, deadline: Duration) {
-        let until = Instant::now() + deadline;
-        if !self.supervisor.finish(until).await {
-            tracing::warn!("shutdown timed out, the lease may not be released");
-        }
-        let left = until.saturating_duration_since(Instant::now());
-        self.supervisor.stop(left).await;
+        Ok((Self, addresses))
     }
 }
 
