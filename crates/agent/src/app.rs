@@ -148,10 +148,8 @@ impl Service for AgentService {
             supervisor.spawn(sockets.offer(place, tokens.clone(), handed_over.clone())?);
         }
 
-        let mut admin = Admin::new(Arc::new(metrics), readiness);
-        if options.debug {
-            admin = with_debug(admin, pod_table.clone(), backend.decisions.clone());
-        }
+        let debugged = options.debug.then_some((&pod_table, &backend.decisions));
+        let admin = with_debug(Admin::new(Arc::new(metrics), readiness), debugged);
         let parts = MetadataParts {
             credentials: CredentialSource {
                 pod_table,
@@ -219,8 +217,12 @@ fn open_attachments(
     Ok(Some(Arc::new(attachments)))
 }
 
-/// Adds the pages that show the agent's state.
-fn with_debug(admin: Admin, pod_table: Arc<PodTable>, decisions: DecisionSource) -> Admin {
+/// Adds the pages that show the agent's state, if it is given.
+fn with_debug(admin: Admin, state: Option<(&Arc<PodTable>, &DecisionSource)>) -> Admin {
+    let Some((pod_table, decisions)) = state else {
+        return admin;
+    };
+    let (pod_table, decisions) = (pod_table.clone(), decisions.clone());
     admin.with_debug("store", move || crate::debug::store(&pod_table, &decisions))
 }
 
