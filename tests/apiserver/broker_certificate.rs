@@ -8,7 +8,6 @@ use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use rolegate_controller::certificates::SelfSigned;
-use rolegate_runtime::supervisor::Service as _;
 use rolegate_testkit::eventually;
 
 use super::controller::{ControllerFixture, DEADLINE};

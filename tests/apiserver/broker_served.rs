@@ -30,7 +30,6 @@ use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::Readiness;
-use rolegate_runtime::supervisor::Service as _;
 use rolegate_testkit::{TestPod, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;

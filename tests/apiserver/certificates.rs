@@ -25,7 +25,6 @@ use rolegate_runtime::drain::Drain;
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{Limits, listen, serve_tls};
 use rolegate_runtime::shares::Eviction;
-use rolegate_runtime::supervisor::Service as _;
 use rolegate_runtime::tls::{CertificateStore, ServerTls};
 use rolegate_testkit::eventually;
 use serde_json::{Value, json};

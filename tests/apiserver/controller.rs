@@ -12,7 +12,6 @@ use rolegate_controller::lease::LeaseTiming;
 use rolegate_kube::client::{ClientOptions, Connection};
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::supervisor::Service as _;
 use rolegate_testkit::{Cluster, eventually};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);

@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
@@ -15,9 +14,8 @@ use rolegate_rules::{FollowMetrics, FollowOptions, Purpose, follow};
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
-use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{ListenError, listen};
-use rolegate_runtime::supervisor::{self, Ended, Service, Supervisor};
+use rolegate_runtime::supervisor::{self, Running, Service, Supervisor};
 use rolegate_runtime::tls::{CertificateStore, ExpiryCollector, ServerTls};
 use tracing::info;
 
@@ -82,25 +80,21 @@ pub struct Addresses {
 }
 
 /// A running webhook.
+pub type Admission = Running<AdmissionService>;
+
+/// The webhook's kind of process.
 #[derive(Debug)]
-pub struct Admission {
-    addresses: Addresses,
-    supervisor: Supervisor,
-}
+pub struct AdmissionService;
 
-impl Admission {
-    /// Returns the bound addresses.
-    pub fn addresses(&self) -> Addresses {
-        self.addresses
-    }
-}
-
-impl Service for Admission {
+impl Service for AdmissionService {
     type Options = AdmissionOptions;
+    type Addresses = Addresses;
     type Error = StartError;
 
-    async fn start(options: AdmissionOptions) -> Result<Self, StartError> {
-        let mut supervisor = Supervisor::new();
+    async fn start(
+        options: AdmissionOptions,
+        supervisor: &mut Supervisor,
+    ) -> Result<(Self, Addresses), StartError> {
         let mut metrics = Metrics::new();
         let connection = Connection::new(&options.client).await?;
         info!(api_server = connection.url(), "watching");
@@ -130,7 +124,7 @@ impl Service for Admission {
             keys: options.annotations.clone(),
             purpose: Purpose::Admission,
         };
-        let follower = follow(&connection, follower, &follow_metrics, &mut supervisor);
+        let follower = follow(&connection, follower, &follow_metrics, supervisor);
         let rules = follower.writer.rules();
         let condition = supervisor.readiness().condition("rules");
         supervisor.spawn_required("rule store writer", follower.run(condition));
@@ -147,22 +141,7 @@ impl Service for Admission {
         let drain = supervisor.drain().clone();
         supervisor.spawn(serving.serve(admin, drain.clone()));
         supervisor.spawn(webhook.serve(listener, tls, drain));
-        Ok(Self {
-            addresses,
-            supervisor,
-        })
-    }
-
-    fn readiness(&self) -> &Readiness {
-        self.supervisor.readiness()
-    }
-
-    async fn ended(&mut self) -> Ended {
-        Ended::TaskExited(self.supervisor.ended().await)
-    }
-
-    async fn stop(self, deadline: Duration) {
-        self.supervisor.stop(deadline).await;
+        Ok((Self, addresses))
     }
 }
 

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use rolegate_core::workload::Workload;
 use rolegate_kube::freshness::FreshnessSet;
+use rolegate_runtime::staleness::Staleness;
 
 use crate::attachment::{Attachment, AttachmentError, Attachments, PodId, Verdict};
-use crate::broker_staleness::BrokerStaleness;
 
 /// The attachments of addresses to this host, as far as a verifier needs them.
 pub(crate) trait AttachmentLookup: fmt::Debug + Send + Sync {
@@ -93,7 +93,7 @@ pub(crate) enum Age {
     /// The watches of the API server.
     Cluster(FreshnessSet),
     /// The broker.
-    Broker(BrokerStaleness),
+    Broker(Arc<Staleness>),
 }
 
 /// A connection's last verified state, so that the kernel is queried once per connection and
@@ -124,11 +124,12 @@ impl AddressVerifier {
 
     /// Returns the time since the last update from the cluster; zero if the source is never stale.
     pub fn staleness(&self) -> Duration {
-        match &self.0.age {
-            Some(Age::Cluster(freshness)) => freshness.age().unwrap_or_default(),
-            Some(Age::Broker(age)) => age.age(),
-            None => Duration::ZERO,
-        }
+        let age = match &self.0.age {
+            Some(Age::Cluster(freshness)) => freshness.age(),
+            Some(Age::Broker(staleness)) => staleness.age(),
+            None => None,
+        };
+        age.unwrap_or_default()
     }
 
     /// Returns whether the last update from the cluster is within `most`; computed once a second.

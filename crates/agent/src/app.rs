@@ -10,16 +10,14 @@ mod source;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rolegate_aws::imds::{Imds, ImdsError};
 use rolegate_redirect::Backend;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
-use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::ListenError;
-use rolegate_runtime::supervisor::{self, Ended, Service, Supervisor};
+use rolegate_runtime::supervisor::{self, Running, Service, Supervisor};
 use rolegate_sessions::SessionMetrics;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -79,30 +77,27 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
-/// A running agent.
+/// A running agent. Its stop accepts nothing new and finishes open requests.
+pub type Agent = Running<AgentService>;
+
+/// The agent's kind of process.
 #[derive(Debug)]
-pub struct Agent {
-    addresses: Addresses,
+pub struct AgentService {
     /// Cancelled once the next agent has the sockets.
     handed_over: CancellationToken,
     /// The backend of a redirect that is removed at exit, unless the next agent relies on it.
     removes_redirect: Option<Backend>,
-    supervisor: Supervisor,
 }
 
-impl Agent {
-    /// Returns its listening addresses.
-    pub fn addresses(&self) -> Addresses {
-        self.addresses
-    }
-}
-
-impl Service for Agent {
+impl Service for AgentService {
     type Options = AgentOptions;
+    type Addresses = Addresses;
     type Error = StartError;
 
-    async fn start(options: AgentOptions) -> Result<Self, StartError> {
-        let mut supervisor = Supervisor::new();
+    async fn start(
+        options: AgentOptions,
+        supervisor: &mut Supervisor,
+    ) -> Result<(Self, Addresses), StartError> {
         let mut metrics = Metrics::new();
         let wanted = options.addresses();
         let clock = options.clock;
@@ -122,7 +117,7 @@ impl Service for Agent {
             host_ip: options.host_ip,
             clock: clock.clone(),
             metrics: &mut metrics,
-            supervisor: &mut supervisor,
+            supervisor: &mut *supervisor,
         };
         let backend = match options.mode {
             Mode::Standalone(options) => mode::standalone(*options, shared).await?,
@@ -130,7 +125,7 @@ impl Service for Agent {
         };
         let mut background = Background {
             registry: metrics.ours(),
-            supervisor: &mut supervisor,
+            supervisor: &mut *supervisor,
         };
         if let Some(attachments) = attachments {
             background.follow_attachments(attachments, pod_table.clone());
@@ -153,10 +148,8 @@ impl Service for Agent {
             supervisor.spawn(sockets.offer(place, tokens.clone(), handed_over.clone())?);
         }
 
-        let mut admin = Admin::new(Arc::new(metrics), readiness);
-        if options.debug {
-            admin = with_debug(admin, pod_table.clone(), backend.decisions.clone());
-        }
+        let debugged = options.debug.then_some((&pod_table, &backend.decisions));
+        let admin = with_debug(Admin::new(Arc::new(metrics), readiness), debugged);
         let parts = MetadataParts {
             credentials: CredentialSource {
                 pod_table,
@@ -174,30 +167,20 @@ impl Service for Agent {
         };
         let metadata = MetadataServer::new(options.metadata, parts);
         let addresses = sockets.addresses()?;
-        serve(sockets, metadata, admin, clock, &mut supervisor).await;
-        Ok(Self {
-            addresses,
+        serve(sockets, metadata, admin, clock, supervisor).await;
+        let service = Self {
             handed_over,
             removes_redirect,
-            supervisor,
-        })
+        };
+        Ok((service, addresses))
     }
 
-    fn readiness(&self) -> &Readiness {
-        self.supervisor.readiness()
+    async fn handed_over(&mut self) {
+        self.handed_over.cancelled().await;
     }
 
-    async fn ended(&mut self) -> Ended {
-        tokio::select! {
-            () = self.handed_over.cancelled() => Ended::HandedOver,
-            task = self.supervisor.ended() => Ended::TaskExited(task),
-        }
-    }
-
-    /// Accepts nothing new and finishes open requests, up to `deadline`. The redirect stays, unless
-    /// it is to be removed at exit and no next agent has taken over.
-    async fn stop(self, deadline: Duration) {
-        self.supervisor.stop(deadline).await;
+    /// Removes the redirect if that is configured and no next agent has taken over.
+    async fn stopped(self) {
         if let Some(backend) = self.removes_redirect
             && !self.handed_over.is_cancelled()
         {
@@ -234,8 +217,12 @@ fn open_attachments(
     Ok(Some(Arc::new(attachments)))
 }
 
-/// Adds the pages that show the agent's state.
-fn with_debug(admin: Admin, pod_table: Arc<PodTable>, decisions: DecisionSource) -> Admin {
+/// Adds the pages that show the agent's state, if it is given.
+fn with_debug(admin: Admin, state: Option<(&Arc<PodTable>, &DecisionSource)>) -> Admin {
+    let Some((pod_table, decisions)) = state else {
+        return admin;
+    };
+    let (pod_table, decisions) = (pod_table.clone(), decisions.clone());
     admin.with_debug("store", move || crate::debug::store(&pod_table, &decisions))
 }
 

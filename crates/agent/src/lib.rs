@@ -8,7 +8,6 @@ pub mod address_verifier;
 pub mod app;
 pub mod attachment;
 pub mod broker;
-mod broker_staleness;
 pub mod credentials;
 mod debug;
 pub mod decision_source;

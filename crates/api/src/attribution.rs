@@ -62,3 +62,20 @@ impl From<SessionDefaults> for AttributionRules {
         }
     }
 }
+
+impl From<AttributionRules> for SessionDefaults {
+    fn from(rules: AttributionRules) -> Self {
+        Self {
+            workload_tags: rules.tags.map(|tags| match tags {
+                attribution::WorkloadTags::None => WorkloadTags::None,
+                attribution::WorkloadTags::Workload => WorkloadTags::Workload,
+                attribution::WorkloadTags::Pod => WorkloadTags::Pod,
+            }),
+            transitive_tags: rules.transitive,
+            source_identity: rules.source.map(|source| match source {
+                attribution::SourceIdentity::None => SourceIdentity::None,
+                attribution::SourceIdentity::ServiceAccount => SourceIdentity::ServiceAccount,
+            }),
+        }
+    }
+}

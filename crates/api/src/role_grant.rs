@@ -203,3 +203,51 @@ impl From<&Session> for grant::SessionRules {
         }
     }
 }
+
+impl From<&Grant> for RoleGrant {
+    /// Writes the grant as an administrator would.
+    fn from(grant: &Grant) -> Self {
+        let session = &grant.session;
+        let spec = RoleGrantSpec {
+            roles: grant.roles.clone(),
+            subjects: grant.subjects.iter().map(Into::into).collect(),
+            external_ids: grant.external_ids.clone(),
+            session: (*session != grant::SessionRules::default()).then(|| session.into()),
+        };
+        Self::new(&grant.name, spec)
+    }
+}
+
+impl From<&grant::Subject> for Subject {
+    fn from(subject: &grant::Subject) -> Self {
+        Self {
+            namespaces: subject.namespaces.clone(),
+            namespace_selector: subject.namespace_selector.as_ref().map(Into::into),
+            service_accounts: subject.service_accounts.clone(),
+            pod_selector: subject.pod_selector.as_ref().map(Into::into),
+        }
+    }
+}
+
+impl From<&grant::SessionRules> for Session {
+    fn from(session: &grant::SessionRules) -> Self {
+        let SessionDefaults {
+            workload_tags,
+            transitive_tags,
+            source_identity,
+        } = session.attribution.into();
+        Self {
+            // STS's limit is far below the largest value.
+            duration_seconds: session
+                .duration_seconds
+                .map(|seconds| i32::try_from(seconds).unwrap_or(i32::MAX)),
+            tags: session.tags.clone(),
+            workload_tags,
+            transitive_tags,
+            source_identity,
+            policy_arns: session.policy_arns.clone(),
+            policy: session.policy.clone(),
+            names: session.names.clone(),
+        }
+    }
+}

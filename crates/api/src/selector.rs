@@ -97,3 +97,32 @@ impl From<&LabelSelectorRequirement> for Requirement {
         }
     }
 }
+
+impl From<&Selector> for LabelSelector {
+    fn from(selector: &Selector) -> Self {
+        Self {
+            match_labels: selector
+                .labels
+                .iter()
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+            match_expressions: selector.expressions.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&Requirement> for LabelSelectorRequirement {
+    fn from(requirement: &Requirement) -> Self {
+        let (operator, values) = match &requirement.operator {
+            Operator::In(values) => (SelectorOperator::In, values.as_slice()),
+            Operator::NotIn(values) => (SelectorOperator::NotIn, values.as_slice()),
+            Operator::Exists => (SelectorOperator::Exists, &[][..]),
+            Operator::DoesNotExist => (SelectorOperator::DoesNotExist, &[][..]),
+        };
+        Self {
+            key: requirement.key.to_string(),
+            operator,
+            values: values.iter().map(ToString::to_string).collect(),
+        }
+    }
+}

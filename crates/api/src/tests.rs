@@ -202,6 +202,47 @@ fn a_grant_is_converted_completely() {
 }
 
 #[test]
+fn a_converted_grant_is_written_as_it_was_read() {
+    let restriction = |operator: &str, values: &[&str]| {
+        let mut requirement = json!({"key": "k", "operator": operator});
+        if !values.is_empty() {
+            requirement["values"] = json!(values);
+        }
+        json!({"matchExpressions": [requirement]})
+    };
+    let subject = |selector| json!({"namespaces": ["n"], "podSelector": selector});
+    for spec in [
+        json!({"roles": ["a"], "subjects": [{"namespaces": ["*"]}]}),
+        json!({
+            "roles": ["a-*", "b"],
+            "subjects": [
+                {
+                    "namespaceSelector": {"matchLabels": {"team": "t"}},
+                    "serviceAccounts": ["s"],
+                },
+                subject(restriction("In", &["v", "w"])),
+                subject(restriction("NotIn", &["v"])),
+                subject(restriction("Exists", &[])),
+                subject(restriction("DoesNotExist", &[])),
+            ],
+            "externalIds": ["x1"],
+            "session": {"durationSeconds": 900, "tags": {"team": "t"}, "names": ["n-*"],
+                "policyArns": ["arn:aws:iam::aws:policy/ReadOnlyAccess"], "policy": "{}",
+                "workloadTags": "pod", "transitiveTags": true,
+                "sourceIdentity": "serviceAccount"},
+        }),
+        json!({"roles": ["a"], "subjects": [], "session": {"workloadTags": "workload"}}),
+        json!({"roles": ["a"], "subjects": [], "session": {"workloadTags": "none",
+            "transitiveTags": false, "sourceIdentity": "none"}}),
+    ] {
+        let written = serde_json::to_value(RoleGrant::from(&grant(spec.clone()).unwrap()));
+        let object = json!({"apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
+            "metadata": {"name": "one"}, "spec": spec});
+        assert_eq!(written.unwrap(), object);
+    }
+}
+
+#[test]
 fn a_grant_can_set_part_of_the_attribution() {
     let attribution = |session: Value| {
         let spec = json!({"roles": ["a"], "subjects": [], "session": session});

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rolegate_core::arn::{ArnError, resolve};
 use rolegate_core::config::RuleConfig;
 use rolegate_core::rule_set_builder::AwsEnvironment;
+use rolegate_runtime::backoff::Backoff;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -12,8 +13,8 @@ use crate::identity::{Discovered, discover};
 use crate::imds::Imds;
 use crate::sts::Sts;
 
-/// The first delay after an incomplete attempt, doubled up to [`MAX_BACKOFF`].
-const MIN_BACKOFF: Duration = Duration::from_millis(200);
+/// The shortest and longest delay after an incomplete attempt.
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// Attempts after which a metadata service that does not respond is considered absent, as on nodes
@@ -43,7 +44,7 @@ pub struct Discovery {
 impl Discovery {
     /// Runs forever.
     pub async fn run(self) {
-        let mut pause = MIN_BACKOFF;
+        let mut backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
         let mut said = String::new();
         let mut longest = None;
         let mut tries = 0;
@@ -85,11 +86,10 @@ impl Discovery {
                 Err(reason) => report(&mut said, reason),
             }
             if complete && self.aws_environment.borrow().is_some() {
-                pause = MIN_BACKOFF;
+                backoff.reset();
                 tokio::time::sleep(POLL_INTERVAL).await;
             } else {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(MAX_BACKOFF);
+                tokio::time::sleep(backoff.next_delay()).await;
             }
         }
     }

@@ -7,7 +7,6 @@ mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::recorder::OutcomeRecorder;
@@ -15,9 +14,8 @@ use rolegate_aws::imds::{Imds, ImdsError};
 use rolegate_kube::client::{ClientError, Connection};
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::metrics::Metrics;
-use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{ListenError, listen};
-use rolegate_runtime::supervisor::{self, Ended, Service, Supervisor};
+use rolegate_runtime::supervisor::{self, Running, Service, Supervisor};
 use tracing::info;
 
 use crate::metrics::BrokerMetrics;
@@ -65,26 +63,22 @@ pub struct Addresses {
     pub kiam: Option<SocketAddr>,
 }
 
-/// A running broker.
+/// A running broker. Its stop asks agents to reconnect elsewhere.
+pub type Broker = Running<BrokerService>;
+
+/// The broker's kind of process.
 #[derive(Debug)]
-pub struct Broker {
-    addresses: Addresses,
-    supervisor: Supervisor,
-}
+pub struct BrokerService;
 
-impl Broker {
-    /// Returns the bound addresses.
-    pub fn addresses(&self) -> Addresses {
-        self.addresses
-    }
-}
-
-impl Service for Broker {
+impl Service for BrokerService {
     type Options = BrokerOptions;
+    type Addresses = Addresses;
     type Error = StartError;
 
-    async fn start(options: BrokerOptions) -> Result<Self, StartError> {
-        let mut supervisor = Supervisor::new();
+    async fn start(
+        options: BrokerOptions,
+        supervisor: &mut Supervisor,
+    ) -> Result<(Self, Addresses), StartError> {
         let mut metrics = Metrics::new();
         let broker_metrics = BrokerMetrics::register(metrics.ours());
         let imds = Imds::new(&options.metadata_addr)?;
@@ -96,14 +90,9 @@ impl Service for Broker {
             (&connection, imds),
             &broker_metrics,
             metrics.ours(),
-            &mut supervisor,
+            supervisor,
         );
-        let tls = BrokerTls::start(
-            &options,
-            connection.client(),
-            metrics.ours(),
-            &mut supervisor,
-        );
+        let tls = BrokerTls::start(&options, connection.client(), metrics.ours(), supervisor);
         let ledger = Ledger::new(options.ledger_entries);
         let mut ports = Ports {
             recorder: OutcomeRecorder::new(Some(decisions.events()), ledger.clone()),
@@ -112,7 +101,7 @@ impl Service for Broker {
             decisions: &decisions,
             tls: &tls,
             metrics: broker_metrics,
-            supervisor: &mut supervisor,
+            supervisor,
         };
         let kiam = ports.serve_kiam()?;
         let agents = ports.serve_agents()?;
@@ -129,23 +118,7 @@ impl Service for Broker {
         let serving = Admin::new(Arc::new(metrics), supervisor.readiness().clone());
         supervisor.spawn(serving.serve(admin, drain.clone()));
         supervisor.spawn(crate::ledger_server::serve(ledger, ledger_listener, drain));
-        Ok(Self {
-            addresses,
-            supervisor,
-        })
-    }
-
-    fn readiness(&self) -> &Readiness {
-        self.supervisor.readiness()
-    }
-
-    async fn ended(&mut self) -> Ended {
-        Ended::TaskExited(self.supervisor.ended().await)
-    }
-
-    /// Asks agents to reconnect elsewhere, and waits up to `deadline`.
-    async fn stop(self, deadline: Duration) {
-        self.supervisor.stop(deadline).await;
+        Ok((Self, addresses))
     }
 }
 

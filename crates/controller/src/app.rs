@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -15,10 +14,8 @@ use rolegate_rules::FollowMetrics;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
-use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{ListenError, listen};
-use rolegate_runtime::supervisor::{self, Ended, Service, Supervisor};
-use tokio::time::Instant;
+use rolegate_runtime::supervisor::{self, Running, Service, Supervisor};
 
 use crate::certificates::{CertificateMetrics, Certificates, SelfSigned};
 use crate::leader_task::{self, LeaderTask};
@@ -82,46 +79,27 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
-/// A running controller. A replica that is not the leader is ready too.
+/// A running controller. A replica that is not the leader is ready too. Its stop ends the leader's
+/// tasks and releases the Lease, so that another replica can lead at once.
+pub type Controller = Running<ControllerService>;
+
+/// The controller's kind of process.
 #[derive(Debug)]
-pub struct Controller {
-    addresses: Addresses,
-    supervisor: Supervisor,
-}
+pub struct ControllerService;
 
-impl Controller {
-    /// Returns the bound addresses.
-    pub fn addresses(&self) -> Addresses {
-        self.addresses
-    }
-}
-
-impl Service for Controller {
+impl Service for ControllerService {
     type Options = ControllerOptions;
+    type Addresses = Addresses;
     type Error = StartError;
 
-    async fn start(mut options: ControllerOptions) -> Result<Self, StartError> {
-        let mut supervisor = Supervisor::new();
+    async fn start(
+        mut options: ControllerOptions,
+        supervisor: &mut Supervisor,
+    ) -> Result<(Self, Addresses), StartError> {
         let mut metrics = Metrics::new();
         let connection = Connection::new(&options.client).await?;
 
-        // Further tasks that exactly one replica must do are added here.
-        let registry = metrics.ours();
-        let mut leader_tasks =
-            certificates(&mut options, &connection, registry, supervisor.readiness());
-        if let Some(rules) = options.rules.take() {
-            let status = status(rules, &options, &connection, registry, &mut supervisor);
-            leader_tasks.push(Arc::new(status));
-        }
-        if let Some(taint) = options.startup_taint.take() {
-            let metrics = StartupTaintMetrics::register(registry);
-            let condition = supervisor.readiness().condition("startup taint");
-            let client = connection.client();
-            leader_tasks.push(Arc::new(StartupTaint::new(
-                taint, client, condition, metrics,
-            )));
-        }
-
+        let leader_tasks = leader_tasks(&mut options, &connection, metrics.ours(), supervisor);
         let leads = Gauge::default();
         metrics.ours().register(
             "leader_election_status",
@@ -147,66 +125,67 @@ impl Service for Controller {
         });
         let admin = Admin::new(Arc::new(metrics), supervisor.readiness().clone());
         supervisor.spawn(admin.serve(listener, supervisor.drain().clone()));
-        Ok(Self {
-            addresses,
-            supervisor,
-        })
-    }
-
-    fn readiness(&self) -> &Readiness {
-        self.supervisor.readiness()
-    }
-
-    async fn ended(&mut self) -> Ended {
-        Ended::TaskExited(self.supervisor.ended().await)
-    }
-
-    /// Stops the leader's tasks, releases the Lease so that another replica can lead at once, then
-    /// closes the port.
-    async fn stop(self, deadline: Duration) {
-        let until = Instant::now() + deadline;
-        if !self.supervisor.finish(until).await {
-            tracing::warn!("shutdown timed out, the lease may not be released");
-        }
-        let left = until.saturating_duration_since(Instant::now());
-        self.supervisor.stop(left).await;
+        Ok((Self, addresses))
     }
 }
 
-/// Creates the tasks that issue certificates.
-fn certificates(
+/// Creates the tasks that exactly one replica does. Each further task is one line of the list.
+fn leader_tasks(
     options: &mut ControllerOptions,
     connection: &Connection,
     registry: &mut Registry,
-    readiness: &Readiness,
+    supervisor: &mut Supervisor,
 ) -> Vec<Arc<dyn LeaderTask>> {
     let metrics = CertificateMetrics::register(registry);
     let webhook = match options.certificates {
-        CertificateSource::SelfSigned => Some(("certificates", options.self_signed.clone())),
+        CertificateSource::SelfSigned => Some(options.self_signed.clone()),
         CertificateSource::CertManager | CertificateSource::Files(_) => None,
     };
     let broker = options.broker.take();
-    let broker = broker.map(|broker| ("broker certificates", broker));
-    let task = |(condition, self_signed)| {
-        Arc::new(Certificates::new(
+    let certificates = |condition, self_signed| {
+        Certificates::new(
             self_signed,
             connection.client(),
             options.clock.clone(),
-            readiness.condition(condition),
+            supervisor.readiness().condition(condition),
             metrics.clone(),
-        )) as Arc<dyn LeaderTask>
+        )
     };
-    webhook.into_iter().chain(broker).map(task).collect()
+    let leader_tasks = [
+        task(webhook.map(|webhook| certificates("certificates", webhook))),
+        task(broker.map(|broker| certificates("broker certificates", broker))),
+        task(status(options, connection, registry, supervisor)),
+        task(startup_taint(options, connection, registry, supervisor)),
+    ];
+    leader_tasks.into_iter().flatten().collect()
 }
 
-/// Creates the task that writes the status of rules.
+/// Creates the task that removes startup taints, if nodes have one.
+fn startup_taint(
+    options: &mut ControllerOptions,
+    connection: &Connection,
+    registry: &mut Registry,
+    supervisor: &Supervisor,
+) -> Option<StartupTaint> {
+    let options = options.startup_taint.take()?;
+    let metrics = StartupTaintMetrics::register(registry);
+    let condition = supervisor.readiness().condition("startup taint");
+    let client = connection.client();
+    Some(StartupTaint::new(options, client, condition, metrics))
+}
+
+fn task<T: LeaderTask>(task: Option<T>) -> Option<Arc<dyn LeaderTask>> {
+    task.map(|task| Arc::new(task) as _)
+}
+
+/// Creates the task that writes the status of rules, if enabled.
 fn status(
-    rules: RuleOptions,
-    options: &ControllerOptions,
+    options: &mut ControllerOptions,
     connection: &Connection,
     registry: &mut Registry,
     supervisor: &mut Supervisor,
-) -> StatusTask {
+) -> Option<StatusTask> {
+    let rules = options.rules.take()?;
     let metrics = FollowMetrics::register(registry, connection);
     let (events, writer) = recorder_as(
         names::CONTROLLER,
@@ -216,14 +195,14 @@ fn status(
     );
     // Exits once the leader's tasks are dropped and their Events are written.
     supervisor.spawn_graceful("Event writer", writer.run());
-    StatusTask::new(
+    Some(StatusTask::new(
         rules,
         connection.clone(),
         metrics,
         supervisor.readiness().clone(),
         events,
         options.clock.clone(),
-    )
+    ))
 }
 
 #[cfg(test)]

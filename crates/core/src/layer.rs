@@ -15,30 +15,39 @@ use crate::namespace::NamespaceRules;
 use crate::needs::Needs;
 use crate::workload::Workload;
 
-/// A layer, by which configuration, decisions and messages identify it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum LayerId {
+/// Defines [`LayerId`] and everything that enumerates it from one list.
+macro_rules! layer_ids {
+    ($($(#[$documentation:meta])* $layer:ident = $name:literal,)+) => {
+        /// A layer, by which configuration, decisions and messages identify it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum LayerId {
+            $($(#[$documentation])* $layer,)+
+        }
+
+        impl LayerId {
+            /// All layers, in the order in which they are evaluated.
+            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$layer),+];
+
+            /// Returns the name of the layer in configuration, messages and metric labels.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$layer => $name,)+
+                }
+            }
+        }
+    };
+}
+
+layer_ids! {
     /// Annotations of namespaces.
-    Namespace,
+    Namespace = "namespace",
     /// `RoleGrant`s.
-    Grants,
+    Grants = "grants",
     /// Rego policies.
-    Rego,
+    Rego = "rego",
 }
 
 impl LayerId {
-    /// All layers, in the order in which they are evaluated.
-    pub const ALL: [Self; 3] = [Self::Namespace, Self::Grants, Self::Rego];
-
-    /// Returns the name of the layer in configuration, messages and metric labels.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Namespace => "namespace",
-            Self::Grants => "grants",
-            Self::Rego => "rego",
-        }
-    }
-
     /// Returns the layer with this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|layer| layer.as_str() == name)

@@ -315,14 +315,6 @@ impl RuleSetBuilder {
         let base = config.base.clone().or(aws_environment.base);
         let mut reserved_roles = config.reserved_roles.clone();
         reserved_roles.extend(aws_environment.reserved_roles);
-        let namespace = NamespaceLayer {
-            allow_unannotated: config.allow_unannotated,
-        };
-        let layers: [Option<Arc<dyn Layer>>; _] = [
-            Some(Arc::new(namespace)),
-            Some(self.grants_layer.clone()),
-            self.rego.clone(),
-        ];
         RuleSet {
             default_role: config
                 .default_role
@@ -332,14 +324,15 @@ impl RuleSetBuilder {
             reserved_roles,
             scope: self.scope,
             session_seconds: self.session_seconds,
-            layers: layers
+            layers: LayerId::ALL
                 .into_iter()
-                .flatten()
-                .map(|layer| ActiveLayer {
-                    mode: config.modes[layer.id()],
-                    layer,
+                .filter(|id| config.modes[*id] != Mode::Off)
+                .filter_map(|id| {
+                    Some(ActiveLayer {
+                        mode: config.modes[id],
+                        layer: self.layer(id)?,
+                    })
                 })
-                .filter(|active| active.mode != Mode::Off)
                 .collect(),
             namespaces: self.namespaces.clone(),
             max_session_seconds: aws_environment.max_session_seconds,
@@ -348,6 +341,17 @@ impl RuleSetBuilder {
             missing: self.missing(),
             unseen: self.unseen(),
             generation: self.generation,
+        }
+    }
+
+    /// Returns the current rules of a layer, if they are loaded.
+    fn layer(&self, id: LayerId) -> Option<Arc<dyn Layer>> {
+        match id {
+            LayerId::Namespace => Some(Arc::new(NamespaceLayer {
+                allow_unannotated: self.config().allow_unannotated,
+            })),
+            LayerId::Grants => Some(self.grants_layer.clone()),
+            LayerId::Rego => self.rego.clone(),
         }
     }
 

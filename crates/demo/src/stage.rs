@@ -11,7 +11,7 @@ use rolegate_agent::app::{Agent, AgentOptions, Mode};
 use rolegate_aws::sts;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Sts, StsOptions};
 use rolegate_redirect::rules::METADATA_V4;
-use rolegate_runtime::supervisor::{Ended, Service};
+use rolegate_runtime::supervisor::Ended;
 use serde_json::Value;
 use tokio::runtime::Handle;
 

@@ -23,7 +23,6 @@ use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, pod, to_
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::http2;
-use rolegate_runtime::supervisor::Service as _;
 use rolegate_runtime::tls::{ClientTls, TlsFiles};
 use tempfile::TempDir;
 use tokio::net::TcpStream;

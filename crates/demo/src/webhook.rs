@@ -20,7 +20,6 @@ use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::supervisor::Service as _;
 use rolegate_runtime::tls::TlsFiles;
 use serde_json::Value;
 use tempfile::TempDir;

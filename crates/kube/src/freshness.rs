@@ -3,7 +3,6 @@
 //! The watch client exposes neither, so received bytes are observed.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -15,9 +14,9 @@ use http_body_util::combinators::MapFrame;
 use kube::Client;
 use kube::client::Body;
 use parking_lot::Mutex;
+use rolegate_runtime::staleness::Staleness;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio::time::Instant;
 use tower::service_fn;
 
 use crate::pages::{self, PageSize};
@@ -27,34 +26,22 @@ use crate::pages::{self, PageSize};
 const START_SPACING: Duration = Duration::from_millis(200);
 
 /// The time of the last update on a watch. Cloning is cheap; clones share state.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Freshness(Arc<Heard>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Heard {
-    origin: Instant,
-    /// Milliseconds from `origin` to the last byte, plus one. Zero before the first.
-    last: AtomicU64,
-    /// Milliseconds from `origin` to the last start of a watch, plus one.
-    started: AtomicU64,
+    /// The last byte.
+    last: Staleness,
+    /// The last start of a watch.
+    started: Staleness,
     now: Notify,
-}
-
-impl Default for Freshness {
-    fn default() -> Self {
-        Self(Arc::new(Heard {
-            origin: Instant::now(),
-            last: AtomicU64::new(0),
-            started: AtomicU64::new(0),
-            now: Notify::new(),
-        }))
-    }
 }
 
 impl Freshness {
     /// Returns the time since the last update. `None` before the first.
     pub fn age(&self) -> Option<Duration> {
-        self.since(&self.0.last)
+        self.0.last.age()
     }
 
     /// Waits for the next update.
@@ -64,25 +51,15 @@ impl Freshness {
 
     /// Records an update.
     pub(crate) fn touch(&self) {
-        self.mark(&self.0.last);
+        self.0.last.update(Duration::ZERO);
         self.0.now.notify_waiters();
     }
 
-    fn mark(&self, when: &AtomicU64) {
-        let elapsed = u64::try_from(self.0.origin.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        when.store(elapsed + 1, Relaxed);
-    }
-
-    fn since(&self, when: &AtomicU64) -> Option<Duration> {
-        let then = Duration::from_millis(when.load(Relaxed).checked_sub(1)?);
-        Some(self.0.origin.elapsed().saturating_sub(then))
-    }
-
     async fn wait_for_start(&self) {
-        if let Some(since) = self.since(&self.0.started) {
+        if let Some(since) = self.0.started.age() {
             tokio::time::sleep(START_SPACING.saturating_sub(since)).await;
         }
-        self.mark(&self.0.started);
+        self.0.started.update(Duration::ZERO);
     }
 }
 
@@ -196,6 +173,8 @@ fn is_watch<B>(request: &Request<B>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]

@@ -34,22 +34,14 @@ mod watch_status;
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use rolegate_runtime::backoff::Backoff;
 
 pub use error::chain;
 
 /// Advice for a cluster whose API server does not know the custom resources.
 const INSTALL_ADVICE: &str = "install deploy/crds.yaml";
 
-/// Returns the delays between attempts to reach the API server: 0.2 s to 5 s, with enough jitter
-/// that a cluster's agents do not reconnect at once.
-fn backoff() -> impl Iterator<Item = Duration> + Send {
-    ExponentialBuilder::new()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(Duration::from_millis(2500))
-        .with_factor(2.0)
-        .without_max_times()
-        .with_jitter()
-        .build()
-        .map(|wait| wait + Duration::from_millis(100))
+/// Returns the delays between attempts to reach the API server.
+fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(200), Duration::from_secs(5))
 }

@@ -43,7 +43,7 @@ pub async fn find_node(
     if ours.is_empty() {
         return Err(NodeUnknown::NoAddress);
     }
-    let mut waits = backoff();
+    let mut backoff = backoff();
     let mut told = None;
     loop {
         let failure = match nodes_with(connection, &ours).await {
@@ -60,9 +60,7 @@ pub async fn find_node(
         if told.replace(failure.kind) != Some(failure.kind) {
             tracing::warn!(reason = sentence, "cannot find this node's name, retrying");
         }
-        if let Some(wait) = waits.next() {
-            tokio::time::sleep(wait).await;
-        }
+        tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 

@@ -74,14 +74,14 @@ pub async fn follow_secret(
     condition.fail(format!("{what} is not loaded yet"));
     let mut loaded = false;
     let mut failing = false;
-    let mut waits = backoff();
+    let mut backoff = backoff();
     loop {
         let on_loaded = || {
             if std::mem::take(&mut failing) {
                 tracing::info!(secret = %name, "watching the Secret works again");
             }
             loaded = true;
-            waits = backoff();
+            backoff.reset();
             condition.ok();
         };
         let error = watch(&api, name, &what, store, on_loaded).await;
@@ -98,8 +98,7 @@ pub async fn follow_secret(
         } else {
             condition.fail(sentence)
         }
-        let wait = waits.next().unwrap_or(EXPIRY_CHECK_INTERVAL);
-        tokio::time::sleep(wait).await;
+        tokio::time::sleep(backoff.next_delay()).await;
         store.check_expiry();
     }
 }

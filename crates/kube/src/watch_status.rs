@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rolegate_runtime::backoff::Backoff;
 use tokio::time::Instant;
 
 use crate::backoff;
@@ -42,7 +43,7 @@ pub(crate) struct WatchStatus {
     data_error: DataError,
     loaded: bool,
     failing: Option<Failing>,
-    waits: Box<dyn Iterator<Item = Duration> + Send>,
+    backoff: Backoff,
 }
 
 struct Failing {
@@ -72,7 +73,7 @@ impl WatchStatus {
             data_error: DataError::default(),
             loaded: false,
             failing: None,
-            waits: Box::new(backoff()),
+            backoff: backoff(),
         }
     }
 
@@ -124,7 +125,7 @@ impl WatchStatus {
         } else {
             self.observer.condition.fail(sentence)
         }
-        let wait = self.waits.next().unwrap_or(Duration::from_secs(5));
+        let wait = self.backoff.next_delay();
         match failure.kind {
             Kind::NotFound => wait * ABSENT_BACKOFF_FACTOR,
             _ => wait,
@@ -167,7 +168,7 @@ impl WatchStatus {
         let Some(failing) = self.failing.take() else {
             return;
         };
-        self.waits = Box::new(backoff());
+        self.backoff.reset();
         if self.loaded {
             self.settle();
         }

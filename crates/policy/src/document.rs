@@ -1,121 +1,20 @@
 //! Grants as objects that administrators apply: `RoleGrant`s in YAML and JSON.
 
+use rolegate_api::RoleGrant;
 use rolegate_core::arn::{BaseArn, RoleArn, listed_name};
-use rolegate_core::grant::{Grant, GrantSession, SessionRules, Subject};
-use rolegate_core::selector::{Operator, Selector};
+use rolegate_core::grant::{Grant, GrantSession, SessionRules};
 use rolegate_core::text::plain;
 use rolegate_core::text::{escape_yaml, is_unsafe};
 use serde::{Serialize, Serializer};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-/// The API version of grants.
-pub const API_VERSION: &str = "rolegate.dev/v1alpha1";
-/// The kind of grants.
-pub const KIND: &str = "RoleGrant";
 /// Maximum length of a generated object name. Kubernetes accepts 253 characters, and a suffix that
 /// makes names unique needs some of them.
 const MAX_NAME_LENGTH: usize = 240;
 
 /// Returns a grant as a JSON object without empty fields.
 pub fn object(grant: &Grant) -> Value {
-    let mut spec = Map::new();
-    spec.insert("roles".into(), json!(grant.roles));
-    let subjects: Vec<_> = grant.subjects.iter().map(subject).collect();
-    spec.insert("subjects".into(), subjects.into());
-    if !grant.external_ids.is_empty() {
-        spec.insert("externalIds".into(), json!(grant.external_ids));
-    }
-    let session = session(&grant.session);
-    if !session.is_empty() {
-        spec.insert("session".into(), session.into());
-    }
-    json!({
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": {"name": &*grant.name},
-        "spec": spec,
-    })
-}
-
-fn subject(subject: &Subject) -> Value {
-    let mut fields = Map::new();
-    if !subject.namespaces.is_empty() {
-        fields.insert("namespaces".into(), json!(subject.namespaces));
-    }
-    if let Some(labels) = &subject.namespace_selector {
-        fields.insert("namespaceSelector".into(), selector(labels));
-    }
-    if !subject.service_accounts.is_empty() {
-        fields.insert("serviceAccounts".into(), json!(subject.service_accounts));
-    }
-    if let Some(labels) = &subject.pod_selector {
-        fields.insert("podSelector".into(), selector(labels));
-    }
-    fields.into()
-}
-
-fn selector(selector: &Selector) -> Value {
-    let mut fields = Map::new();
-    if !selector.labels.is_empty() {
-        let labels: Map<_, _> = selector
-            .labels
-            .iter()
-            .map(|(key, value)| (key.to_owned(), value.into()))
-            .collect();
-        fields.insert("matchLabels".into(), labels.into());
-    }
-    let expressions: Vec<_> = selector
-        .expressions
-        .iter()
-        .map(|requirement| {
-            let (operator, values) = match &requirement.operator {
-                Operator::In(values) => ("In", values.as_slice()),
-                Operator::NotIn(values) => ("NotIn", values.as_slice()),
-                Operator::Exists => ("Exists", &[][..]),
-                Operator::DoesNotExist => ("DoesNotExist", &[][..]),
-            };
-            let values: Vec<_> = values.iter().map(|value| &**value).collect();
-            let mut fields = json!({"key": &*requirement.key, "operator": operator});
-            if let (false, Some(fields)) = (values.is_empty(), fields.as_object_mut()) {
-                fields.insert("values".into(), json!(values));
-            }
-            fields
-        })
-        .collect();
-    if !expressions.is_empty() {
-        fields.insert("matchExpressions".into(), expressions.into());
-    }
-    fields.into()
-}
-
-fn session(session: &SessionRules) -> Map<String, Value> {
-    let mut fields = Map::new();
-    if let Some(seconds) = session.duration_seconds {
-        fields.insert("durationSeconds".into(), seconds.into());
-    }
-    if !session.tags.is_empty() {
-        fields.insert("tags".into(), json!(session.tags));
-    }
-    let attribution = &session.attribution;
-    if let Some(tags) = attribution.tags {
-        fields.insert("workloadTags".into(), tags.as_str().into());
-    }
-    if let Some(transitive) = attribution.transitive {
-        fields.insert("transitiveTags".into(), transitive.into());
-    }
-    if let Some(source) = attribution.source {
-        fields.insert("sourceIdentity".into(), source.as_str().into());
-    }
-    if !session.policy_arns.is_empty() {
-        fields.insert("policyArns".into(), json!(session.policy_arns));
-    }
-    if !session.policy.is_empty() {
-        fields.insert("policy".into(), json!(session.policy));
-    }
-    if !session.names.is_empty() {
-        fields.insert("names".into(), json!(session.names));
-    }
-    fields
+    json!(RoleGrant::from(grant))
 }
 
 /// Returns the written form of a compiled grant's session rules.
@@ -343,7 +242,10 @@ pub fn is_plain_name(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rolegate_core::grant::Subject;
+    use rolegate_core::selector::Selector;
     use rolegate_core::text::UNSAFE_EXAMPLES;
+    use serde_json::Map;
 
     use super::*;
 

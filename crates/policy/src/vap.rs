@@ -162,7 +162,9 @@ fn policies(input: &VapInput<'_>, table: &Table) -> Vec<Policy> {
     let workloads = workloads(input.config);
     let role_requests = RoleRequests::new(input, &table.pod_labels);
     let mut policies = guard_policies(input, table, &workloads, &role_requests);
-    policies.extend(layer_policies(input, workloads, &role_requests));
+    for layer in LayerId::ALL {
+        policies.extend(layer_policies(layer, input, &workloads, &role_requests));
+    }
     policies.retain(|policy| policy.mode != Mode::Off);
     policies
 }
@@ -228,35 +230,43 @@ fn guard_policies(
     policies
 }
 
-/// Returns the policies that have the mode of a layer.
+/// Returns the policies of a layer, which have its mode.
 fn layer_policies(
+    layer: LayerId,
     input: &VapInput<'_>,
-    workloads: Vec<Value>,
+    workloads: &[Value],
     role_requests: &RoleRequests<'_>,
-) -> [Policy; 3] {
-    let modes = input.config.modes;
-    let namespace = Policy::new(
-        "rolegate-layer-namespace",
-        modes[LayerId::Namespace],
-        workloads.clone(),
-        [role_requests.variables(), layers::namespace(input)].concat(),
-    );
-    let grants = Policy {
-        reads_grants: true,
-        ..Policy::new(
-            "rolegate-layer-grants",
-            modes[LayerId::Grants],
-            workloads,
-            [role_requests.variables(), layers::grants()].concat(),
-        )
+) -> Vec<Policy> {
+    let mode = input.config.modes[layer];
+    let policy = |name, variables| {
+        let variables = [role_requests.variables(), variables].concat();
+        Policy::new(name, mode, workloads.to_vec(), variables)
     };
-    let tokens = Policy::new(
-        "rolegate-tokens",
-        modes[LayerId::Grants],
-        vec![core(&["serviceaccounts/token"], &["CREATE"], "Namespaced")],
-        protected_objects::tokens(input),
-    );
-    [namespace, grants, tokens]
+    match layer {
+        LayerId::Namespace => vec![policy("rolegate-layer-namespace", layers::namespace(input))],
+        LayerId::Grants => {
+            let grants = Policy {
+                reads_grants: true,
+                ..policy("rolegate-layer-grants", layers::grants())
+            };
+            let tokens = Policy::new(
+                "rolegate-tokens",
+                mode,
+                vec![core(&["serviceaccounts/token"], &["CREATE"], "Namespaced")],
+                protected_objects::tokens(input),
+            );
+            vec![grants, tokens]
+        }
+        LayerId::Rego => Vec::new(),
+    }
+}
+
+/// Returns the reason why a layer has no policies.
+fn not_expressed(layer: LayerId) -> Option<&'static str> {
+    match layer {
+        LayerId::Namespace | LayerId::Grants => None,
+        LayerId::Rego => Some("Rego policies are not enforced: CEL cannot run them"),
+    }
 }
 
 /// Returns the rules for kinds that contain pod templates or name roles.
@@ -392,10 +402,11 @@ fn unsaid(input: &VapInput<'_>, table: &Table) -> Vec<String> {
             unsaid.push(sentence.to_owned());
         }
     };
-    say(
-        config.modes[LayerId::Rego] != Mode::Off,
-        "Rego policies are not enforced: CEL cannot run them",
-    );
+    for layer in LayerId::ALL {
+        if let Some(sentence) = not_expressed(layer) {
+            say(config.modes[layer] != Mode::Off, sentence);
+        }
+    }
     say(
         config.base.is_none(),
         "no base ARN is known, so every bare role name is denied: export with a base ARN",

@@ -66,16 +66,19 @@ impl Eq for Format {}
 
 #[cfg(test)]
 mod tests {
+    mod further_format;
+
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::findings;
+    use crate::{cases, findings};
 
     #[test]
     fn each_format_has_its_own_name_and_shows_findings() {
-        let names: BTreeSet<_> = FORMATS.iter().map(|format| format.name).collect();
-        assert_eq!(names.len(), FORMATS.len());
-        for format in FORMATS {
+        let formats = [FORMATS, &[further_format::FORMAT]].concat();
+        let names: BTreeSet<_> = formats.iter().map(|format| format.name).collect();
+        assert_eq!(names.len(), formats.len());
+        for format in formats {
             let text = format.findings(&findings::tests::report());
             assert!(text.ends_with('\n'), "{}: {text}", format.name);
             assert!(text.contains("grant"), "{}: {text}", format.name);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
-use rolegate_admission::app::{Admission, AdmissionOptions};
+use rolegate_admission::app::{Admission, AdmissionOptions, AdmissionService};
 use rolegate_core::names;
 use rolegate_runtime::clock::Clock;
 
@@ -66,7 +66,7 @@ pub(crate) struct AdmissionFlags {
 }
 
 impl Process for AdmissionFlags {
-    type Service = Admission;
+    type Service = AdmissionService;
 
     fn log(&self) -> &LogFlags {
         &self.log
@@ -84,8 +84,8 @@ impl Process for AdmissionFlags {
         options(self)
     }
 
-    fn log_listening(service: &Admission) {
-        let addresses = service.addresses();
+    fn log_listening(running: &Admission) {
+        let addresses = running.addresses();
         tracing::info!(webhook = %addresses.webhook, admin = %addresses.admin, "listening");
     }
 }

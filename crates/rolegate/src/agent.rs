@@ -5,7 +5,7 @@ mod options;
 
 use std::time::Duration;
 
-use rolegate_agent::app::{Agent, AgentOptions};
+use rolegate_agent::app::{Agent, AgentOptions, AgentService};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_runtime::logging::list;
 use rolegate_runtime::process;
@@ -17,7 +17,7 @@ use crate::run::{Process, log_starting};
 pub(crate) use options::options;
 
 impl Process for AgentFlags {
-    type Service = Agent;
+    type Service = AgentService;
 
     fn log(&self) -> &LogFlags {
         &self.log
@@ -59,8 +59,8 @@ impl Process for AgentFlags {
         Ok(options)
     }
 
-    fn log_listening(service: &Agent) {
-        let addresses = service.addresses();
+    fn log_listening(running: &Agent) {
+        let addresses = running.addresses();
         tracing::info!(pods = %addresses.pods, admin = %addresses.admin, "listening");
     }
 }

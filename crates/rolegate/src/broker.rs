@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use rolegate_aws::sts::StsOptions;
-use rolegate_broker::app::{Broker, BrokerOptions, KiamOptions};
+use rolegate_broker::app::{Broker, BrokerOptions, BrokerService, KiamOptions};
 use rolegate_broker::identity::AgentAccount;
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::names;
@@ -157,7 +157,7 @@ impl BrokerFlags {
 }
 
 impl Process for BrokerFlags {
-    type Service = Broker;
+    type Service = BrokerService;
 
     fn log(&self) -> &LogFlags {
         &self.log
@@ -182,8 +182,8 @@ impl Process for BrokerFlags {
         options(self)
     }
 
-    fn log_listening(service: &Broker) {
-        let addresses = service.addresses();
+    fn log_listening(running: &Broker) {
+        let addresses = running.addresses();
         tracing::info!(agents = %addresses.agents, admin = %addresses.admin, ledger = %addresses.ledger, "listening");
     }
 }

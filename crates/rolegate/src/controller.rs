@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use rolegate_controller::app::{Controller, ControllerOptions};
+use rolegate_controller::app::{Controller, ControllerOptions, ControllerService};
 use rolegate_controller::certificates::{SelfSigned, Trust};
 use rolegate_controller::lease::LeaseTiming;
 use rolegate_controller::rules::RuleOptions;
@@ -131,7 +131,7 @@ pub(crate) struct ControllerFlags {
 }
 
 impl Process for ControllerFlags {
-    type Service = Controller;
+    type Service = ControllerService;
 
     fn log(&self) -> &LogFlags {
         &self.log
@@ -153,8 +153,8 @@ impl Process for ControllerFlags {
         options(self)
     }
 
-    fn log_listening(service: &Controller) {
-        tracing::info!(admin = %service.addresses().admin, "listening");
+    fn log_listening(running: &Controller) {
+        tracing::info!(admin = %running.addresses().admin, "listening");
     }
 }
 

@@ -263,3 +263,17 @@ pub(crate) fn written(result: io::Result<()>) -> anyhow::Result<()> {
         other => other.context("cannot write the answer"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_of_reports_is_a_choice() {
+        for format in FORMATS {
+            let parsed = ReportFormat::from_str(format.name, false);
+            assert_eq!(parsed, Ok(ReportFormat::Exchange(format)));
+            assert!(Format::from_str(format.name, false).is_err(), "{format:?}");
+        }
+    }
+}

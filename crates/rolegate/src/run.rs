@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::signals::Shutdown;
-use rolegate_runtime::supervisor::{Ended, Service, StartError};
+use rolegate_runtime::supervisor::{Ended, Running, Service, StartError};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::flags::invalid;
@@ -38,7 +38,7 @@ pub(crate) trait Process: Sized {
     fn options(self) -> impl Future<Output = anyhow::Result<<Self::Service as Service>::Options>>;
 
     /// Logs the bound addresses.
-    fn log_listening(service: &Self::Service);
+    fn log_listening(running: &Running<Self::Service>);
 }
 
 /// Logs the first line of a process, with fields of its own.
@@ -74,17 +74,19 @@ async fn serve<P: Process>(flags: P) -> anyhow::Result<ExitCode> {
     let drain_time = flags.drain_time();
     let options = flags.options().await?;
     let mut shutdown = Shutdown::new().context("cannot install signal handlers")?;
-    let mut service = P::Service::start(options).await.map_err(start_error)?;
-    P::log_listening(&service);
-    let _ready = log_ready(service.readiness());
+    let mut running = Running::<P::Service>::start(options)
+        .await
+        .map_err(start_error)?;
+    P::log_listening(&running);
+    let _ready = log_ready(running.readiness());
     let ended = tokio::select! {
         signal = shutdown.next() => {
             tracing::info!(signal, "stopping");
             None
         }
-        ended = service.ended() => Some(ended),
+        ended = running.ended() => Some(ended),
     };
-    service.stop(drain_time).await;
+    running.stop(drain_time).await;
     match ended {
         Some(Ended::TaskExited(task)) => {
             bail!("internal error: task \"{task}\" exited unexpectedly; please report this bug")

@@ -18,11 +18,11 @@ use hyper::server::conn::http2 as server;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::{UNLIMITED, accept};
 use crate::drain::Drain;
-use crate::serve::{ACCEPT_PAUSE, prepare};
 use crate::tls::{ClientNames, MutualTls};
 use connections::{Accepted, Connections};
 pub use connections::{Authentication, Limit, Peers, Usage};
@@ -84,46 +84,40 @@ pub async fn serve<C, S, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let connections = Connections::new(limits, peers);
-    let mut begun = pin!(drain.begun());
-    let mut usage = tokio::time::interval(USAGE_INTERVAL);
-    loop {
-        let accepted = tokio::select! {
-            () = &mut begun => return,
-            accepted = listener.accept() => accepted,
-            _ = usage.tick() => {
-                connections.report_usage();
-                continue;
-            }
+    let admit = |_: &TcpStream, peer: SocketAddr| {
+        let Some(accepted) = connections.accept(peer.ip()) else {
+            tracing::debug!(%peer, "too many new connections of one peer, closing");
+            return None;
         };
-        match accepted {
-            Ok((stream, peer)) => {
-                let Some(accepted) = connections.accept(peer.ip()) else {
-                    tracing::debug!(%peer, "too many new connections of one peer, closing");
-                    continue;
-                };
-                let accepted = Arc::new(accepted);
-                let (tls, ending, connect) = (tls.clone(), drain.clone(), connect.clone());
-                drain.spawn(async move {
-                    prepare(&stream);
-                    let shown = Authentication::of(&accepted);
-                    let closing = accepted.closing().clone();
-                    // Boxed, because the handshake and the connection are large, and moving them
-                    // would copy them.
-                    let talk = Box::pin(async move {
-                        if let Some((stream, names)) = Box::pin(tls.accept(stream)).await
-                            && let Some(service) = connect(peer, names, shown)
-                        {
-                            converse(stream, limits, ending, closing, service).await;
-                        }
-                    });
-                    hold(talk, &accepted).await;
-                });
-            }
-            Err(error) => {
-                tracing::debug!(%error, "cannot accept connections, retrying");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+        let accepted = Arc::new(accepted);
+        let (tls, drain, connect) = (tls.clone(), drain.clone(), connect.clone());
+        Some(async move |stream| {
+            let shown = Authentication::of(&accepted);
+            let closing = accepted.closing().clone();
+            // Boxed, because the handshake and the connection are large, and moving them would
+            // copy them.
+            let talk = Box::pin(async move {
+                if let Some((stream, names)) = Box::pin(tls.accept(stream)).await
+                    && let Some(service) = connect(peer, names, shown)
+                {
+                    converse(stream, limits, drain, closing, service).await;
+                }
+            });
+            hold(talk, &accepted).await;
+        })
+    };
+    tokio::select! {
+        () = accept(listener, UNLIMITED, &drain, admit) => {}
+        () = report_usage(&connections) => {}
+    }
+}
+
+/// Reports the number of connections at intervals. Never returns.
+async fn report_usage(connections: &Connections) {
+    let mut interval = tokio::time::interval(USAGE_INTERVAL);
+    loop {
+        interval.tick().await;
+        connections.report_usage();
     }
 }
 

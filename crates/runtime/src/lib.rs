@@ -4,7 +4,9 @@
 //! Nothing here depends on roles, pods or AWS. The log subscriber is the only global: each process
 //! creates the rest at startup and passes it down.
 
+mod accept;
 pub mod admin;
+pub mod backoff;
 pub mod clock;
 pub mod drain;
 pub mod histogram;
@@ -19,6 +21,7 @@ pub mod readiness;
 pub mod serve;
 pub mod shares;
 pub mod signals;
+pub mod staleness;
 pub mod supervisor;
 pub mod tls;
 mod transport;

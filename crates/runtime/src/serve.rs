@@ -15,11 +15,11 @@ use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
+use crate::accept;
 use crate::drain::Drain;
 use crate::peer::PeerKey;
 use crate::shares::{Evicted, Eviction, Holder, ShareLimits, Shares};
@@ -29,15 +29,8 @@ use crate::transport::{FIRST_REQUEST_TIMEOUT, Plain, Transport};
 /// The number of connections that may wait to be accepted: more than a port holds, so that clients
 /// that arrive together need not retry. The kernel caps it at its own limit.
 const BACKLOG: i32 = 4096;
-/// Pause after the kernel failed to accept a connection, for example because no file descriptors
-/// are left.
-pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// The time in which an evicted connection has to finish its current request.
 const EVICTED_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time that sent data may stay unacknowledged.
-const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// An error that prevents listening on a port.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}{}", hint(.source))]
@@ -145,7 +138,7 @@ where
 {
     let (limits, peers) = shared_by_peers(limits);
     let connect = |peer, own| Some(placed(&peers, peer, connect(peer, own)?));
-    accept(listener, limits, drain, Plain, connect).await;
+    serve_over(listener, limits, drain, Plain, connect).await;
 }
 
 /// The connections of a port, by peer.
@@ -213,7 +206,7 @@ pub async fn serve_evictable<C, S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    accept(listener, limits, drain, Plain, connect).await;
+    serve_over(listener, limits, drain, Plain, connect).await;
 }
 
 /// Like [`serve_evictable`], over TLS. A connection counts from the moment it is accepted. Its
@@ -232,10 +225,10 @@ pub async fn serve_tls<C, S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    accept(listener, limits, drain, tls, connect).await;
+    serve_over(listener, limits, drain, tls, connect).await;
 }
 
-async fn accept<C, T, S, B>(
+async fn serve_over<C, T, S, B>(
     listener: TcpListener,
     limits: Limits,
     drain: Drain,
@@ -250,55 +243,21 @@ async fn accept<C, T, S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let places = Arc::new(Semaphore::new(limits.connections));
-    let mut begun = pin!(drain.begun());
-    let mut accepts = true;
-    loop {
-        let accepted = async {
-            // The semaphore is never closed.
-            let place = Arc::clone(&places).acquire_owned().await.ok();
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            () = &mut begun => return,
-            accepted = accepted => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                accepts = true;
-                // A connection without a local address is closed already.
-                let connected = stream.local_addr().ok().and_then(|own| connect(peer, own));
-                let Some((service, mut eviction)) = connected else {
-                    continue;
-                };
-                let (transport, ending) = (transport.clone(), drain.clone());
-                drain.spawn(async move {
-                    prepare(&stream);
-                    let opened = tokio::select! {
-                        opened = transport.open(stream, &ending) => opened,
-                        _ = eviction.next() => None,
-                    };
-                    if let Some(stream) = opened {
-                        converse(stream, limits, ending, service, eviction).await;
-                    }
-                    drop(place);
-                });
+    let admit = |stream: &TcpStream, peer| {
+        // A connection without a local address is closed already.
+        let (service, mut eviction) = connect(peer, stream.local_addr().ok()?)?;
+        let (transport, drain) = (transport.clone(), drain.clone());
+        Some(async move |stream| {
+            let opened = tokio::select! {
+                opened = transport.open(stream, &drain) => opened,
+                _ = eviction.next() => None,
+            };
+            if let Some(stream) = opened {
+                converse(stream, limits, drain, service, eviction).await;
             }
-            Err(error) => {
-                if std::mem::take(&mut accepts) {
-                    tracing::warn!(%error, "cannot accept connections, retrying");
-                }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-pub(crate) fn prepare(stream: &TcpStream) {
-    // Responses are small and written at once: waiting to fill a packet only adds latency.
-    let _ = stream.set_nodelay(true);
-    // Unacknowledged data is not retransmitted for long: another pod may have the address soon.
-    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT));
+        })
+    };
+    accept::accept(listener, limits.connections, &drain, admit).await;
 }
 
 async fn converse<T, S, B>(stream: T, limits: Limits, drain: Drain, service: S, eviction: Eviction)

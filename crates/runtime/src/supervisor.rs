@@ -11,26 +11,80 @@ use tokio_util::task::TaskTracker;
 use crate::drain::Drain;
 use crate::readiness::Readiness;
 
-/// A started process: an agent, a broker, a webhook or a controller. Dropping it aborts all of its
-/// tasks and connections.
+/// A kind of process: an agent, a broker, a webhook or a controller. [`Running`] owns one that is
+/// started.
 pub trait Service: Sized + Send {
     /// The validated options.
     type Options;
+    /// The bound addresses.
+    type Addresses: Copy;
     /// An error that prevents the start.
     type Error: StartError;
 
-    /// Starts the process and returns once its ports are open. Dependencies that are not available
-    /// yet are retried, and the readiness reports them.
-    fn start(options: Self::Options) -> impl Future<Output = Result<Self, Self::Error>> + Send;
+    /// Starts all tasks, and returns once the ports are open. Dependencies that are not available
+    /// yet are retried, and the readiness of `supervisor` reports them.
+    fn start(
+        options: Self::Options,
+        supervisor: &mut Supervisor,
+    ) -> impl Future<Output = Result<(Self, Self::Addresses), Self::Error>> + Send;
+
+    /// Waits until the next process has taken over the sockets. By default none does.
+    fn handed_over(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
+    /// Cleans up after all tasks have exited.
+    fn stopped(self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+}
+
+/// A started process. Dropping it aborts all of its tasks and connections.
+#[derive(Debug)]
+pub struct Running<S: Service> {
+    service: S,
+    addresses: S::Addresses,
+    supervisor: Supervisor,
+}
+
+impl<S: Service> Running<S> {
+    /// Starts a process, see [`Service::start`].
+    ///
+    /// # Errors
+    /// Returns an error if the options or the environment prevent the start.
+    pub async fn start(options: S::Options) -> Result<Self, S::Error> {
+        let mut supervisor = Supervisor::new();
+        let (service, addresses) = S::start(options, &mut supervisor).await?;
+        Ok(Self {
+            service,
+            addresses,
+            supervisor,
+        })
+    }
+
+    /// Returns the bound addresses.
+    pub fn addresses(&self) -> S::Addresses {
+        self.addresses
+    }
 
     /// Returns the readiness.
-    fn readiness(&self) -> &Readiness;
+    pub fn readiness(&self) -> &Readiness {
+        self.supervisor.readiness()
+    }
 
     /// Waits until the process ends by itself.
-    fn ended(&mut self) -> impl Future<Output = Ended> + Send;
+    pub async fn ended(&mut self) -> Ended {
+        tokio::select! {
+            () = self.service.handed_over() => Ended::HandedOver,
+            task = self.supervisor.ended() => Ended::TaskExited(task),
+        }
+    }
 
     /// Stops gracefully: accepts nothing new, and waits up to `deadline` for open work.
-    fn stop(self, deadline: Duration) -> impl Future<Output = ()> + Send;
+    pub async fn stop(self, deadline: Duration) {
+        self.supervisor.stop(deadline).await;
+        self.service.stopped().await;
+    }
 }
 
 /// An error that prevents the start of a [`Service`].
@@ -54,8 +108,8 @@ pub struct Supervisor {
     readiness: Readiness,
     drain: Drain,
     stopping: CancellationToken,
-    /// The tasks that finish by themselves when the process stops.
-    finishing: TaskTracker,
+    /// The tasks that finish by themselves when the process stops, by name.
+    finishing: Vec<(&'static str, TaskTracker)>,
     /// All tasks. A required one returns its name.
     tasks: JoinSet<Option<&'static str>>,
 }
@@ -118,7 +172,9 @@ impl Supervisor {
         name: &'static str,
         task: impl Future<Output = ()> + Send + 'static,
     ) {
-        let running = self.finishing.token();
+        let tracker = TaskTracker::new();
+        let running = tracker.token();
+        self.finishing.push((name, tracker));
         let stopping = self.stopping.clone();
         self.tasks.spawn(async move {
             task.await;
@@ -140,19 +196,30 @@ impl Supervisor {
     }
 
     /// Tells the tasks of [`spawn_graceful`](Self::spawn_graceful) to exit, and waits for them.
-    /// Returns `false` if some still run at `until`. All other tasks continue: liveness probes
-    /// succeed meanwhile.
-    pub async fn finish(&self, until: Instant) -> bool {
+    /// Returns the names of those that still run at `until`. All other tasks continue: liveness
+    /// probes succeed meanwhile.
+    async fn finish(&self, until: Instant) -> Vec<&'static str> {
         self.stopping.cancel();
-        self.finishing.close();
-        timeout_at(until, self.finishing.wait()).await.is_ok()
+        let mut late = Vec::new();
+        for (name, tracker) in &self.finishing {
+            tracker.close();
+            if timeout_at(until, tracker.wait()).await.is_err() {
+                late.push(*name);
+            }
+        }
+        late
     }
 
     /// Stops gracefully, up to `deadline`: first the tasks that finish by themselves, then the
     /// servers with their open connections. All other tasks are aborted last.
     pub async fn stop(mut self, deadline: Duration) {
         let until = Instant::now() + deadline;
-        self.finish(until).await;
+        for task in self.finish(until).await {
+            tracing::warn!(
+                task,
+                "shutdown timed out before the task had finished its work"
+            );
+        }
         let left = until.saturating_duration_since(Instant::now());
         self.drain.drain(left).await;
         self.tasks.shutdown().await;
@@ -213,7 +280,9 @@ mod tests {
         let mut supervisor = Supervisor::new();
         supervisor.spawn_graceful("stuck", std::future::pending());
         let start = Instant::now();
-        assert!(!supervisor.finish(start + Duration::from_secs(1)).await);
+        supervisor.spawn_graceful("obedient", async {});
+        let late = supervisor.finish(start + Duration::from_secs(1)).await;
+        assert_eq!(late, ["stuck"]);
         supervisor.stop(Duration::from_secs(5)).await;
         assert_eq!(start.elapsed(), Duration::from_secs(6));
     }

@@ -5,6 +5,7 @@
 //! TLS is rustls with aws-lc-rs. Only HTTP/1.1 is offered: the API server falls back to it and
 //! keeps its connections.
 
+mod acceptor;
 mod expiry;
 mod files;
 mod mtls;
@@ -13,15 +14,12 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
-use rustls::server::NoServerSessionStorage;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 pub use expiry::{CertificateFile, Expires, ExpiryCollector};
@@ -32,19 +30,14 @@ pub use store::CertificateStore;
 
 use crate::drain::Drain;
 use crate::transport::{FIRST_REQUEST_TIMEOUT, Transport};
+use acceptor::Acceptor;
 
 /// Time limit for a handshake, from the accepted connection to its last message.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The TLS configuration of a port. Cloning is cheap.
-#[derive(Clone)]
-pub struct ServerTls(TlsAcceptor);
-
-impl fmt::Debug for ServerTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerTls").finish_non_exhaustive()
-    }
-}
+#[derive(Debug, Clone)]
+pub struct ServerTls(Acceptor);
 
 impl ServerTls {
     /// Creates a configuration for TLS 1.2 and 1.3 that uses the certificate in `store` at each
@@ -54,15 +47,10 @@ impl ServerTls {
     /// Returns an error if the cryptography provider does not support these versions.
     pub fn new(store: Arc<CertificateStore>) -> Result<Self, rustls::Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(store);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // A resumed session would keep the certificate of its first handshake.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+            .with_no_client_auth();
+        Ok(Self(Acceptor::new(config, store, b"http/1.1")))
     }
 }
 
@@ -76,17 +64,7 @@ impl Transport for ServerTls {
             tokio::time::sleep(FIRST_REQUEST_TIMEOUT).await;
         };
         tokio::select! {
-            opened = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.0.accept(stream)) => match opened {
-                Ok(Ok(stream)) => Some(stream),
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, "TLS handshake failed");
-                    None
-                }
-                Err(_) => {
-                    tracing::debug!("TLS handshake timed out");
-                    None
-                }
-            },
+            opened = self.0.accept(stream, HANDSHAKE_TIMEOUT) => opened,
             () = ending => None,
             () = drain.forced() => None,
         }

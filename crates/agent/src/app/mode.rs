@@ -13,6 +13,7 @@ use rolegate_aws::imds::Imds;
 use rolegate_aws::sts::Sts;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
+use rolegate_runtime::staleness::Staleness;
 use rolegate_runtime::supervisor::Supervisor;
 use rolegate_runtime::tls::{CertificateFile, Expires, ExpiryCollector};
 use rolegate_sessions::{SessionMetrics, Sessions};
@@ -23,7 +24,6 @@ use super::source::Source;
 use super::{StandaloneOptions, StartError};
 use crate::address_verifier::{AddressVerifier, Age, AttachmentLookup};
 use crate::broker::{BrokerOptions, BrokerSync, BrokerSyncParts, ClientAuth};
-use crate::broker_staleness::BrokerStaleness;
 use crate::decision_source::DecisionSource;
 use crate::metadata::NodeHealth;
 use crate::metrics::AgentMetrics;
@@ -120,8 +120,9 @@ pub(super) fn brokered(options: BrokerOptions, shared: Shared<'_>) -> Backend {
     info!(source = "broker", host = %options.host, port = options.port, "rules in force");
     let (sessions, fed) = Sessions::remote();
     let (sender, outcomes) = mpsc::channel(MAX_QUEUED_REPORTS);
-    let age = BrokerStaleness::new();
-    let verifier = AddressVerifier::new(Some(Age::Broker(age.clone())), shared.attachments);
+    // Until the first update it counts from now.
+    let staleness = Arc::new(Staleness::from_now());
+    let verifier = AddressVerifier::new(Some(Age::Broker(staleness.clone())), shared.attachments);
     let writer = PodTableWriter::new(
         shared.pod_table.clone(),
         verifier.clone(),
@@ -133,7 +134,7 @@ pub(super) fn brokered(options: BrokerOptions, shared: Shared<'_>) -> Backend {
         sessions: sessions.clone(),
         fed,
         outcomes,
-        age,
+        staleness,
         clock: shared.clock.clone(),
     };
     let ca = CertificateFile::of_authorities("broker-ca", options.ca.clone());

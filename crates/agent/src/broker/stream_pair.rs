@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rolegate_proto::v1::{self, from_agent};
+use rolegate_runtime::backoff::Backoff;
+use rolegate_runtime::staleness::Staleness;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
@@ -13,13 +15,12 @@ use tracing::{debug, info, warn};
 
 use super::BrokerOptions;
 use super::stream::{StreamError, StreamEvent, StreamId, message, run};
-use crate::broker_staleness::BrokerStaleness;
 
 /// Maximum number of queued events. Beyond that, the stream's flow control applies.
 const MAX_QUEUED_EVENTS: usize = 4;
 /// Maximum number of queued messages to the broker.
 const MAX_QUEUED_MESSAGES: usize = 256;
-/// The initial and maximum delay between failed attempts, with exponential backoff and jitter.
+/// The shortest and longest delay between failed attempts.
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 /// Minimum lifetime of a stream that is redialed at once when it ends. A stream that ends as soon
@@ -46,7 +47,7 @@ struct Link {
     /// Set once the broker has authenticated this agent.
     up: Option<Connected>,
     /// The staleness of the broker's pod table, once reported.
-    age: Option<BrokerStaleness>,
+    staleness: Staleness,
     orders: mpsc::Sender<v1::FromAgent>,
     task: AbortHandle,
 }
@@ -69,7 +70,7 @@ pub(super) struct StreamPair {
     sender: mpsc::Sender<(StreamId, StreamEvent)>,
     events: mpsc::Receiver<(StreamId, StreamEvent)>,
     next: StreamId,
-    wait: Duration,
+    backoff: Backoff,
     dial_at: Instant,
     spread_at: Instant,
     /// The last reported error, so that it is logged once.
@@ -88,7 +89,7 @@ impl StreamPair {
             sender,
             events,
             next: 0,
-            wait: MIN_RETRY_DELAY,
+            backoff: Backoff::new(MIN_RETRY_DELAY, MAX_RETRY_DELAY),
             dial_at: now,
             spread_at: now + REBALANCE_INTERVAL,
             last_error: None,
@@ -171,11 +172,8 @@ impl StreamPair {
             StreamEvent::Update(update) if serves => Some(PairEvent::Update(update)),
             StreamEvent::Update(_) => None,
             StreamEvent::Heartbeat(age) => {
-                let stream = self.streams.get_mut(&id)?;
-                stream
-                    .age
-                    .get_or_insert_with(BrokerStaleness::new)
-                    .update(age);
+                let stream = self.streams.get(&id)?;
+                stream.staleness.update(Duration::from_millis(age));
                 self.leave_stale()
                     .or_else(|| serves.then_some(PairEvent::Heartbeat(age)))
             }
@@ -184,7 +182,7 @@ impl StreamPair {
 
     /// Switches from a broker with a stale cluster state to the standby's broker, if that is fresh.
     fn leave_stale(&mut self) -> Option<PairEvent> {
-        let age = |stream: &Link| stream.age.as_ref().map(BrokerStaleness::age);
+        let age = |stream: &Link| stream.staleness.age();
         let old = age(self.serving()?)?;
         let young = self.streams.values().filter_map(age).min()?;
         // If both are stale, the fresher one is not better for long.
@@ -211,11 +209,10 @@ impl StreamPair {
         let last_error = error.to_string();
         let up = stream.up.as_ref();
         if up.is_some_and(|up| up.since.elapsed() >= MIN_STABLE_LIFETIME) {
-            self.wait = MIN_RETRY_DELAY;
+            self.backoff.reset();
             self.dial_at = Instant::now();
         } else {
-            self.dial_at = Instant::now() + self.jitter();
-            self.wait = (self.wait * 2).min(MAX_RETRY_DELAY);
+            self.dial_at = Instant::now() + self.backoff.next_delay();
         }
         if self.last_error.as_ref() != Some(&last_error) && (served || up.is_none()) {
             warn!(
@@ -239,10 +236,6 @@ impl StreamPair {
             .then_some(PairEvent::Lost(last_error))
     }
 
-    fn jitter(&self) -> Duration {
-        self.wait.mul_f64(0.5 + fastrand::f64())
-    }
-
     fn dial(&mut self) {
         let taken: Vec<_> = self
             .streams
@@ -260,7 +253,7 @@ impl StreamPair {
         });
         let stream = Link {
             up: None,
-            age: None,
+            staleness: Staleness::default(),
             orders,
             task,
         };
@@ -270,7 +263,8 @@ impl StreamPair {
     /// Ends a standby to the broker that is active already, since the next attempt may reach
     /// another one.
     fn spread(&mut self) {
-        self.spread_at = Instant::now() + REBALANCE_INTERVAL + self.jitter();
+        let jitter = MIN_RETRY_DELAY.mul_f64(0.5 + fastrand::f64());
+        self.spread_at = Instant::now() + REBALANCE_INTERVAL + jitter;
         let name = |stream: &Link| stream.up.as_ref().map(|up| up.broker.clone());
         let Some(broker) = self.serving().and_then(name) else {
             return;

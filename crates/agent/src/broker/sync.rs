@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
 use rolegate_authorizer::recorder::{OutcomeReport, RequestOutcome};
@@ -17,13 +18,13 @@ use rolegate_proto::v1::{self, from_agent, outcome, pod};
 use rolegate_proto::wire::{self, MAX_OUTCOMES, Malformed};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::{Block, Condition, Readiness};
+use rolegate_runtime::staleness::Staleness;
 use rolegate_sessions::{Lease, RemoteSessions, Sessions};
 use tokio::sync::mpsc;
 use tracing::error;
 
 use super::BrokerOptions;
 use super::stream_pair::{PairEvent, StreamPair};
-use crate::broker_staleness::BrokerStaleness;
 use crate::pod_table::PodTable;
 use crate::pod_table::writer::PodTableWriter;
 
@@ -38,7 +39,7 @@ pub(crate) struct BrokerSyncParts {
     pub(crate) sessions: Sessions,
     pub(crate) fed: RemoteSessions,
     pub(crate) outcomes: mpsc::Receiver<OutcomeReport>,
-    pub(crate) age: BrokerStaleness,
+    pub(crate) staleness: Arc<Staleness>,
     pub(crate) clock: Clock,
 }
 
@@ -48,7 +49,7 @@ pub(crate) struct BrokerSync {
     pod_table: Arc<PodTable>,
     writer: PodTableWriter,
     sessions: Sessions,
-    age: BrokerStaleness,
+    staleness: Arc<Staleness>,
     clock: Clock,
     node: Arc<str>,
     /// The sessions of this stream by number.
@@ -70,14 +71,14 @@ impl BrokerSync {
             sessions,
             mut fed,
             mut outcomes,
-            age,
+            staleness,
             clock,
         } = parts;
         let mut sync = Self {
             pod_table,
             writer,
             sessions,
-            age,
+            staleness,
             clock,
             node: options.node.as_str().into(),
             table: HashMap::new(),
@@ -136,7 +137,7 @@ impl BrokerSync {
                 // Until a stream is complete, the previous stream's pod table is served. Its
                 // staleness keeps growing, whatever this broker knows.
                 if self.shown.is_none() {
-                    self.age.update(age);
+                    self.staleness.update(Duration::from_millis(age));
                 }
                 Ok(())
             }

@@ -7,12 +7,12 @@ use rolegate_core::engine::Cause;
 use rolegate_core::labels::Labels;
 use rolegate_core::session::{Credentials, SessionKey, Validity};
 use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_runtime::staleness::Staleness;
 use rolegate_sessions::{Document, RemoteSessions, Sessions};
 use zeroize::Zeroizing;
 
 use super::*;
 use crate::address_verifier::Age;
-use crate::broker_staleness::BrokerStaleness;
 
 /// The document of the tiny endpoint.
 struct KeyDocument;
@@ -131,9 +131,9 @@ async fn an_unreliable_pod_table_serves_no_pod_by_uid() {
     let mut source = source();
     source.max_staleness = Duration::ZERO;
     publish(&source, "u1", Authorization::NoRole);
-    let outdated = BrokerStaleness::new();
-    outdated.update(1000);
-    source.verifier = AddressVerifier::new(Some(Age::Broker(outdated)), None);
+    let outdated = Staleness::default();
+    outdated.update(Duration::from_secs(1));
+    source.verifier = AddressVerifier::new(Some(Age::Broker(outdated.into())), None);
     assert_eq!(respond(&source, "u1").await, (503, "try again".into()));
     source.verifier = AddressVerifier::default();
     assert_eq!(respond(&source, "u1").await, (404, "no role".into()));

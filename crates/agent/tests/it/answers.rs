@@ -5,7 +5,6 @@ use std::time::Duration;
 use rolegate_agent::metadata::ImdsV2;
 use rolegate_core::metadata::AllowList;
 use rolegate_devkit::StsFailure;
-use rolegate_runtime::supervisor::Service as _;
 
 use crate::harness::{CREDENTIALS, TestAgent, alone, arn, pod_with_role};
 

@@ -20,7 +20,6 @@ use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::supervisor::Service as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 

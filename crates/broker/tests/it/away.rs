@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use rolegate_agent::app::Agent;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::supervisor::Service as _;
 
 use crate::harness::{CREDENTIALS, TestBrokers, address, get, metric_at, pod, until};
 use crate::net::Network;

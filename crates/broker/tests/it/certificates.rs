@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use rolegate_broker::app::Broker;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::supervisor::Service as _;
 
 use crate::faults::{READER, SERVING, WARM};
 use crate::harness::{Authority, CREDENTIALS, TestBrokers, address, get, left, metric, pod, until};

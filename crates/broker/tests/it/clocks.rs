@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use rolegate_devkit::StsFailure;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::supervisor::Service as _;
 
 use crate::faults::READER;
 use crate::harness::{CREDENTIALS, TestBrokers, address, get, pod, until};

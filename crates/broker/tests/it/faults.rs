@@ -8,7 +8,6 @@ use rolegate_agent::broker::ClientAuth;
 use rolegate_broker::app::Broker;
 use rolegate_devkit::{KubeApi, KubeApiOptions, Namespace, Pod, StsFailure};
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::supervisor::Service as _;
 
 use crate::harness::{
     CREDENTIALS, LOOPBACK, TestBrokers, address, furnish, get, measure, metric, pod, until,

@@ -30,7 +30,6 @@ use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::supervisor::Service as _;
 use rolegate_runtime::tls::{ClientTls, TlsFiles};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -8,7 +8,6 @@ use rolegate_broker::app::Broker;
 use rolegate_broker::subscription::MAX_PER_NODE;
 use rolegate_proto::v1::{self, from_agent, outcome, to_agent};
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::supervisor::Service as _;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;

@@ -11,7 +11,6 @@ use rolegate_proto::kiam::{
     Credentials, GetHealthRequest, GetPodCredentialsRequest, GetPodRoleRequest,
 };
 use rolegate_runtime::clock::Clock;
-use rolegate_runtime::supervisor::Service as _;
 use rolegate_runtime::tls::ClientTls;
 use tonic::{Code, Status};
 

@@ -15,7 +15,6 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::http2::{Authentication, Limit, Limits, Peers, Usage, serve};
 use rolegate_runtime::readiness::Readiness;
-use rolegate_runtime::supervisor::Service as _;
 use rolegate_runtime::tls::{CertificateStore, ClientAuthorities, MutualTls};
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status, Streaming};

@@ -7,7 +7,6 @@ use std::time::Duration;
 use rolegate_broker::app::KiamOptions;
 use rolegate_devkit::Pod;
 use rolegate_proto::v1;
-use rolegate_runtime::supervisor::Service as _;
 use serde_json::Value;
 
 use crate::harness::{CREDENTIALS, LOOPBACK, TestBrokers, address, ask, get, left, pod, until};

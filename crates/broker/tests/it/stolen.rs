@@ -1,6 +1,5 @@
 //! A stolen node gets the sessions of its own pods and nothing of another node.
 
-use rolegate_runtime::supervisor::Service as _;
 use std::time::Duration;
 
 use crate::harness::{CREDENTIALS, TestBrokers, address, get};

@@ -1,6 +1,8 @@
 //! Elections without an API server, on paused time: a Lease in memory checks versions and can be
 //! made unreachable.
 
+mod further_task;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -128,6 +130,25 @@ impl Drop for Leader {
 
 /// Starts a candidate. Its work stops at the end of its leadership if `obeys`, and otherwise never.
 fn candidate(server: &Server, leaders: &Leaders, name: &'static str, obeys: bool) -> Candidate {
+    let leaders = leaders.clone();
+    working(server, name, move |leading| {
+        let leaders = leaders.clone();
+        async move {
+            let _leader = Leader::take(name, &leaders);
+            leading.cancelled().await;
+            if !obeys {
+                std::future::pending::<()>().await;
+            }
+        }
+    })
+}
+
+/// Starts a candidate that does `work` while it leads.
+fn working<W, F>(server: &Server, name: &'static str, work: W) -> Candidate
+where
+    W: FnMut(CancellationToken) -> F + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
     let readiness = Readiness::new();
     let options = LeaseOptions {
         namespace: "default".into(),
@@ -138,18 +159,8 @@ fn candidate(server: &Server, leaders: &Leaders, name: &'static str, obeys: bool
     let clock = Clock::tokio("2030-01-01T00:00:00Z".parse().unwrap());
     let condition = readiness.condition("lease");
     let leadership = Leadership::new(options, clock, condition, Gauge::default());
-    let (client, leaders) = (server.client(name), leaders.clone());
     let stop = CancellationToken::new();
-    let run = leadership.run(client, stop.clone(), move |leading| {
-        let leaders = leaders.clone();
-        async move {
-            let _leader = Leader::take(name, &leaders);
-            leading.cancelled().await;
-            if !obeys {
-                std::future::pending::<()>().await;
-            }
-        }
-    });
+    let run = leadership.run(server.client(name), stop.clone(), work);
     Candidate {
         stop,
         task: tokio::spawn(run),

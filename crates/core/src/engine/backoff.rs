@@ -31,7 +31,8 @@ pub(super) fn refresh_at(key: &SessionKey, lifetime: Validity) -> Timestamp {
     lifetime.from + SignedDuration::from_secs_f64(whole.as_secs_f64() * part)
 }
 
-/// Returns the delay after the `failures`th consecutive failure of one kind.
+/// Returns the delay after the `failures`th consecutive failure of one kind. Unlike an iterator of
+/// delays, it needs neither state nor random numbers, so that decisions are reproducible.
 pub(super) fn after_failure(
     key: &SessionKey,
     kind: FailureKind,

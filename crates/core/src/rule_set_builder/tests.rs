@@ -1,3 +1,5 @@
+mod further_layer;
+
 use jiff::Timestamp;
 
 use super::*;

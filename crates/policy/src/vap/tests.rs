@@ -164,6 +164,22 @@ fn layers_keep_their_modes_apart() {
 }
 
 #[test]
+fn each_layer_has_a_policy_or_a_reason() {
+    for layer in LayerId::ALL {
+        let mut config = config();
+        config.modes = Modes::OFF.with(layer, Mode::Enforce);
+        let export = exported(&config, &[]).unwrap();
+        let has_policy = find(&export, POLICY, &format!("rolegate-layer-{layer}")).is_some();
+        let reason = not_expressed(layer);
+        assert_ne!(has_policy, reason.is_some(), "{layer}");
+        if let Some(reason) = reason {
+            let is_reported = export.unsaid.iter().any(|sentence| sentence == reason);
+            assert!(is_reported, "{layer}: {:?}", export.unsaid);
+        }
+    }
+}
+
+#[test]
 fn threat_07_namespaces_are_spared_by_the_label_that_nobody_chooses() {
     let export = exported(&config(), &[]).unwrap();
     for binding in export

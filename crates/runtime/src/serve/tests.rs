@@ -1,6 +1,7 @@
 use bytes::Bytes;
 use http_body_util::Full;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::drain::Outcome;

@@ -13,18 +13,19 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::time_provider::TimeProvider;
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
     SignatureScheme,
 };
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_rustls::{TlsConnector, client, server};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::HANDSHAKE_TIMEOUT;
+use super::acceptor::Acceptor;
 use super::files::{TlsFiles, bounded};
 use super::pair::end_of;
 use super::store::CertificateStore;
@@ -150,14 +151,8 @@ pub struct ClientNames {
 }
 
 /// The server side. Cloning is cheap.
-#[derive(Clone)]
-pub struct MutualTls(TlsAcceptor);
-
-impl fmt::Debug for MutualTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MutualTls").finish_non_exhaustive()
-    }
-}
+#[derive(Debug, Clone)]
+pub struct MutualTls(Acceptor);
 
 impl MutualTls {
     /// Creates a configuration for TLS 1.3 and HTTP/2 that uses the certificate in `store` at each
@@ -177,15 +172,10 @@ impl MutualTls {
                 .signature_verification_algorithms
                 .supported_schemes(),
         };
-        let mut config = ServerConfig::builder_with_details(provider, Arc::new(clock))
+        let config = ServerConfig::builder_with_details(provider, Arc::new(clock))
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(store);
-        config.alpn_protocols = vec![ALPN.into()];
-        // A resumed session would keep the certificates of its first handshake.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+            .with_client_cert_verifier(Arc::new(verifier));
+        Ok(Self(Acceptor::new(config, store, ALPN)))
     }
 
     /// Performs the handshake. `None` if it fails or times out.
@@ -193,21 +183,10 @@ impl MutualTls {
         &self,
         stream: TcpStream,
     ) -> Option<(server::TlsStream<TcpStream>, ClientNames)> {
-        match tokio::time::timeout(ACCEPT_TIMEOUT, self.0.accept(stream)).await {
-            Ok(Ok(stream)) => {
-                let certificates = stream.get_ref().1.peer_certificates();
-                let names = certificates.and_then(<[_]>::first).and_then(|it| names(it));
-                Some((stream, names.unwrap_or_default()))
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "TLS handshake failed");
-                None
-            }
-            Err(_) => {
-                tracing::debug!("TLS handshake timed out");
-                None
-            }
-        }
+        let stream = self.0.accept(stream, ACCEPT_TIMEOUT).await?;
+        let certificates = stream.get_ref().1.peer_certificates();
+        let names = certificates.and_then(<[_]>::first).and_then(|it| names(it));
+        Some((stream, names.unwrap_or_default()))
     }
 }
 

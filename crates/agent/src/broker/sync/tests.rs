@@ -29,7 +29,7 @@ fn fixture() -> Fixture {
             pod_table: pod_table.clone(),
             writer: PodTableWriter::new(pod_table.clone(), AddressVerifier::default(), metrics),
             sessions,
-            age: BrokerStaleness::new(),
+            staleness: Arc::new(Staleness::from_now()),
             clock: Clock::system(),
             node: "node-1".into(),
             table: HashMap::new(),
@@ -64,7 +64,7 @@ fn credentials(access_key_id: &str) -> v1::Credentials {
 }
 
 fn credentials_since(access_key_id: &str, from: jiff::Timestamp) -> v1::Credentials {
-    let until = from + std::time::Duration::from_secs(3600);
+    let until = from + Duration::from_secs(3600);
     let validity = Validity { from, until };
     (&Credentials::new(access_key_id, "secret", "token", validity)).into()
 }
@@ -118,6 +118,10 @@ fn complete() -> v1::Update {
 }
 
 impl Fixture {
+    fn age(&self) -> Duration {
+        self.sync.staleness.age().unwrap()
+    }
+
     fn receive(&mut self, event: PairEvent) -> Result<(), Malformed> {
         self.sync.take(event, &self.fed)
     }
@@ -210,23 +214,23 @@ fn missing_pods_are_removed_once_a_new_stream_is_complete() {
 #[tokio::test(start_paused = true)]
 async fn staleness_grows_until_the_next_stream_is_complete() {
     let mut fixture = fixture();
-    let minutes = |n: u64| std::time::Duration::from_secs(60 * n);
+    let minutes = |n: u64| Duration::from_secs(60 * n);
     fixture.update(complete()).unwrap();
     tokio::time::advance(minutes(5)).await;
-    assert_eq!(fixture.sync.age.age(), minutes(5));
+    assert_eq!(fixture.age(), minutes(5));
     fixture.receive(PairEvent::Heartbeat(1000)).unwrap();
-    assert_eq!(fixture.sync.age.age().as_secs(), 1);
+    assert_eq!(fixture.age().as_secs(), 1);
 
     fixture.receive(PairEvent::Activated).unwrap();
     tokio::time::advance(minutes(10)).await;
     for said in [0, u64::MAX] {
         // The broker has not received any pod yet, or never sends one.
         fixture.receive(PairEvent::Heartbeat(said)).unwrap();
-        assert_eq!(fixture.sync.age.age().as_secs(), 601, "{said}");
+        assert_eq!(fixture.age().as_secs(), 601, "{said}");
     }
     fixture.update(complete()).unwrap();
     fixture.receive(PairEvent::Heartbeat(0)).unwrap();
-    assert_eq!(fixture.sync.age.age(), minutes(0));
+    assert_eq!(fixture.age(), minutes(0));
 }
 
 #[test]
@@ -317,8 +321,7 @@ fn pending_requests_are_repeated_to_the_next_broker() {
 
 #[test]
 fn the_session_that_expires_last_is_served() {
-    let hours_ago =
-        |hours: u64| jiff::Timestamp::now() - std::time::Duration::from_secs(3600 * hours);
+    let hours_ago = |hours: u64| jiff::Timestamp::now() - Duration::from_secs(3600 * hours);
     let mut fixture = fixture();
     fixture
         .update(update(vec![session(1, "a", "ASIA1")], vec![pod(1, 1)]))
