@@ -20,6 +20,8 @@ pub mod serve;
 pub mod shares;
 pub mod signals;
 pub mod supervisor;
+#[cfg(any(test, feature = "test-util"))]
+pub mod test_util;
 pub mod tls;
 mod transport;
 pub mod version;

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use rolegate_core::arn::RoleArn;
 use rolegate_core::engine::{Cause, EngineOptions};
 use rolegate_core::session::{Credentials, Failure, FailureKind, SessionKey, Validity};
+use rolegate_core::test_util::session_key;
 use rolegate_runtime::clock::Clock;
+use rolegate_runtime::test_util::Exposition;
 use tokio::task::JoinSet;
 
 use super::*;
@@ -90,22 +91,12 @@ impl Fixture {
     }
 
     fn lease_of(&self, role: &str) -> Lease {
-        let key = SessionKey {
-            role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{role}")).unwrap(),
-            name: "default.default".into(),
-            external_id: None,
-            duration_seconds: 3600,
-            limits: None,
-        };
-        self.sessions.lease(key, "default".into(), Cause::New)
+        self.sessions
+            .lease(session_key(role), "default".into(), Cause::New)
     }
 
     fn oldest_wait(&self) -> f64 {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
-        let mut lines = text.lines();
-        let value = lines.find_map(|line| line.strip_prefix("sts_queue_oldest_wait_seconds "));
-        value.unwrap().parse().unwrap()
+        Exposition::of(&self.registry).value("sts_queue_oldest_wait_seconds")
     }
 
     fn calls(&self) -> u32 {

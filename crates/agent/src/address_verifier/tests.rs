@@ -1,8 +1,7 @@
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
-use rolegate_core::labels::Labels;
-use rolegate_core::workload::{Phase, RoleRequest};
+use rolegate_core::test_util::pod;
 
 use super::*;
 use crate::attachment::Kind;
@@ -106,15 +105,8 @@ fn workload() -> Workload {
         namespace: "shop".into(),
         name: "web".into(),
         uid: "u1".into(),
-        node: None,
-        service_account: "default".into(),
         addresses: vec![ADDRESS],
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest::default(),
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        ..pod(None)
     }
 }
 

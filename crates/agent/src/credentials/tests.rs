@@ -4,9 +4,9 @@ use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::pod::DecisionRecord;
 use rolegate_core::engine::Cause;
-use rolegate_core::labels::Labels;
-use rolegate_core::session::{Credentials, SessionKey, Validity};
-use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_core::session::{Credentials, Validity};
+use rolegate_core::test_util::{pod, session_key};
+use rolegate_core::workload::Workload;
 use rolegate_sessions::{Document, RemoteSessions, Sessions};
 use zeroize::Zeroizing;
 
@@ -54,18 +54,10 @@ fn source() -> CredentialSource {
 /// Publishes a pod without any address.
 fn publish(source: &CredentialSource, uid: &str, authorization: Authorization) {
     let workload = Workload {
-        namespace: "shop".into(),
-        name: "web".into(),
         uid: uid.into(),
-        node: None,
-        service_account: "default".into(),
-        addresses: Vec::new(),
-        phase: Phase::Running,
         host_network: true,
-        mirror: false,
-        role_request: RoleRequest::default(),
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        addresses: Vec::new(),
+        ..pod(None)
     };
     let decided = DecisionRecord {
         generation: 0,
@@ -79,15 +71,11 @@ fn publish(source: &CredentialSource, uid: &str, authorization: Authorization) {
 }
 
 fn lease() -> (Lease, RemoteSessions) {
-    let key = SessionKey {
-        role: RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap(),
-        name: "shop.web".into(),
-        external_id: None,
-        duration_seconds: 3600,
-        limits: None,
-    };
     let (sessions, remote) = Sessions::remote();
-    (sessions.lease(key, "shop".into(), Cause::New), remote)
+    (
+        sessions.lease(session_key("reader"), "shop".into(), Cause::New),
+        remote,
+    )
 }
 
 #[tokio::test]

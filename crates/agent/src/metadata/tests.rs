@@ -8,8 +8,8 @@ use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::pod::{Authorization, DecisionRecord, PodEntry};
 use rolegate_authorizer::recorder::OutcomeRecorder;
-use rolegate_core::labels::Labels;
-use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_core::test_util::pod;
+use rolegate_core::workload::Workload;
 use rolegate_runtime::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -45,16 +45,8 @@ async fn fixture(verdict: Verdict, wait: Duration) -> Fixture {
     let workload = Workload {
         namespace: "shop".into(),
         name: "web".into(),
-        uid: "u1".into(),
-        node: None,
-        service_account: "default".into(),
         addresses: vec![POD],
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest::default(),
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        ..pod(None)
     };
     let decided = DecisionRecord {
         generation: 0,

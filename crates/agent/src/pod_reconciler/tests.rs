@@ -8,12 +8,12 @@ use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::ReservedRole;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::engine::EngineOptions;
-use rolegate_core::labels::Labels;
 use rolegate_core::namespace::Namespace;
 use rolegate_core::rule_set_builder::AwsEnvironment;
 use rolegate_core::session::{Credentials, Failure, SessionKey};
 use rolegate_core::session_name::SessionScope;
-use rolegate_core::workload::{Change, Phase, RoleRequest, Update};
+use rolegate_core::test_util;
+use rolegate_core::workload::{Change, Phase, Update};
 use rolegate_runtime::clock::Clock;
 use rolegate_sessions::{AssumeRole, SessionMetrics, Sessions};
 
@@ -94,21 +94,9 @@ fn namespaces(allowed: &str) -> Update {
 
 fn pod(uid: &str, role: &str) -> Workload {
     Workload {
-        namespace: "default".into(),
         name: format!("pod-{uid}").into(),
         uid: uid.into(),
-        node: None,
-        service_account: "default".into(),
-        addresses: vec![ADDRESS],
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest {
-            role: Some(role.into()),
-            ..RoleRequest::default()
-        },
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        ..test_util::pod(Some(role))
     }
 }
 

@@ -1,6 +1,5 @@
 //! Tests of the index alone: sources and commands in, subscriptions out.
 
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::work_queue::WorkQueue;
@@ -8,16 +7,17 @@ use rolegate_core::annotation::POINTS;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, POLICY_LABEL, RuleConfig};
 use rolegate_core::enforcement::EnforcementPoint;
-use rolegate_core::labels::Labels;
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
 use rolegate_core::rule_set_builder::AwsEnvironment;
 use rolegate_core::session_name::SessionScope;
+use rolegate_core::test_util;
 use rolegate_core::workload::{Change, Phase, RoleRequest, Update};
 use rolegate_kube::config_maps::ConfigMap;
 use rolegate_rules::store::Report;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::keyed_limit::KeyedLimiter;
+use rolegate_runtime::test_util::Exposition;
 use rolegate_sessions::{RemoteSessions, Sessions};
 
 mod activate;
@@ -82,21 +82,10 @@ fn settle(mut fixture: Fixture) -> Fixture {
 
 fn pod(uid: &str, node: &str) -> Workload {
     Workload {
-        namespace: "default".into(),
         name: format!("pod-{uid}").into(),
         uid: uid.into(),
         node: Some(node.into()),
-        service_account: "default".into(),
-        addresses: vec![[10, 0, 0, 1].into()],
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest {
-            role: Some("reader".into()),
-            ..RoleRequest::default()
-        },
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        ..test_util::pod(Some("reader"))
     }
 }
 
@@ -165,9 +154,7 @@ impl Fixture {
     }
 
     fn metric(&self, line: &str) -> bool {
-        let mut text = String::new();
-        encode(&mut text, &self.registry).unwrap();
-        text.lines().any(|it| it == line)
+        Exposition::of(&self.registry).has_line(line)
     }
 
     fn leased(&self) -> usize {

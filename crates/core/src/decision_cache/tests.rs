@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use super::*;
 use crate::layer::{AccessRequest, ActiveLayer, Layer, LayerId, Mode, Verdict};
 use crate::namespace::NamespaceRules;
-use crate::workload::tests::pod;
+use crate::test_util::pod;
 
 #[derive(Debug, Default)]
 struct Counting {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::arn::RoleArn;
+use crate::test_util::session_key;
 
 mod invariants;
 mod kept;
@@ -7,13 +7,7 @@ mod lines;
 mod shared;
 
 fn key(name: &str) -> Arc<SessionKey> {
-    Arc::new(SessionKey {
-        role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{name}")).unwrap(),
-        name: "default.default".into(),
-        external_id: None,
-        duration_seconds: 3600,
-        limits: None,
-    })
+    Arc::new(session_key(name))
 }
 
 fn at(second: i64) -> Timestamp {

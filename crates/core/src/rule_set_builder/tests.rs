@@ -8,8 +8,8 @@ use crate::decision_cache::DecisionCache;
 use crate::grant::tests::grant;
 use crate::layer::{AccessRequest, LayerId, Verdict};
 use crate::session::SessionKey;
+use crate::test_util::pod;
 use crate::workload::Workload;
-use crate::workload::tests::pod;
 
 fn config(namespace: Mode, grants: Mode) -> RuleConfig {
     RuleConfig {

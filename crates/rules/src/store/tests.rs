@@ -6,7 +6,8 @@ use rolegate_core::labels::Labels;
 use rolegate_core::namespace::Namespace;
 use rolegate_core::needs::{Keys, Needs};
 use rolegate_core::rule_set_builder::ClusterConfig;
-use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_core::test_util;
+use rolegate_core::workload::Workload;
 use serde_json::json;
 
 use super::*;
@@ -65,23 +66,7 @@ fn namespaces(all: Vec<Replicated>) -> Report {
 }
 
 fn pod() -> Workload {
-    Workload {
-        namespace: "default".into(),
-        name: "app".into(),
-        uid: "1".into(),
-        node: None,
-        service_account: "default".into(),
-        addresses: Vec::new(),
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest {
-            role: Some("arn:aws:iam::123456789012:role/reader".into()),
-            ..RoleRequest::default()
-        },
-        labels: Labels::default(),
-        annotations: Labels::default(),
-    }
+    test_util::pod(Some("arn:aws:iam::123456789012:role/reader"))
 }
 
 fn decide(writer: &RuleStoreWriter) -> Decision {

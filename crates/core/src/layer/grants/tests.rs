@@ -7,8 +7,8 @@ use crate::grant::{SessionRules, Subject, tests::grant};
 use crate::labels::Labels;
 use crate::namespace::NamespaceRules;
 use crate::selector::Selector;
+use crate::test_util::pod;
 use crate::workload::Workload;
-use crate::workload::tests::pod;
 
 fn base() -> BaseArn {
     BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()
