@@ -192,12 +192,11 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
     let clock = Clock::system();
     check_credentials(flags.pod_ip, flags.host_ip)?;
     check_max_staleness(flags.max_staleness)?;
-    let rules = flags.rules.config()?;
-    if flags.auto_discover_base_arn && rules.base.is_some() {
-        return Err(invalid(
-            "--auto-discover-base-arn and --base-role-arn: give only one of them",
-        ));
-    }
+    let engine = flags.sts.engine(EngineOptions::for_cluster);
+    let decisions =
+        flags
+            .deciding()?
+            .options(&flags.given, flags.auto_discover_base_arn, engine)?;
     let (certificate, secret) = flags.certificate.source(names::BROKER_TLS)?;
     let host = || std::env::var("HOSTNAME").unwrap_or_else(|_| names::BROKER.into());
     let name = flags
@@ -210,8 +209,7 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
         ledger_entries: flags.ledger_entries.get(),
         name,
         client: flags.kubernetes.client(),
-        annotations: flags.keys.keys()?,
-        cluster_config: flags.rules.cluster_config.into(),
+        decisions,
         agents: AgentAccount {
             namespace: flags.agent_namespace.into(),
             name: flags.agent_service_account.into(),
@@ -226,12 +224,6 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
             region: flags.kiam.region,
             ..flags.sts.options(clock.clone())?
         },
-        base_required: flags.auto_discover_base_arn,
-        rules,
-        given: flags.given.rules().clone(),
-        scope: flags.session_scope.into(),
-        session_seconds: session_duration_seconds("--session-duration", flags.session_duration)?,
-        engine: flags.sts.engine(EngineOptions::for_cluster),
         connections: flags.max_agent_connections.get(),
         connections_per_peer: flags.max_connections_per_address.get(),
         kiam: flags

@@ -327,7 +327,10 @@ mod tests {
         assert_eq!(options.sts.region.as_deref(), Some("eu-west-1"));
         assert_eq!(options.sts.chain.len(), 1);
         assert_eq!(
-            (options.session_seconds, options.engine.in_flight),
+            (
+                options.decisions.session_seconds,
+                options.decisions.engine.in_flight
+            ),
             (900, 16)
         );
     }

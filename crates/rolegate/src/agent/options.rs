@@ -122,12 +122,6 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
 
 /// Returns the options of a standalone agent.
 fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<StandaloneOptions> {
-    let rules = flags.rules.config()?;
-    if flags.auto_discover_base_arn && rules.base.is_some() {
-        return Err(invalid(
-            "--auto-discover-base-arn and --base-role-arn: give only one of them",
-        ));
-    }
     let mut engine = flags.sts.engine(EngineOptions::for_node);
     if let Some(ttl) = flags.iam_role_error_ttl {
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
@@ -141,15 +135,10 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<StandaloneOptions>
                 node: flags.node.clone().filter(|node| !node.is_empty()),
             },
         },
-        annotations: flags.keys.keys()?,
+        decisions: flags
+            .deciding()?
+            .options(&flags.given, flags.auto_discover_base_arn, engine)?,
         sts: flags.sts.options(clock.clone())?,
-        base_required: flags.auto_discover_base_arn,
-        rules,
-        given: flags.given.rules().clone(),
-        cluster_config: flags.rules.cluster_config.into(),
-        scope: flags.session_scope.into(),
-        session_seconds: session_seconds(flags)?,
-        engine,
     })
 }
 
