@@ -63,14 +63,14 @@ impl AttachmentLookup for StandIn {
         uid: &str,
         address: IpAddr,
         accepted: Instant,
-    ) -> Result<Verdict, AttachmentError> {
+    ) -> Result<Verdict, NetlinkError> {
         self.called(format!("check {uid} {address}"));
         self.accepted.lock().push(accepted);
         let verdict = *self.verdict.lock();
-        verdict.ok_or_else(|| AttachmentError::Answer("none".to_owned()))
+        verdict.ok_or_else(|| NetlinkError::Response("none".to_owned()))
     }
 
-    fn resolve(&self, _: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
+    fn resolve(&self, _: IpAddr) -> Result<Option<Attachment>, NetlinkError> {
         let pod_attachment = Attachment {
             ifindex: 3,
             name: "if3".to_owned(),
