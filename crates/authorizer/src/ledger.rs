@@ -91,8 +91,8 @@ impl From<&Entry> for Record {
             access_key_id: entry.access_key_id.to_string(),
             role: entry.key.role.to_string(),
             session_name: entry.key.name.to_string(),
-            issued: entry.lifetime.from,
-            expires: entry.lifetime.until,
+            issued: entry.lifetime.not_before,
+            expires: entry.lifetime.not_after,
             namespace: entry.namespace.to_string(),
             pod: entry.pod.to_string(),
             pod_uid: entry.pod_uid.to_string(),
@@ -242,8 +242,8 @@ fn log(issued: Issued<'_>, what: &'static str) {
         pod_uid = %pod.uid,
         service_account = %pod.service_account,
         node = pod.node.as_deref(),
-        issued = %lifetime.from,
-        expires = %lifetime.until,
+        issued = %lifetime.not_before,
+        expires = %lifetime.not_after,
         rules = list(allowed.rules.iter()),
         "{what}"
     );

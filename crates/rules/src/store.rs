@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use rolegate_core::config::{DATA_LABEL, RegoConfig, ResourceKind, RuleConfig};
-use rolegate_core::decision::NotLoaded;
+use rolegate_core::decision::NotSynced;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::layer::{Layer, LayerId, Mode};
 use rolegate_core::rule_set_builder::{AwsEnvironment, Invalidated, RuleSetBuilder, RuleUpdate};
@@ -84,8 +84,8 @@ impl RuleStoreWriter {
     }
 
     /// Returns the first source that must be loaded before decisions are made.
-    pub fn unseen(&self) -> Option<NotLoaded> {
-        self.builder.unseen()
+    pub fn not_synced(&self) -> Option<NotSynced> {
+        self.builder.not_synced()
     }
 
     /// Returns the reason why every request is denied, if there is one.
@@ -361,7 +361,7 @@ impl RuleStoreWriter {
             config: self.builder.config().clone(),
             grants: self.builder.grants().clone(),
             policies,
-            missing: match self.unseen() {
+            missing: match self.not_synced() {
                 Some(_) => None,
                 None => self.missing(),
             },

@@ -42,8 +42,8 @@ impl AssumeRole for Slow {
             });
         }
         let validity = Validity {
-            from,
-            until: from + self.lifetime,
+            not_before: from,
+            not_after: from + self.lifetime,
         };
         let id = format!("ASIA{number}");
         Ok(Credentials::new(id, "hidden", "hidden", validity))
@@ -115,7 +115,7 @@ async fn pass(duration: Duration) {
 async fn served(lease: &Lease, clock: &Clock) -> Arc<Session> {
     loop {
         let changed = lease.cell().changed();
-        if let Current::Live(session) = lease.cell().current(clock.now()) {
+        if let SessionState::Valid(session) = lease.cell().state(clock.now()) {
             return session;
         }
         changed.await;
@@ -231,19 +231,19 @@ async fn pain_07_valid_credentials_survive_sts_and_expired_ones_are_never_served
         .await
         .credentials
         .validity
-        .until;
+        .not_after;
     fixture.fail(Some(FailureKind::Temporary));
     while fixture.clock.now() + Duration::from_secs(1) < until {
         assert!(matches!(
-            lease.cell().current(fixture.clock.now()),
-            Current::Live(_)
+            lease.cell().state(fixture.clock.now()),
+            SessionState::Valid(_)
         ));
         pass(Duration::from_secs(1)).await;
     }
     pass(Duration::from_secs(1)).await;
     assert!(matches!(
-        lease.cell().current(fixture.clock.now()),
-        Current::Failed(_)
+        lease.cell().state(fixture.clock.now()),
+        SessionState::Failed(_)
     ));
     fixture.fail(None);
     assert_ne!(
@@ -266,8 +266,8 @@ async fn pain_06_a_failing_role_is_not_asked_for_again_and_again() {
     }
     assert_eq!(fixture.calls(), 1);
     assert!(matches!(
-        lease.cell().current(fixture.clock.now()),
-        Current::Failed(_)
+        lease.cell().state(fixture.clock.now()),
+        SessionState::Failed(_)
     ));
     // Once the role is fixed, a change of the pod is enough.
     fixture.fail(None);

@@ -176,7 +176,7 @@ impl BrokerSync {
             }
         }
         if self.workloads.is_none() {
-            self.pod_table.settle(true);
+            self.pod_table.set_synced(true);
         }
         Ok(())
     }

@@ -38,7 +38,7 @@ async fn respond(source: &CredentialSource, uid: &str) -> (u16, Bytes) {
 
 fn source() -> CredentialSource {
     let pod_table = PodTable::default();
-    pod_table.settle(true);
+    pod_table.set_synced(true);
     CredentialSource {
         pod_table: Arc::new(pod_table),
         decisions: DecisionSource::Broker(Clock::system()),
@@ -100,7 +100,15 @@ async fn a_second_endpoint_serves_pods_by_uid() {
     tokio::task::yield_now().await;
     let from = source.clock.now();
     let until = from + Duration::from_secs(3600);
-    let credentials = Credentials::new("ASIA1", "secret", "token", Validity { from, until });
+    let credentials = Credentials::new(
+        "ASIA1",
+        "secret",
+        "token",
+        Validity {
+            not_before: from,
+            not_after: until,
+        },
+    );
     remote.store(&key, Some(credentials), None);
     assert_eq!(waiting.await.unwrap(), (200, "key=ASIA1".into()));
     assert_eq!(respond(&source, "u2").await, (404, "no role".into()));
@@ -125,6 +133,6 @@ async fn an_unreliable_pod_table_serves_no_pod_by_uid() {
     assert_eq!(respond(&source, "u1").await, (503, "try again".into()));
     source.verifier = AddressVerifier::default();
     assert_eq!(respond(&source, "u1").await, (404, "no role".into()));
-    source.pod_table.settle(false);
+    source.pod_table.set_synced(false);
     assert_eq!(respond(&source, "u1").await, (503, "try again".into()));
 }

@@ -183,7 +183,7 @@ impl RequestHandler {
         path: &CanonicalPath<'_>,
     ) -> Reply {
         let refused =
-            if self.server.credentials.pod_table.is_settled() || headers.contains_key(TOKEN) {
+            if self.server.credentials.pod_table.has_synced() || headers.contains_key(TOKEN) {
                 let pass = |_: &Arc<PodEntry>, _| Attempt::Done(Reply::ok(Bytes::new()));
                 let identified = self.with_pod(headers, pass).await;
                 (identified.outcome != Outcome::Ok).then_some(identified)
@@ -376,7 +376,7 @@ impl RequestHandler {
 impl From<Refusal> for Reply {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::NotLoaded => Self::refuse(
+            Refusal::NotSynced => Self::refuse(
                 Outcome::NotReady,
                 "rolegate has not loaded its rules and workloads yet\n",
             ),
@@ -388,7 +388,7 @@ impl From<Refusal> for Reply {
                 Outcome::UnknownPod,
                 "no pod of this node is known by this UID\n",
             ),
-            Refusal::NamespaceNotLoaded => Self::refuse(
+            Refusal::NamespaceNotSynced => Self::refuse(
                 Outcome::UnknownPod,
                 "the namespace of this pod is not loaded yet\n",
             ),

@@ -55,7 +55,7 @@ async fn fixture(verdict: Verdict, wait: Duration) -> Fixture {
     };
     let entry = Arc::new(PodEntry::new(Arc::new(workload), decided));
     pod_table.publish(vec![(POD, Some(Owner::Pod(entry)))], Vec::new());
-    pod_table.settle(true);
+    pod_table.set_synced(true);
     let ring = KeyRing::generate(Clock::system().now()).unwrap();
     let parts = MetadataParts {
         credentials: CredentialSource {

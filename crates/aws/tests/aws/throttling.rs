@@ -8,7 +8,7 @@ use rolegate_core::engine::{Cause, EngineOptions};
 use rolegate_core::session::SessionKey;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::test_util::Exposition;
-use rolegate_sessions::{Current, SessionMetrics, Sessions};
+use rolegate_sessions::{SessionMetrics, SessionState, Sessions};
 
 use super::sts::{USER, key, options, service};
 
@@ -41,7 +41,7 @@ async fn all_are_served_though_sts_throttles() {
         for lease in &leases {
             loop {
                 let changed = lease.cell().changed();
-                if matches!(lease.cell().current(clock.now()), Current::Live(_)) {
+                if matches!(lease.cell().state(clock.now()), SessionState::Valid(_)) {
                     break;
                 }
                 changed.await;

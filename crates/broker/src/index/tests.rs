@@ -148,7 +148,7 @@ impl Fixture {
     }
 
     fn reconcile_all(&mut self) {
-        while !self.index.inputs.is_idle() {
+        while !self.index.state.is_idle() {
             self.index.reconcile_batch(BATCH_SIZE);
         }
     }
@@ -245,7 +245,7 @@ fn a_change_of_the_rules_reaches_all_pods_that_it_touches() {
     assert_eq!(sent(&subscription).0.len(), 300);
     fixture.allow(r#"["writer"]"#);
     // The work is batched, so sources are read in between.
-    assert!(!fixture.index.inputs.is_idle());
+    assert!(!fixture.index.state.is_idle());
     fixture.reconcile_all();
     assert_eq!(sent(&subscription).0.len(), 300);
     assert_eq!(authorization(&subscription, "uid-299"), "denied");
@@ -297,16 +297,16 @@ fn a_slow_policy_is_evaluated_again_and_delays_no_source() {
     }
     let subscription = fixture.serving("node-1", None);
     assert_eq!(authorization(&subscription, "uid-0"), "denied");
-    assert!(fixture.index.inputs.is_idle());
+    assert!(fixture.index.state.is_idle());
     fixture.index.recheck_timely();
-    assert!(!fixture.index.inputs.is_idle());
+    assert!(!fixture.index.state.is_idle());
     // One evaluation uses up the time of a batch, so the sources are read after each.
     fixture.index.reconcile_batch(BATCH_SIZE);
-    assert!(!fixture.index.inputs.is_idle());
+    assert!(!fixture.index.state.is_idle());
     fixture.reconcile_all();
     assert_eq!(authorization(&subscription, "uid-0"), "denied");
     // The policy finishes the next time, although no change was reported.
-    fixture.index.inputs.writer().apply(policy(
+    fixture.index.state.writer().apply(policy(
         "package kubernetes.admission\ndeny[msg] { false; msg := 1 }",
     ));
     fixture.index.recheck_timely();
@@ -319,7 +319,7 @@ fn a_slow_policy_is_evaluated_again_and_delays_no_source() {
     }
     // The decision is kept until something changes.
     fixture.index.recheck_timely();
-    assert!(fixture.index.inputs.is_idle());
+    assert!(fixture.index.state.is_idle());
 }
 
 #[test]
@@ -471,7 +471,7 @@ fn rule_changes_skip_pods_of_unserved_nodes() {
     fixture.apply(pod("uid-2", "node-2"));
     let _feed = fixture.serving("node-1", None);
     fixture.index.update(namespace(r#"["writer"]"#));
-    let touched: Vec<_> = std::iter::from_fn(|| fixture.index.inputs.next_queued()).collect();
+    let touched: Vec<_> = std::iter::from_fn(|| fixture.index.state.next_queued()).collect();
     assert_eq!(touched, [("uid-1".into(), Reason::Retry)]);
     assert_eq!(fixture.leased(), 1);
     // Rules that affect one namespace do not affect pods of another.
@@ -481,7 +481,7 @@ fn rule_changes_skip_pods_of_unserved_nodes() {
     };
     let change = Update::Namespaces(Change::Apply(elsewhere));
     fixture.index.update(change);
-    assert!(fixture.index.inputs.is_idle());
+    assert!(fixture.index.state.is_idle());
 }
 
 #[test]

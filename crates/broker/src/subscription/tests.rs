@@ -90,8 +90,8 @@ impl Fixture {
     /// Stores credentials that STS issued.
     fn fetched(&self, role: &str, access_key_id: &str) {
         let validity = Validity {
-            from: at(0),
-            until: at(3600),
+            not_before: at(0),
+            not_after: at(3600),
         };
         let credentials = Credentials::new(access_key_id, "secret", "token", validity);
         self.fed.store(&session_key(role), Some(credentials), None);

@@ -12,7 +12,7 @@ use crate::test_util::pod;
 #[derive(Debug, Default)]
 struct Counting {
     asked: AtomicUsize,
-    reads: Inputs,
+    reads: WorkloadFields,
     reads_time: bool,
     transient: bool,
 }
@@ -35,7 +35,7 @@ impl Layer for Counting {
         }
     }
 
-    fn reads(&self) -> Inputs {
+    fn reads(&self) -> WorkloadFields {
         self.reads
     }
 
@@ -75,17 +75,17 @@ fn asked(layer: Counting, scope: SessionScope) -> usize {
 fn identical_workloads_share_a_decision() {
     assert_eq!(asked(Counting::default(), SessionScope::Workload), 1);
     assert_eq!(asked(Counting::default(), SessionScope::Pod), 10);
-    let labels = Inputs {
+    let labels = WorkloadFields {
         labels: true,
-        ..Inputs::default()
+        ..WorkloadFields::default()
     };
-    let identity = Inputs {
+    let identity = WorkloadFields {
         identity: true,
-        ..Inputs::default()
+        ..WorkloadFields::default()
     };
-    let pod = Inputs {
+    let pod = WorkloadFields {
         pod: true,
-        ..Inputs::default()
+        ..WorkloadFields::default()
     };
     for reads in [labels, identity, pod] {
         let layer = Counting {

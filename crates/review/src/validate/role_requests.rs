@@ -12,7 +12,7 @@ use super::{Change, Validator};
 use crate::audience::is_for_aws;
 use crate::field_path::{FieldRef, Malformed, StringMap};
 use crate::json::Node;
-use crate::outcome::{NotSynced, Violation, ViolationSource};
+use crate::outcome::{Undecided, Violation, ViolationSource};
 use crate::pod_template::{PodShape, ROLE_VARIABLE};
 
 /// Stands for the service account of objects that every account of a namespace can use, such as a
@@ -379,11 +379,11 @@ impl Validator<'_> {
         let violation = |denial: &Denial| violation(denial, is_default, source, keys);
         match explanation.decision {
             Decision::NoRole => {}
-            Decision::Pending => match self.rules.rules.unseen {
-                Some(part) => self.outcome.undecided = Some(NotSynced::Rules(part.as_str())),
+            Decision::Pending => match self.rules.rules.not_synced {
+                Some(part) => self.outcome.undecided = Some(Undecided::Rules(part)),
                 None if self.guards() == Mode::Enforce => {
                     let namespace = workload.namespace.clone();
-                    self.outcome.undecided = Some(NotSynced::Namespace(namespace));
+                    self.outcome.undecided = Some(Undecided::Namespace(namespace));
                 }
                 // While nothing is enforced, a watch that lags must not refuse anything.
                 None => self.outcome.warning(Violation::new(

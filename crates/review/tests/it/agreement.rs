@@ -210,7 +210,7 @@ proptest! {
                 }
             }
             Decision::Pending => {
-                prop_assert_eq!(outcome.undecided.as_ref(), Some(&rolegate_review::NotSynced::Namespace(pod.namespace.into())));
+                prop_assert_eq!(outcome.undecided.as_ref(), Some(&rolegate_review::Undecided::Namespace(pod.namespace.into())));
                 prop_assert!(!outcome.is_allowed());
             }
         }

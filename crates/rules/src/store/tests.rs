@@ -1,6 +1,6 @@
 use jiff::Timestamp;
 use rolegate_core::config::Modes;
-use rolegate_core::decision::{Decision, NotLoaded};
+use rolegate_core::decision::{Decision, NotSynced};
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::labels::Labels;
 use rolegate_core::namespace::Namespace;
@@ -95,7 +95,7 @@ fn namespace(labels: serde_json::Value) -> Replicated {
 #[test]
 fn nothing_is_decided_before_all_that_policies_need_is_there() {
     let mut writer = writer(RegoConfig::default());
-    assert_eq!(writer.unseen(), Some(NotLoaded::Policies));
+    assert_eq!(writer.not_synced(), Some(NotSynced::Policies));
     assert_eq!(decide(&writer), Decision::Pending);
     writer.apply(maps(vec![map("teams", "agent", NEEDS_A_TEAM)]));
     // An agent's policy reads namespaces, so they are needed too.
