@@ -17,7 +17,10 @@ pub(super) struct NodeSpec {
 impl NodeSpec {
     /// Returns the name and addresses of the node with this number, from 1.
     pub(super) fn new(number: u8) -> anyhow::Result<Self> {
-        ensure!((1..200).contains(&number), "a site has 199 nodes at most");
+        ensure!(
+            (1..200).contains(&number),
+            "a cluster has 199 nodes at most"
+        );
         Ok(Self {
             name: format!("node-{number}"),
             address: Ipv4Addr::new(192, 168, 50, 10 + number),
