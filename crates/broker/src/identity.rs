@@ -62,7 +62,7 @@ pub enum AuthnRejection {
     #[error("the token or certificate has expired, or the agent did not reauthenticate in time")]
     Ended,
     /// The peer presented neither a token nor a certificate.
-    #[error("no token was presented, and no client certificate that names a node")]
+    #[error("the agent presented neither a token nor a client certificate that names a node")]
     Nothing,
 }
 

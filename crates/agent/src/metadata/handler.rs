@@ -301,10 +301,7 @@ impl RequestHandler {
         attempt: impl FnMut(Timestamp) -> Attempt<Reply>,
     ) -> Reply {
         let Some(_waiter) = self.connection.wait(self.server.credentials.clock.now()) else {
-            return Reply::refuse(
-                Outcome::Limited,
-                "too many requests of this pod are waiting\n",
-            );
+            return Reply::refuse(Outcome::Limited, "this pod has too many waiting requests\n");
         };
         self.server.credentials.retry_on_change(last, attempt).await
     }
@@ -317,7 +314,7 @@ impl RequestHandler {
             .map_err(|refusal| Attempt::Wait(refusal.into()))?;
         let refusal = |why: &str| {
             let sentence = format!(
-                "no pod of this node is known to own the address {}{why}\n",
+                "no pod on this node is known to have the address {}{why}\n",
                 self.peer
             );
             Reply::refuse(Outcome::UnknownPod, sentence)
@@ -332,7 +329,7 @@ impl RequestHandler {
         match verifier.check(&entry.workload.uid, self.peer, &self.last_look) {
             Verdict::Same => {}
             Verdict::Changed => {
-                let why = ": the address is not attached to its pod, or was not a moment ago";
+                let why = ": the address is not attached to its pod, or was attached only just now";
                 return Err(Attempt::Wait(refusal(why).and_close()));
             }
             Verdict::EventsLost => {
@@ -384,10 +381,9 @@ impl From<Refusal> for Reply {
                 Outcome::NotReady,
                 "rolegate has received no update from the cluster for too long\n",
             ),
-            Refusal::UnknownPod => Self::refuse(
-                Outcome::UnknownPod,
-                "no pod of this node is known by this UID\n",
-            ),
+            Refusal::UnknownPod => {
+                Self::refuse(Outcome::UnknownPod, "no pod on this node has this UID\n")
+            }
             Refusal::NamespaceNotSynced => Self::refuse(
                 Outcome::UnknownPod,
                 "the namespace of this pod is not loaded yet\n",

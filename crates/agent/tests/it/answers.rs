@@ -88,7 +88,7 @@ async fn each_refusal_has_its_status_and_a_sentence() {
             9,
             "",
             404,
-            "no pod of this node is known to own the address 127.1.0.9",
+            "no pod on this node is known to have the address 127.1.0.9",
         ),
         (4, "reader-refused", 403, "STS denies role"),
         (5, "reader-failing", 503, "right now (InternalFailure)"),

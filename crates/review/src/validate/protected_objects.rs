@@ -286,7 +286,7 @@ impl Validator<'_> {
         }
         let reason = format!(
             "a RoleGrant gives roles to a namespace of this name, so only the configuration's \
-             namespaceWriters may make it; choose another name, or {ASK}"
+             namespaceWriters may create it; choose another name, or {ASK}"
         );
         let mode = self.rules.config.modes[LayerId::Grants];
         let fault = Violation::new(
@@ -322,8 +322,8 @@ impl Validator<'_> {
             self.guard(
                 &path,
                 "pod status",
-                "what decides about a pod's role cannot be changed through its status; change the \
-                 pod itself",
+                "annotations and labels that determine a pod's role cannot be changed through its \
+                 status; change the pod itself",
             );
         }
         Ok(())
@@ -345,8 +345,8 @@ impl Validator<'_> {
             self.guard(
                 &path,
                 "binding",
-                "a binding copies this onto its pod, where it decides about the role; write it into \
-                 the pod itself",
+                "a binding copies this to its pod, where it determines the role; set it on the pod \
+                 itself",
             );
         }
         self.chosen_node(change)

@@ -229,10 +229,10 @@ impl Validator<'_> {
         }
         if let (false, Some(token)) = (asks, shape.tokens.first()) {
             let reason = format!(
-                "a token that AWS accepts for credentials requires a named role, so that it can \
-                 be evaluated; set {ROLE_VARIABLE} in the container to a role that a RoleGrant \
-                 gives to service account {} of namespace {}, or ask your cluster's \
-                 administrator for one",
+                "a pod with a token that AWS accepts for credentials requires a named role, so that \
+                 the role can be evaluated; set {ROLE_VARIABLE} in the container to a role that a \
+                 RoleGrant gives to service account {} of namespace {}, or ask your cluster's \
+                 administrator for a grant",
                 workload.service_account, workload.namespace
             );
             self.unnamed(token, &reason);
@@ -350,9 +350,9 @@ impl Validator<'_> {
             return Ok(());
         }
         let reason = format!(
-            "a token that AWS accepts for credentials names no role that can be evaluated; run \
-             a pod whose {ROLE_VARIABLE} or role annotation names one that a RoleGrant covers, \
-             or ask your cluster's administrator"
+            "AWS accepts the requested token for credentials, but a token request names no role \
+             that could be evaluated; run a pod whose {ROLE_VARIABLE} or role annotation names a \
+             role that a RoleGrant covers, or ask your cluster's administrator"
         );
         self.unnamed(&path, &reason);
         Ok(())
