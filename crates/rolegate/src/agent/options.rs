@@ -76,7 +76,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     )?;
     bounded("--drain-time", flags.drain_time, MAX_DRAIN_TIME)?;
     if flags.redirect_interval < Duration::from_millis(100) {
-        return Err(invalid("--redirect-interval: give 100ms or more"));
+        return Err(invalid("--redirect-interval: must be at least 100ms"));
     }
     check_max_staleness(flags.max_staleness)?;
     if flags.max_connections_per_pod == 0
@@ -84,7 +84,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         || flags.max_forwards == 0
     {
         return Err(invalid(
-            "--max-connections-per-pod, --max-forwards-per-pod and --max-forwards: give 1 or more",
+            "--max-connections-per-pod, --max-forwards-per-pod and --max-forwards: must be at least 1",
         ));
     }
     let allow = AllowList::new(&flags.metadata_allow)
@@ -197,7 +197,7 @@ fn broker(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<Option<BrokerOpti
 
 fn bounded(flag: &str, given: Duration, most: Duration) -> anyhow::Result<Duration> {
     if given > most {
-        return Err(invalid(format!("{flag}: give {most:?} or less")));
+        return Err(invalid(format!("{flag}: must be at most {most:?}")));
     }
     Ok(given)
 }
