@@ -129,7 +129,7 @@ mod tests {
         let reviews = "admission_review_duration_seconds_count{outcome=";
         let decisions = r#"decisions_total{enforcement_point="admission","#;
         let closed = "admission_connections_closed_total{limit=";
-        Exposition::of(&registry).assert_lines([
+        Exposition::encode(&registry).assert_lines([
             format!(r#"{reviews}"allowed"}} 1"#),
             format!(r#"{reviews}"warned"}} 2"#),
             format!(r#"{reviews}"denied"}} 3"#),

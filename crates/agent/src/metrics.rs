@@ -168,7 +168,7 @@ mod tests {
         metrics.audited(LayerId::Rego.into());
         metrics.allowed();
         let decisions = r#"decisions_total{enforcement_point="agent","#;
-        Exposition::of(&registry).assert_lines([
+        Exposition::encode(&registry).assert_lines([
             r#"request_duration_seconds_count{handler="token",outcome="bad_token"} 1"#,
             r#"request_duration_seconds_count{handler="other",outcome="upstream"} 2"#,
             r#"limit_reached_total{limit="pod_waiters"} 1"#,

@@ -53,7 +53,7 @@ impl Authorizer {
     /// Returns the decision for `entry`, which is renewed if it is outdated.
     pub fn authorization(&self, entry: &PodEntry, now: Timestamp) -> Guard<Arc<DecisionRecord>> {
         let decided = entry.decided.load();
-        if decided.counts(self.rules.generation(), now) {
+        if decided.is_current(self.rules.generation(), now) {
             return decided;
         }
         let new = Arc::new(self.decide(&entry.workload, Some(&decided)));
@@ -77,7 +77,7 @@ impl Authorizer {
     /// updates.
     pub fn peek(&self, entry: &PodEntry) -> Arc<DecisionRecord> {
         let decided = entry.decided.load_full();
-        if decided.counts(self.rules.generation(), self.clock.now()) {
+        if decided.is_current(self.rules.generation(), self.clock.now()) {
             return decided;
         }
         Arc::new(self.decide(&entry.workload, Some(&decided)))
@@ -121,7 +121,7 @@ impl Authorizer {
         };
         DecisionRecord {
             generation: rules.generation,
-            until: if is_transient {
+            expires_at: if is_transient {
                 Some(now + TRANSIENT_TTL)
             } else {
                 rules.reads_time().then(|| now + TIME_DEPENDENT_TTL)

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::pod::Allowed;
 
 /// Default maximum number of entries.
-pub const ENTRIES: usize = 20_000;
+pub const DEFAULT_ENTRIES: usize = 20_000;
 
 /// A session that was issued to a pod, or to its node on the pod's behalf.
 #[derive(Debug, Clone, Copy)]
@@ -143,7 +143,7 @@ impl Entries {
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self::new(ENTRIES)
+        Self::new(DEFAULT_ENTRIES)
     }
 }
 
@@ -153,7 +153,7 @@ impl Ledger {
         // The full capacity is reserved at once, since growing would need up to twice the memory;
         // unused pages are not allocated.
         let entries = Entries {
-            entries: VecDeque::with_capacity(most.min(ENTRIES)),
+            entries: VecDeque::with_capacity(most.min(DEFAULT_ENTRIES)),
             ..Entries::default()
         };
         Self {

@@ -99,7 +99,7 @@ impl<C> AssumedRole<C> {
         });
         match &state.session {
             Some((credentials, lifetime)) if lifetime.is_valid(now) => {
-                let due = lifetime.not_before.duration_until(now) > lifetime.left(now);
+                let due = lifetime.not_before.duration_until(now) > lifetime.remaining(now);
                 Ok(Some((credentials.clone(), due && failed.is_none())))
             }
             _ => match failed {

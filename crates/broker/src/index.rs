@@ -229,7 +229,7 @@ impl Index {
         let decided = self
             .authorizer
             .decide(&pod, before.as_ref().map(|it| &***it));
-        if decided.until.is_some() {
+        if decided.expires_at.is_some() {
             self.timely.insert(pod.uid.clone());
         }
         if let (true, Authorization::Allowed(allowed)) = (retry, &decided.authorization) {

@@ -170,7 +170,7 @@ mod tests {
         metrics.kiam("served");
         let user = metrics.kiam_user();
         drop(metrics.kiam_user());
-        Exposition::of(&registry).assert_lines([
+        Exposition::encode(&registry).assert_lines([
             r#"broker_streams{use="serving"} 2"#,
             r#"broker_streams{use="warm"} 3"#,
             r#"broker_refused_total{reason="token"} 1"#,

@@ -46,7 +46,7 @@ impl ReservedRole {
             RoleArn::parse(text)?
         } else {
             // The placeholder account is only needed to validate the name.
-            let any = BaseArn::of_account("aws", "000000000000")?;
+            let any = BaseArn::from_account("aws", "000000000000")?;
             resolve(text, Some(&any))?
         };
         Ok(Self {

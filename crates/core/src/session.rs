@@ -56,7 +56,7 @@ impl Validity {
     }
 
     /// Returns the remaining time; zero after the expiration.
-    pub fn left(&self, now: Timestamp) -> SignedDuration {
+    pub fn remaining(&self, now: Timestamp) -> SignedDuration {
         now.duration_until(self.not_after).max(SignedDuration::ZERO)
     }
 }
@@ -346,7 +346,7 @@ mod tests {
         ] {
             assert_eq!(lifetime.is_valid(at(now)), is_valid, "{now}");
             assert_eq!(
-                lifetime.left(at(now)),
+                lifetime.remaining(at(now)),
                 SignedDuration::from_secs(left),
                 "{now}"
             );

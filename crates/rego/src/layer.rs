@@ -63,7 +63,7 @@ impl Layer for RegoLayer {
     fn lacks(&self, request: &AccessRequest<'_>) -> bool {
         let needs = self.needs();
         let pod = request.workload;
-        !pod.labels.know(&needs.pod_labels) || !pod.annotations.know(&needs.pod_annotations)
+        !pod.labels.cover(&needs.pod_labels) || !pod.annotations.cover(&needs.pod_annotations)
     }
 
     fn reads_time(&self) -> bool {

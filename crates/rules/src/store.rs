@@ -240,7 +240,9 @@ impl RuleStoreWriter {
     fn source(&mut self, map: &ConfigMap) -> Option<PolicySource> {
         let known = self.policies.has_policy(&map.namespace, &map.name);
         let kind = kind(map, &self.rego, known)?;
-        let points = map.annotations.get(rolegate_core::annotation::POINTS);
+        let points = map
+            .annotations
+            .get(rolegate_core::annotation::ENFORCEMENT_POINTS);
         let points = match points.map(EnforcementPoints::parse).transpose() {
             Ok(points) => {
                 self.invalid_points.remove(&name(map));

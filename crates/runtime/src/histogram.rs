@@ -124,7 +124,7 @@ mod tests {
         for milliseconds in [1, 100, 101, 1000, 5000] {
             histogram.observe(Duration::from_millis(milliseconds));
         }
-        Exposition::of(&registry).assert_lines([
+        Exposition::encode(&registry).assert_lines([
             "# TYPE took histogram",
             "took_sum 6.202",
             "took_count 5",

@@ -157,7 +157,7 @@ mod tests {
     fn every_metric_is_there_and_plausible() {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(ProcessCollector));
-        let text = Exposition::of(&registry);
+        let text = Exposition::encode(&registry);
         assert!(text.value("process_resident_memory_bytes") > 1e6);
         assert!(text.value("process_virtual_memory_bytes") > 1e6);
         assert!(text.value("process_max_fds") >= 3.0);

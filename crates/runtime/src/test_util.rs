@@ -20,7 +20,7 @@ impl Exposition {
     ///
     /// # Panics
     /// Panics if a collector fails.
-    pub fn of(registry: &Registry) -> Self {
+    pub fn encode(registry: &Registry) -> Self {
         let mut text = String::new();
         encode(&mut text, registry).unwrap();
         Self(text)

@@ -96,7 +96,7 @@ impl Fixture {
     }
 
     fn oldest_wait(&self) -> f64 {
-        Exposition::of(&self.registry).value("sts_queue_oldest_wait_seconds")
+        Exposition::encode(&self.registry).value("sts_queue_oldest_wait_seconds")
     }
 
     fn calls(&self) -> u32 {
@@ -215,7 +215,7 @@ async fn pods_always_get_half_the_life_and_more() {
             session
                 .credentials
                 .validity
-                .left(fixture.clock.now())
+                .remaining(fixture.clock.now())
                 .as_secs()
                 >= 1800
         );

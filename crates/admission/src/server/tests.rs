@@ -266,7 +266,7 @@ fn refusals_and_warnings_are_counted_by_layer() {
         .warnings
         .push(Violation::new("", LayerId::Rego, "a rule", "a reason"));
     webhook.log_outcome(&outcome, &review);
-    let text = Exposition::of(&registry);
+    let text = Exposition::encode(&registry);
     for counted in [
         r#"layer="grants",mode="enforce",result="denied"} 1"#,
         r#"layer="rego",mode="audit",result="denied"} 1"#,

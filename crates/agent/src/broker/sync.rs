@@ -251,7 +251,7 @@ impl BrokerSync {
             .ok_or(Malformed("a pod without an authorization"))?;
         let decided = DecisionRecord {
             generation: 0,
-            until: None,
+            expires_at: None,
             authorization: self.authorization(authorization)?,
         };
         let pending = matches!(decided.authorization, Authorization::Pending);

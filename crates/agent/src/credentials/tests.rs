@@ -61,7 +61,7 @@ fn publish(source: &CredentialSource, uid: &str, authorization: Authorization) {
     };
     let decided = DecisionRecord {
         generation: 0,
-        until: None,
+        expires_at: None,
         authorization,
     };
     let entry = Arc::new(PodEntry::new(Arc::new(workload), decided));

@@ -50,7 +50,7 @@ async fn fixture(verdict: Verdict, wait: Duration) -> Fixture {
     };
     let decided = DecisionRecord {
         generation: 0,
-        until: None,
+        expires_at: None,
         authorization: Authorization::NoRole,
     };
     let entry = Arc::new(PodEntry::new(Arc::new(workload), decided));
@@ -204,7 +204,7 @@ async fn attachment_counts_from_the_opening_of_the_connection() {
     fixture.pod_table.publish(vec![(POD, None)], Vec::new());
     let mut thief = fixture.connect().await;
     let answer = thief.ask().await;
-    assert!(answer.contains("no pod of this node"), "{answer}");
+    assert!(answer.contains("no pod on this node"), "{answer}");
     fixture
         .attachments
         .elsewhere

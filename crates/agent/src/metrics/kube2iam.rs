@@ -136,7 +136,7 @@ mod tests {
             r#"code="200",handler="reverseProxyHandler",method="PUT""#,
             r#"code="400",handler="reverseProxyHandler",method="other""#,
         ];
-        Exposition::of(&registry).assert_lines(
+        Exposition::encode(&registry).assert_lines(
             series.map(|labels| {
                 format!("kube2iam_http_request_duration_seconds_count{{{labels}}} 1")
             }),

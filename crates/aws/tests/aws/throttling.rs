@@ -50,7 +50,7 @@ async fn all_are_served_though_sts_throttles() {
     };
     let deadline = Duration::from_secs(60);
     tokio::time::timeout(deadline, all).await.unwrap();
-    let text = Exposition::of(&registry);
+    let text = Exposition::encode(&registry);
     assert!(text.value("sts_rate_limit") < 200.0, "{text}");
     assert!(text.contains("outcome=\"throttled\""), "{text}");
     for line in ["urgent", "prefetch", "allowance"] {

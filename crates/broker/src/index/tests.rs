@@ -3,7 +3,7 @@
 use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::work_queue::WorkQueue;
-use rolegate_core::annotation::POINTS;
+use rolegate_core::annotation::ENFORCEMENT_POINTS;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, POLICY_LABEL, RuleConfig};
 use rolegate_core::enforcement::EnforcementPoint;
@@ -154,7 +154,7 @@ impl Fixture {
     }
 
     fn metric(&self, line: &str) -> bool {
-        Exposition::of(&self.registry).has_line(line)
+        Exposition::encode(&self.registry).has_line(line)
     }
 
     fn leased(&self) -> usize {
@@ -275,7 +275,7 @@ fn policy(text: &str) -> Report {
         namespace: "opa".into(),
         name: "policy".into(),
         labels: [POLICY_LABEL].into_iter().collect(),
-        annotations: [(POINTS, "agent")].into_iter().collect(),
+        annotations: [(ENFORCEMENT_POINTS, "agent")].into_iter().collect(),
         data: [("main.rego".to_owned(), text.to_owned())].into(),
         ..ConfigMap::default()
     };

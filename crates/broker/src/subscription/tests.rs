@@ -55,7 +55,7 @@ fn at(second: i64) -> Timestamp {
 fn decided(authorization: Authorization) -> DecisionRecord {
     DecisionRecord {
         generation: 1,
-        until: None,
+        expires_at: None,
         authorization,
     }
 }

@@ -186,7 +186,7 @@ impl Statuses {
                 .map(|why| {
                     format!(
                         "{}: {why}; the policy is enforced at admission and agents",
-                        annotation::POINTS
+                        annotation::ENFORCEMENT_POINTS
                     )
                 });
             let mut json = status.to_json();

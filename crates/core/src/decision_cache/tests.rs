@@ -47,7 +47,7 @@ impl Layer for Counting {
 /// Returns how often a layer is evaluated for pods that differ in everything but the role request.
 fn asked(layer: Counting, scope: SessionScope) -> usize {
     let layer = Arc::new(layer);
-    let namespace = Arc::new(NamespaceRules::of_labels(Labels::default()));
+    let namespace = Arc::new(NamespaceRules::from_labels(Labels::default()));
     let rules = RuleSet {
         layers: vec![ActiveLayer {
             layer: layer.clone(),
@@ -116,7 +116,7 @@ fn rule_09_wishes_of_any_number_and_length_take_bounded_memory() {
         namespaces: Arc::new(
             [(
                 "default".into(),
-                Arc::new(NamespaceRules::of_labels(Labels::default())),
+                Arc::new(NamespaceRules::from_labels(Labels::default())),
             )]
             .into(),
         ),
@@ -152,7 +152,7 @@ fn rules_of_before_do_not_come_back() {
 #[test]
 fn decisions_are_cached_until_the_rules_change() {
     let layer = Arc::new(Counting::default());
-    let namespace = Arc::new(NamespaceRules::of_labels(Labels::default()));
+    let namespace = Arc::new(NamespaceRules::from_labels(Labels::default()));
     let mut rules = RuleSet {
         layers: vec![ActiveLayer {
             layer: layer.clone(),

@@ -145,7 +145,7 @@ impl Layer for GrantsLayer {
 
     fn lacks(&self, request: &AccessRequest<'_>) -> bool {
         let labels = (&request.workload.labels, &request.namespace.labels);
-        if labels.0.know(&self.needs.pod_labels) && labels.1.know(&self.needs.namespace_labels) {
+        if labels.0.cover(&self.needs.pod_labels) && labels.1.cover(&self.needs.namespace_labels) {
             return false;
         }
         let places = self

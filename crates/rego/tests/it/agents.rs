@@ -31,7 +31,7 @@ fn pod() -> Workload {
 }
 
 fn verdict(store: &mut PolicyStore, pod: &Workload) -> Verdict {
-    let rules = NamespaceRules::of_labels(Labels::default());
+    let rules = NamespaceRules::from_labels(Labels::default());
     RegoLayer::new(store.snapshot()).evaluate(&AccessRequest {
         workload: pod,
         role: &RoleArn::parse("arn:aws:iam::123456789012:role/admin").unwrap(),

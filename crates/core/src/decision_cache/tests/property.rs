@@ -56,7 +56,7 @@ impl Layer for Reader {
     }
 
     fn lacks(&self, request: &AccessRequest<'_>) -> bool {
-        let lack = |values: &Labels| !values.know(&Keys::All);
+        let lack = |values: &Labels| !values.cover(&Keys::All);
         let (labels, annotations) = (&request.workload.labels, &request.workload.annotations);
         self.0.labels && lack(labels) || self.0.identity && lack(annotations)
     }
@@ -70,7 +70,7 @@ fn pairs() -> impl Strategy<Value = Labels> {
         2 => small("app", "two"),
         2 => Just([("app", "x".repeat(40_000))].into_iter().collect()),
         // The labels that a source stores before it knows that rules read more.
-        1 => Just(Labels::of_object([("app", "one")], &Keys::default())),
+        1 => Just(Labels::from_object([("app", "one")], &Keys::default())),
     ]
 }
 
