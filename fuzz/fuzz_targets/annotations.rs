@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use libfuzzer_sys::fuzz_target;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::decision::{Decision, ReservedRole, RuleSet};
-use rolegate_core::labels::Labels;
 use rolegate_core::layer::namespace::NamespaceLayer;
 use rolegate_core::layer::{ActiveLayer, Mode};
 use rolegate_core::namespace::{Namespace, NamespaceRules};
 use rolegate_core::pattern::PatternFormat;
-use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_core::test_util::pod;
+use rolegate_core::workload::{RoleRequest, Workload};
 
 fuzz_target!(|texts: (&str, &str, &str, &str, &str, &str, bool)| {
     let (role, external_id, session_name, allowed, permitted, default_role, regexp) = texts;
@@ -48,22 +48,12 @@ fuzz_target!(|texts: (&str, &str, &str, &str, &str, &str, bool)| {
         ..RuleSet::default()
     };
     let pod = Workload {
-        namespace: "default".into(),
-        name: "app".into(),
-        uid: "uid".into(),
-        node: None,
-        service_account: "default".into(),
-        addresses: Vec::new(),
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
         role_request: RoleRequest {
             role: Some(role.into()),
             external_id: given(external_id),
             session_name: given(session_name),
         },
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        ..pod(None)
     };
     match rules.decide(&pod, Timestamp::UNIX_EPOCH) {
         Decision::Allow { key, .. } => {

@@ -15,16 +15,14 @@ use rolegate_agent::app::{Agent, AgentOptions, Mode};
 use rolegate_agent::broker::{BrokerOptions as Reach, ClientAuth};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::metadata::{ImdsV2, MetadataOptions};
+use rolegate_authorizer::options::DecisionOptions;
 use rolegate_aws::sts::StsOptions;
 use rolegate_broker::app::{Broker, BrokerOptions};
 use rolegate_broker::identity::AgentAccount;
 use rolegate_controller::certificates::SelfSigned;
-use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::RuleConfig;
-use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
-use rolegate_core::session_name::SessionScope;
 use rolegate_devkit::{Imds, ImdsOptions, Sts};
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
@@ -86,13 +84,14 @@ async fn broker(fixture: &ControllerFixture, aws: &Aws) -> anyhow::Result<Broker
             kubeconfig: Some(fixture.cluster.admin_kubeconfig()?),
             ..rolegate_kube::client::ClientOptions::default()
         },
-        annotations: AnnotationKeys::default(),
-        rules: RuleConfig {
-            base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/")?),
-            ..RuleConfig::default()
+        decisions: DecisionOptions {
+            rules: RuleConfig {
+                base: Some(BaseArn::parse("arn:aws:iam::123456789012:role/")?),
+                ..RuleConfig::default()
+            },
+            cluster_config: ConfigMode::Off,
+            ..DecisionOptions::default()
         },
-        given: Default::default(),
-        cluster_config: ConfigMode::Off,
         agents: AgentAccount {
             namespace: NAMESPACE.into(),
             name: "rolegate-agent".into(),
@@ -104,10 +103,6 @@ async fn broker(fixture: &ControllerFixture, aws: &Aws) -> anyhow::Result<Broker
         client_ca: None,
         metadata_addr: aws.imds.addr().to_string(),
         sts: aws.sts_options(),
-        base_required: false,
-        scope: SessionScope::Workload,
-        session_seconds: 3600,
-        engine: EngineOptions::default(),
         connections: 100,
         connections_per_peer: 4,
         kiam: None,

@@ -13,6 +13,7 @@ mod crds;
 mod deploy;
 mod deploy_broker;
 mod lease;
+mod merge_patch;
 mod parts;
 mod startup_taint;
 mod token;

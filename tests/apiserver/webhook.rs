@@ -16,7 +16,9 @@ use rolegate_testkit::admission::{Certificate, HOME, REGISTRATION};
 use rolegate_testkit::cases::{Case, Verdict, World, load_all};
 use rolegate_testkit::request::{Answer, PatchKind, Requests};
 use rolegate_testkit::{Cluster, TestAdmission, eventually};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+
+use crate::merge_patch::difference;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Groups whose kinds an API server knows, or that the webhook's manifest defines.
@@ -261,7 +263,7 @@ impl Fixture {
             }
             if case.subresource == "finalize" {
                 let mut whole = before;
-                apply(&mut whole, &patch);
+                json_patch::merge(&mut whole, &patch);
                 user.put(&neighbour(&path), &whole).await?
             } else {
                 user.patch(&neighbour(&path), PatchKind::Merge, &patch)
@@ -360,38 +362,6 @@ fn collection(case: &Case) -> String {
     match case.namespace() {
         "" => format!("{root}/{version}/{plural}"),
         namespace => format!("{root}/{version}/namespaces/{namespace}/{plural}"),
-    }
-}
-
-/// Returns the merge patch that turns `old` into `new`.
-fn difference(old: &Value, new: &Value) -> Value {
-    let (Value::Object(old), Value::Object(new)) = (old, new) else {
-        return new.clone();
-    };
-    let gone = old.keys().filter(|key| !new.contains_key(*key));
-    let mut patch: Map<_, _> = gone.map(|key| (key.clone(), Value::Null)).collect();
-    for (key, value) in new {
-        match old.get(key) {
-            Some(known) if known == value => {}
-            Some(known) => drop(patch.insert(key.clone(), difference(known, value))),
-            None => drop(patch.insert(key.clone(), value.clone())),
-        }
-    }
-    Value::Object(patch)
-}
-
-/// Applies a merge patch.
-fn apply(target: &mut Value, patch: &Value) {
-    let Value::Object(fields) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    for (key, value) in fields {
-        match (value.is_null(), target.as_object_mut()) {
-            (true, Some(target)) => drop(target.remove(key)),
-            (true, None) => {}
-            (false, _) => apply(&mut target[key], value),
-        }
     }
 }
 

@@ -21,7 +21,7 @@ const BLOCKED: i32 = 2;
 
 /// Returns true for a response of the agent, which knows no pod in this test.
 fn is_agent(reply: &Reply) -> bool {
-    reply.status == 404 && reply.body.contains("no pod of this node is known")
+    reply.status == 404 && reply.body.contains("no pod on this node is known")
 }
 
 #[tokio::test(flavor = "multi_thread")]

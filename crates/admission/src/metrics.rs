@@ -108,6 +108,7 @@ impl AdmissionMetrics {
 #[cfg(test)]
 mod tests {
     use rolegate_core::layer::LayerId;
+    use rolegate_runtime::test_util::Exposition;
 
     use super::*;
 
@@ -125,12 +126,10 @@ mod tests {
         for limit in [Limit::Each, Limit::Known, Limit::Total, Limit::UnknownPeers] {
             metrics.connection_closed(limit);
         }
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         let reviews = "admission_review_duration_seconds_count{outcome=";
         let decisions = r#"decisions_total{enforcement_point="admission","#;
         let closed = "admission_connections_closed_total{limit=";
-        for line in [
+        Exposition::encode(&registry).assert_lines([
             format!(r#"{reviews}"allowed"}} 1"#),
             format!(r#"{reviews}"warned"}} 2"#),
             format!(r#"{reviews}"denied"}} 3"#),
@@ -142,8 +141,6 @@ mod tests {
             format!(r#"{closed}"peer"}} 1"#),
             format!(r#"{closed}"known"}} 2"#),
             format!(r#"{closed}"unknown_peers"}} 1"#),
-        ] {
-            assert!(text.lines().any(|found| *found == line), "{line}\n{text}");
-        }
+        ]);
     }
 }

@@ -10,23 +10,20 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use rolegate_core::workload::Workload;
 use rolegate_kube::freshness::FreshnessSet;
+use rolegate_netlink::Error as NetlinkError;
 use rolegate_runtime::staleness::Staleness;
 
-use crate::attachment::{Attachment, AttachmentError, Attachments, PodId, Verdict};
+use crate::attachment::{Attachment, Attachments, PodId, Verdict};
 
 /// The attachments of addresses to this host, as far as a verifier needs them.
 pub(crate) trait AttachmentLookup: fmt::Debug + Send + Sync {
     /// See [`Attachments::seen`].
     fn seen(&self, pod: PodId, addresses: &[IpAddr]);
     /// See [`Attachments::check`].
-    fn check(
-        &self,
-        uid: &str,
-        address: IpAddr,
-        accepted: Instant,
-    ) -> Result<Verdict, AttachmentError>;
+    fn check(&self, uid: &str, address: IpAddr, accepted: Instant)
+    -> Result<Verdict, NetlinkError>;
     /// See [`Attachments::resolve`].
-    fn resolve(&self, address: IpAddr) -> Result<Option<Attachment>, AttachmentError>;
+    fn resolve(&self, address: IpAddr) -> Result<Option<Attachment>, NetlinkError>;
     /// See [`Attachments::is_home`].
     fn is_home(&self, uid: &str, address: IpAddr, place: Option<&Attachment>) -> bool;
     /// See [`Attachments::forget`].
@@ -47,11 +44,11 @@ impl AttachmentLookup for Attachments {
         uid: &str,
         address: IpAddr,
         accepted: Instant,
-    ) -> Result<Verdict, AttachmentError> {
+    ) -> Result<Verdict, NetlinkError> {
         Self::check(self, uid, address, accepted)
     }
 
-    fn resolve(&self, address: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
+    fn resolve(&self, address: IpAddr) -> Result<Option<Attachment>, NetlinkError> {
         Self::resolve(self, address)
     }
 

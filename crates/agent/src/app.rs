@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rolegate_aws::imds::{Imds, ImdsError};
+use rolegate_netlink::Error as NetlinkError;
 use rolegate_redirect::Backend;
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
@@ -22,7 +23,7 @@ use rolegate_sessions::SessionMetrics;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::attachment::{AttachmentError, Attachments};
+use crate::attachment::Attachments;
 use crate::credentials::CredentialSource;
 use crate::decision_source::DecisionSource;
 use crate::handover::HandoverSocket;
@@ -50,7 +51,7 @@ pub enum StartError {
     Randomness(#[from] NoRandomness),
     /// The kernel does not report the attachment of addresses.
     #[error("cannot query the kernel for the attachment of pods' addresses")]
-    Attachment(#[from] AttachmentError),
+    Attachment(#[from] NetlinkError),
     /// The configuration of the API server is invalid.
     #[error(transparent)]
     Client(#[from] rolegate_kube::client::ClientError),
@@ -209,7 +210,7 @@ fn register_metrics(metrics: &mut Metrics, kube2iam: bool) -> (AgentMetrics, Ses
 /// pods'.
 fn open_attachments(
     redirect: Option<&RedirectOptions>,
-) -> Result<Option<Arc<Attachments>>, AttachmentError> {
+) -> Result<Option<Arc<Attachments>>, NetlinkError> {
     let Some(redirect) = redirect else {
         return Ok(None);
     };

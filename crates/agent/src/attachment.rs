@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::metrics::counter::Counter;
 use rolegate_core::workload::Workload;
+use rolegate_netlink::Error as NetlinkError;
 use rolegate_redirect::rules::InterfacePattern;
 use tokio::sync::Notify;
 
@@ -53,26 +54,6 @@ pub const EVENT_BUFFER: usize = rolegate_netlink::RECEIVE_BUFFER;
 /// whole buffer of the kernel. A pod that causes events faster than they are read must not delay a
 /// request any longer.
 const MAX_READS: usize = 96;
-
-/// An error in querying the kernel.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachmentError {
-    /// The netlink socket could not be opened, or failed.
-    #[error("cannot query the kernel for routes and neighbors: {0}")]
-    Socket(#[from] std::io::Error),
-    /// The response is invalid.
-    #[error("cannot parse the kernel's response about routes and neighbors: {0}")]
-    Answer(String),
-}
-
-impl From<rolegate_netlink::Error> for AttachmentError {
-    fn from(error: rolegate_netlink::Error) -> Self {
-        match error {
-            rolegate_netlink::Error::Socket(error) => Self::Socket(error),
-            rolegate_netlink::Error::Response(why) => Self::Answer(why),
-        }
-    }
-}
 
 /// A link-layer address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -218,7 +199,7 @@ impl Attachments {
     ///
     /// # Errors
     /// Returns an error if no netlink socket is available.
-    pub fn open(options: AttachmentOptions) -> Result<Self, AttachmentError> {
+    pub fn open(options: AttachmentOptions) -> Result<Self, NetlinkError> {
         let folder = |path| Folder::new(path, options.results_owner);
         let attachments = Self {
             kernel: Kernel::open(options.interface)?,
@@ -249,7 +230,7 @@ impl Attachments {
     ///
     /// # Errors
     /// Returns an error if the kernel cannot be queried.
-    pub fn resolve(&self, addr: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
+    pub fn resolve(&self, addr: IpAddr) -> Result<Option<Attachment>, NetlinkError> {
         self.kernel.resolve(addr)
     }
 
@@ -278,7 +259,7 @@ impl Attachments {
         uid: &str,
         addr: IpAddr,
         accepted: Instant,
-    ) -> Result<Verdict, AttachmentError> {
+    ) -> Result<Verdict, NetlinkError> {
         for tries_left in (0..MAX_READS).rev() {
             // A neighbor's action before this request counts, even if it has been undone since.
             let reached = self.catch_up()?;
@@ -391,7 +372,7 @@ impl Attachments {
         })
     }
 
-    fn bind(&self, pod: &PodId, addr: IpAddr) -> Result<bool, AttachmentError> {
+    fn bind(&self, pod: &PodId, addr: IpAddr) -> Result<bool, NetlinkError> {
         let Some(place) = self.kernel.place(addr)? else {
             return Ok(false);
         };
@@ -427,7 +408,7 @@ impl Attachments {
         &self,
         mut place: Attachment,
         record: &Recorded,
-    ) -> Result<Option<Attachment>, AttachmentError> {
+    ) -> Result<Option<Attachment>, NetlinkError> {
         // Without a MAC address there would be no event when a neighbor claims the address.
         let Some(recorded) = record.mac else {
             return Ok(None);
@@ -458,7 +439,7 @@ impl Attachments {
     }
 
     /// Returns the ID of a network namespace by name, as [`Kernel::namespace`] does.
-    fn namespace(&self, name: &str) -> Result<Option<i32>, AttachmentError> {
+    fn namespace(&self, name: &str) -> Result<Option<i32>, NetlinkError> {
         match File::open(self.netns_dir.join(name)) {
             Ok(file) => self.kernel.namespace(file.as_fd()),
             Err(_) => Ok(None),
@@ -471,7 +452,7 @@ impl Attachments {
     }
 
     /// Applies the events that the kernel has reported so far, up to a limit.
-    fn catch_up(&self) -> Result<Reached, AttachmentError> {
+    fn catch_up(&self) -> Result<Reached, NetlinkError> {
         let reached = lock(&self.events).catch_up(|event| self.take_in(event))?;
         self.reached(&reached);
         Ok(reached)
@@ -514,7 +495,7 @@ impl Attachments {
     }
 
     /// Checks every address again.
-    fn recheck_all(&self) -> Result<(), AttachmentError> {
+    fn recheck_all(&self) -> Result<(), NetlinkError> {
         let claims = lock(&self.bindings).claims();
         for (pod, addr) in claims {
             if let Some(current) = self.kernel.resolve(addr)? {

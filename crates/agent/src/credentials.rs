@@ -14,7 +14,7 @@ use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_core::arn::RoleArn;
 use rolegate_core::session::Failure;
 use rolegate_runtime::clock::Clock;
-use rolegate_sessions::{Current, Lease, Session};
+use rolegate_sessions::{Lease, Session, SessionState};
 
 use crate::address_verifier::AddressVerifier;
 use crate::decision_source::DecisionSource;
@@ -24,14 +24,14 @@ use crate::pod_table::PodTable;
 /// The reason that a pod gets no credentials. Each endpoint words it in its own protocol.
 #[derive(Debug, Clone)]
 pub enum Refusal {
-    /// Pods, rules or the AWS environment are not loaded yet.
-    NotLoaded,
+    /// Pods, rules or the AWS environment have not synced yet.
+    NotSynced,
     /// The last update from the cluster is too old.
     Stale,
     /// No pod of this node has this UID.
     UnknownPod,
-    /// The namespace of the pod is not loaded yet.
-    NamespaceNotLoaded,
+    /// The namespace of the pod has not synced yet.
+    NamespaceNotSynced,
     /// The pod requests no role.
     NoRole,
     /// The rules deny the role. The message is for the pod's owner.
@@ -92,10 +92,10 @@ impl CredentialSource {
     /// pod: a table that is incomplete or outdated may name another pod, or a deleted one.
     ///
     /// # Errors
-    /// Returns [`Refusal::NotLoaded`] or [`Refusal::Stale`].
+    /// Returns [`Refusal::NotSynced`] or [`Refusal::Stale`].
     pub fn check_ready(&self, now: Timestamp) -> Result<(), Refusal> {
-        if !self.pod_table.is_settled() {
-            return Err(Refusal::NotLoaded);
+        if !self.pod_table.has_synced() {
+            return Err(Refusal::NotSynced);
         }
         if !self.verifier.is_fresh(self.max_staleness, now) {
             return Err(Refusal::Stale);
@@ -112,7 +112,7 @@ impl CredentialSource {
     ) -> Attempt<T> {
         match &self.decisions.authorization(entry, now).authorization {
             Authorization::Allowed(allowed) => attempt(allowed),
-            Authorization::Pending => Attempt::Wait(Refusal::NamespaceNotLoaded.into()),
+            Authorization::Pending => Attempt::Wait(Refusal::NamespaceNotSynced.into()),
             Authorization::NoRole => Attempt::Done(Refusal::NoRole.into()),
             Authorization::Denied { denial, body } => {
                 self.metrics.denied(denial.denied_by);
@@ -134,17 +134,17 @@ impl CredentialSource {
             self.metrics.audited(denial.denied_by);
             self.outcomes.audited(entry, denial, now);
         }
-        match allowed.lease.cell().current(now) {
-            Current::Live(session) => {
+        match allowed.lease.cell().state(now) {
+            SessionState::Valid(session) => {
                 self.metrics.allowed();
                 self.outcomes.served(entry, allowed, &session, now);
                 Attempt::Done(serve(&session))
             }
-            Current::Failed(failure) => {
+            SessionState::Failed(failure) => {
                 self.outcomes.failing(entry, &allowed.role, &failure, now);
                 Attempt::Done(Refusal::Failed(allowed.role.clone(), failure).into())
             }
-            Current::Fetching => {
+            SessionState::Fetching => {
                 allowed.lease.prioritize();
                 Attempt::WaitForSession(allowed.lease.clone(), Refusal::Fetching.into())
             }

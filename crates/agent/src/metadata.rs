@@ -114,7 +114,7 @@ impl MetadataServer {
                 // Before pods are known, each address may belong to a pod.
                 Some(Owner::Disputed) | None => (
                     Peer::Address(address),
-                    !self.credentials.pod_table.is_settled(),
+                    !self.credentials.pod_table.has_synced(),
                 ),
             };
             let (connection, eviction) =

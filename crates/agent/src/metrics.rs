@@ -149,6 +149,7 @@ impl AgentMetrics {
 #[cfg(test)]
 mod tests {
     use rolegate_core::layer::LayerId;
+    use rolegate_runtime::test_util::Exposition;
 
     use super::*;
 
@@ -166,10 +167,8 @@ mod tests {
         metrics.denied(LayerId::Grants.into());
         metrics.audited(LayerId::Rego.into());
         metrics.allowed();
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         let decisions = r#"decisions_total{enforcement_point="agent","#;
-        for line in [
+        Exposition::encode(&registry).assert_lines([
             r#"request_duration_seconds_count{handler="token",outcome="bad_token"} 1"#,
             r#"request_duration_seconds_count{handler="other",outcome="upstream"} 2"#,
             r#"limit_reached_total{limit="pod_waiters"} 1"#,
@@ -179,8 +178,6 @@ mod tests {
             &format!(r#"{decisions}layer="grants",mode="enforce",result="denied"}} 1"#),
             &format!(r#"{decisions}layer="rego",mode="audit",result="denied"}} 1"#),
             &format!(r#"{decisions}layer="all",mode="enforce",result="allowed"}} 1"#),
-        ] {
-            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
-        }
+        ]);
     }
 }

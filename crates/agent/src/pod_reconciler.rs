@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::pod::{Authorization, PodEntry};
-use rolegate_authorizer::reconciler::{BATCH_SIZE, Inputs, MissingRules, Reconciler, Sources};
+use rolegate_authorizer::reconciler::{
+    BATCH_SIZE, MissingRules, Reconciler, ReconcilerState, Sources,
+};
 use rolegate_authorizer::work_queue::Reason;
 use rolegate_core::rule_set_builder::Invalidated;
 use rolegate_core::workload::Workload;
@@ -41,7 +43,7 @@ pub struct PodReconcilerParts {
 pub struct PodReconciler {
     pod_table: Arc<PodTable>,
     authorizer: Authorizer,
-    inputs: Inputs,
+    state: ReconcilerState,
     pods: PodTableWriter,
 }
 
@@ -51,7 +53,7 @@ impl PodReconciler {
         Self {
             pod_table: parts.pod_table.clone(),
             authorizer: parts.authorizer,
-            inputs: Inputs::new(parts.writer, readiness, MissingRules::NotReady),
+            state: ReconcilerState::new(parts.writer, readiness, MissingRules::NotReady),
             pods: PodTableWriter::new(parts.pod_table, parts.verifier, parts.metrics),
         }
     }
@@ -66,7 +68,7 @@ impl PodReconciler {
                     Some(event) => self.event(event),
                     None => return,
                 },
-                () = tokio::task::yield_now(), if !self.inputs.is_idle() => {
+                () = tokio::task::yield_now(), if !self.state.is_idle() => {
                     self.reconcile_batch(BATCH_SIZE);
                 }
             }
@@ -75,8 +77,8 @@ impl PodReconciler {
 }
 
 impl Reconciler for PodReconciler {
-    fn inputs(&mut self) -> &mut Inputs {
-        &mut self.inputs
+    fn state(&mut self) -> &mut ReconcilerState {
+        &mut self.state
     }
 
     fn apply(&mut self, pod: Workload) {
@@ -132,8 +134,8 @@ impl Reconciler for PodReconciler {
         self.pod_table.touch();
     }
 
-    fn inputs_changed(&mut self, loaded: bool) {
-        self.pod_table.settle(loaded);
+    fn synced_changed(&mut self, synced: bool) {
+        self.pod_table.set_synced(synced);
     }
 }
 

@@ -31,7 +31,7 @@ pub struct PodTable {
     owners: ShardedMap<IpAddr, Owner>,
     pods: ShardedMap<Arc<str>, Arc<PodEntry>>,
     version: watch::Sender<u64>,
-    settled: AtomicBool,
+    synced: AtomicBool,
 }
 
 impl Default for PodTable {
@@ -40,7 +40,7 @@ impl Default for PodTable {
             owners: ShardedMap::default(),
             pods: ShardedMap::default(),
             version: watch::Sender::new(0),
-            settled: AtomicBool::new(false),
+            synced: AtomicBool::new(false),
         }
     }
 }
@@ -57,13 +57,13 @@ impl PodTable {
         self.pods.get(uid)
     }
 
-    /// Returns whether all inputs of decisions are loaded: pods, namespaces and the agent's own
+    /// Returns true if all inputs of decisions have synced: pods, namespaces and the agent's own
     /// roles. Until then no denial is final, and no credentials are served.
-    pub fn is_settled(&self) -> bool {
-        self.settled.load(Ordering::Acquire)
+    pub fn has_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
     }
 
-    /// Subscribes to changes of owners and of [`Self::is_settled`].
+    /// Subscribes to changes of owners and of [`Self::has_synced`].
     pub fn changes(&self) -> Changes {
         Changes(self.version.subscribe())
     }
@@ -93,9 +93,9 @@ impl PodTable {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// Sets whether all inputs of decisions are loaded.
-    pub(crate) fn settle(&self, settled: bool) {
-        if self.settled.swap(settled, Ordering::AcqRel) != settled {
+    /// Sets whether all inputs of decisions have synced.
+    pub(crate) fn set_synced(&self, synced: bool) {
+        if self.synced.swap(synced, Ordering::AcqRel) != synced {
             self.version.send_modify(|version| *version += 1);
         }
     }
@@ -128,13 +128,13 @@ mod tests {
         assert!(!woken());
         pod_table.touch();
         assert!(woken() && !woken());
-        pod_table.settle(false);
+        pod_table.set_synced(false);
         assert!(!woken());
-        for settled in [true, false] {
-            pod_table.settle(settled);
-            assert_eq!(pod_table.is_settled(), settled);
+        for synced in [true, false] {
+            pod_table.set_synced(synced);
+            assert_eq!(pod_table.has_synced(), synced);
             assert!(woken());
-            pod_table.settle(settled);
+            pod_table.set_synced(synced);
             assert!(!woken());
         }
         pod_table.publish(Vec::new(), Vec::new());

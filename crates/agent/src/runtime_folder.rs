@@ -46,10 +46,10 @@ impl RuntimeFolder {
             .map_err(failed)?;
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(|_| unusable("it is not a directory of this user".into()))?;
+            .map_err(|_| unusable("it is not a directory owned by this user".into()))?;
         let found = rustix::fs::fstat(&folder).map_err(|errno| failed(errno.into()))?;
         if found.st_uid != rustix::process::geteuid().as_raw() {
-            return Err(unusable("it is not a directory of this user".into()));
+            return Err(unusable("it is not a directory owned by this user".into()));
         }
         if found.st_mode & 0o077 != 0 {
             rustix::fs::fchmod(&folder, Mode::RWXU).map_err(|errno| failed(errno.into()))?;

@@ -67,7 +67,8 @@ pub struct Subject {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
     pub namespaces: Vec<String>,
-    /// Label selector for the namespace. Users who may set these labels can grant the roles.
+    /// Label selector for the namespace. Any user who may set these labels on a namespace can give
+    /// the roles to its pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_selector: Option<LabelSelector>,
     /// Names of service accounts. `*` matches any text. If empty, all service accounts match.
@@ -84,13 +85,14 @@ pub struct Subject {
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Session {
-    /// Session duration, in seconds.
+    /// Session duration, in seconds: 900 to 43200. Defaults to `--session-duration` of the agents or
+    /// brokers. If they call STS with an assumed role, at most 3600 is requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = validation(
         "self >= 900 && self <= 43200",
         "must be 900 to 43200 seconds and at most the role's maximum session duration")))]
     pub duration_seconds: Option<i32>,
-    /// Session tags.
+    /// Session tags, which policies in AWS can check, in addition to the workload tags.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "tags")]
     pub tags: BTreeMap<String, String>,
@@ -111,7 +113,7 @@ pub struct Session {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10), inner(length(min = 20, max = 2048)))]
     pub policy_arns: Vec<String>,
-    /// A JSON policy document that restricts the sessions' permissions.
+    /// Session policy: a JSON policy document that restricts the sessions' permissions.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 2048))]
     pub policy: String,

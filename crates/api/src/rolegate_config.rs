@@ -60,11 +60,12 @@ pub struct RolegateConfigSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "RestrictionFormat")]
     pub namespace_restriction_format: Option<RestrictionFormat>,
-    /// Result for namespaces without annotations. Defaults to `deny`.
+    /// Verdict of layer `namespace` for namespaces without annotations about roles. Defaults to
+    /// `deny`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "NamespaceDefault")]
     pub namespace_restrictions_default: Option<NamespaceDefault>,
-    /// Namespaces whose objects the admission webhooks admit without validation. Defaults to
+    /// Namespaces whose objects the admission webhook admits without validation. Defaults to
     /// `kube-system` and `rolegate-system`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
@@ -80,7 +81,8 @@ pub struct RolegateConfigSpec {
     /// Sources and inputs of Rego policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rego: Option<Rego>,
-    /// Name of the cluster, sent to STS as a tag of every session.
+    /// Name of the cluster, sent to STS as the session tag `eks-cluster-name`. The trust policy of
+    /// every role must then allow `sts:TagSession`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub cluster_name: Option<String>,
@@ -91,8 +93,8 @@ pub struct RolegateConfigSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub workload_kinds: Vec<WorkloadKind>,
-    /// Prevents unprivileged users from creating pods that choose their node or tolerate all
-    /// taints, since such pods can start before the agent.
+    /// Prevents unprivileged users from creating pods that select their node or tolerate all taints,
+    /// since such pods can start before the agent runs on the node.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub guard_scheduling: bool,
     /// Additional OIDC client IDs (audiences) that IAM accepts from the cluster. rolegate knows
@@ -109,15 +111,15 @@ pub struct RolegateConfigSpec {
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Layers {
-    /// Mode of the namespace annotations. Defaults to `enforce`.
+    /// Mode of layer `namespace`: the annotations of namespaces. Defaults to `enforce`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "LayerMode")]
     pub namespace: Option<LayerMode>,
-    /// Mode of the RoleGrants. Defaults to `off`.
+    /// Mode of layer `grants`: RoleGrants. Defaults to `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "LayerMode")]
     pub grants: Option<LayerMode>,
-    /// Mode of the Rego policies. Defaults to `off`.
+    /// Mode of layer `rego`: Rego policies. Defaults to `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "LayerMode")]
     pub rego: Option<LayerMode>,
@@ -145,7 +147,7 @@ impl From<Modes> for Layers {
     }
 }
 
-/// The effect of a denial by a layer.
+/// The effect of a layer's denials.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum LayerMode {
@@ -167,7 +169,7 @@ pub enum RestrictionFormat {
     Regexp,
 }
 
-/// Result for a namespace without annotations.
+/// Verdict for a namespace without annotations about roles.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum NamespaceDefault {

@@ -156,7 +156,7 @@ fn default_role(
     let wrong = |error: rolegate_core::arn::ArnError| {
         ConfigError::new("spec.defaultRole", error.to_string())
     };
-    let any = BaseArn::of_account("aws", "000000000000").map_err(wrong)?;
+    let any = BaseArn::from_account("aws", "000000000000").map_err(wrong)?;
     resolve(role, Some(base.unwrap_or(&any))).map_err(wrong)?;
     Ok(Some(role.into()))
 }

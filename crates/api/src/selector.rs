@@ -9,18 +9,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::validation;
 
-/// A label selector. All requirements must hold.
+/// A label selector. All requirements must be satisfied.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = validation(
     "(has(self.matchLabels) && size(self.matchLabels) > 0) || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
-    "an empty selector would select everything: leave it out, or name at least one label")))]
+    "an empty selector would select everything: omit it, or name at least one label")))]
 pub struct LabelSelector {
     /// Labels that must be present with these values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "labels")]
     pub match_labels: BTreeMap<String, String>,
-    /// Further requirements.
+    /// Label requirements in addition to `matchLabels`. All must be satisfied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub match_expressions: Vec<LabelSelectorRequirement>,

@@ -53,7 +53,7 @@ impl Authorizer {
     /// Returns the decision for `entry`, which is renewed if it is outdated.
     pub fn authorization(&self, entry: &PodEntry, now: Timestamp) -> Guard<Arc<DecisionRecord>> {
         let decided = entry.decided.load();
-        if decided.counts(self.rules.generation(), now) {
+        if decided.is_current(self.rules.generation(), now) {
             return decided;
         }
         let new = Arc::new(self.decide(&entry.workload, Some(&decided)));
@@ -77,7 +77,7 @@ impl Authorizer {
     /// updates.
     pub fn peek(&self, entry: &PodEntry) -> Arc<DecisionRecord> {
         let decided = entry.decided.load_full();
-        if decided.counts(self.rules.generation(), self.clock.now()) {
+        if decided.is_current(self.rules.generation(), self.clock.now()) {
             return decided;
         }
         Arc::new(self.decide(&entry.workload, Some(&decided)))
@@ -121,7 +121,7 @@ impl Authorizer {
         };
         DecisionRecord {
             generation: rules.generation,
-            until: if is_transient {
+            expires_at: if is_transient {
                 Some(now + TRANSIENT_TTL)
             } else {
                 rules.reads_time().then(|| now + TIME_DEPENDENT_TTL)
@@ -156,11 +156,11 @@ mod tests {
     use rolegate_core::arn::BaseArn;
     use rolegate_core::config::RuleConfig;
     use rolegate_core::enforcement::EnforcementPoint;
-    use rolegate_core::labels::Labels;
     use rolegate_core::namespace::Namespace;
     use rolegate_core::rule_set_builder::{AwsEnvironment, RuleUpdate};
     use rolegate_core::session_name::SessionScope;
-    use rolegate_core::workload::{Change, RoleRequest};
+    use rolegate_core::test_util::pod;
+    use rolegate_core::workload::Change;
     use rolegate_rules::store::{Report, RuleStoreWriter};
 
     use super::*;
@@ -192,31 +192,15 @@ mod tests {
         allow(&mut writer, r#"["reader"]"#);
         let (sessions, _fed) = Sessions::remote();
         let authorizer = Authorizer::new(writer.rules(), sessions, Clock::system());
-        let workload = Workload {
-            namespace: "default".into(),
-            name: "api".into(),
-            uid: "uid-1".into(),
-            node: Some("node-1".into()),
-            service_account: "default".into(),
-            addresses: vec![[10, 0, 0, 1].into()],
-            phase: Phase::Running,
-            host_network: false,
-            mirror: false,
-            role_request: RoleRequest {
-                role: Some("reader".into()),
-                ..RoleRequest::default()
-            },
-            labels: Labels::default(),
-            annotations: Labels::default(),
-        };
+        let workload = pod(Some("reader"));
         let decided = authorizer.decide(&workload, None);
-        let pod = PodEntry::new(Arc::new(workload), decided);
+        let entry = PodEntry::new(Arc::new(workload), decided);
         let is_allowed =
             |decided: &DecisionRecord| matches!(decided.authorization, Authorization::Allowed(_));
-        assert!(is_allowed(&authorizer.peek(&pod)));
+        assert!(is_allowed(&authorizer.peek(&entry)));
         allow(&mut writer, r#"["writer"]"#);
-        assert!(!is_allowed(&authorizer.peek(&pod)));
+        assert!(!is_allowed(&authorizer.peek(&entry)));
         // The task that updates the pod must still see the change.
-        assert!(is_allowed(&pod.decided.load()));
+        assert!(is_allowed(&entry.decided.load()));
     }
 }

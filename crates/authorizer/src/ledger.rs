@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::pod::Allowed;
 
 /// Default maximum number of entries.
-pub const ENTRIES: usize = 20_000;
+pub const DEFAULT_ENTRIES: usize = 20_000;
 
 /// A session that was issued to a pod, or to its node on the pod's behalf.
 #[derive(Debug, Clone, Copy)]
@@ -91,8 +91,8 @@ impl From<&Entry> for Record {
             access_key_id: entry.access_key_id.to_string(),
             role: entry.key.role.to_string(),
             session_name: entry.key.name.to_string(),
-            issued: entry.lifetime.from,
-            expires: entry.lifetime.until,
+            issued: entry.lifetime.not_before,
+            expires: entry.lifetime.not_after,
             namespace: entry.namespace.to_string(),
             pod: entry.pod.to_string(),
             pod_uid: entry.pod_uid.to_string(),
@@ -143,7 +143,7 @@ impl Entries {
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self::new(ENTRIES)
+        Self::new(DEFAULT_ENTRIES)
     }
 }
 
@@ -153,7 +153,7 @@ impl Ledger {
         // The full capacity is reserved at once, since growing would need up to twice the memory;
         // unused pages are not allocated.
         let entries = Entries {
-            entries: VecDeque::with_capacity(most.min(ENTRIES)),
+            entries: VecDeque::with_capacity(most.min(DEFAULT_ENTRIES)),
             ..Entries::default()
         };
         Self {
@@ -242,8 +242,8 @@ fn log(issued: Issued<'_>, what: &'static str) {
         pod_uid = %pod.uid,
         service_account = %pod.service_account,
         node = pod.node.as_deref(),
-        issued = %lifetime.from,
-        expires = %lifetime.until,
+        issued = %lifetime.not_before,
+        expires = %lifetime.not_after,
         rules = list(allowed.rules.iter()),
         "{what}"
     );

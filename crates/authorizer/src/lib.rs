@@ -2,11 +2,12 @@
 //! session that belongs to it. Standalone agents and the broker use it.
 //!
 //! [`authorizer`] decides, [`pod`] holds a pod with its decision, [`recorder`] reports the outcomes
-//! of requests, `throttle` limits repeated reports, and [`ledger`] records which pod received
-//! which session.
+//! of requests, `throttle` limits repeated reports, [`ledger`] records which pod received which
+//! session, and [`options`] are those of both processes.
 
 pub mod authorizer;
 pub mod ledger;
+pub mod options;
 pub mod pod;
 pub mod reconciler;
 pub mod recorder;

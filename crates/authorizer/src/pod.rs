@@ -67,18 +67,17 @@ pub struct DecisionRecord {
     /// The generation of the rules that the decision is based on.
     pub generation: u64,
     /// The time at which the decision expires without a change; `None` unless rules read the time.
-    pub until: Option<Timestamp>,
+    pub expires_at: Option<Timestamp>,
     /// The authorization of the pod.
     pub authorization: Authorization,
 }
 
 impl DecisionRecord {
-    pub(crate) fn counts(&self, generation: u64, now: Timestamp) -> bool {
-        self.generation == generation && self.until.is_none_or(|until| now < until)
+    /// Returns true if the decision is based on this generation of the rules and has not expired.
+    pub(crate) fn is_current(&self, generation: u64, now: Timestamp) -> bool {
+        self.generation == generation && self.expires_at.is_none_or(|expires_at| now < expires_at)
     }
-}
 
-impl DecisionRecord {
     /// Returns true if the pod gets the same response from both decisions.
     pub fn same_response(&self, other: &Self) -> bool {
         match (&self.authorization, &other.authorization) {

@@ -107,9 +107,10 @@ pub enum MissingRules {
     Note,
 }
 
-/// The inputs of decisions, and the pods whose decision may be outdated.
+/// The state of a reconciler: the rules, the queue of pods whose decision may be outdated, and
+/// whether all sources have synced.
 #[derive(Debug)]
-pub struct Inputs {
+pub struct ReconcilerState {
     writer: RuleStoreWriter,
     queue: WorkQueue,
     workloads: Option<Block>,
@@ -117,8 +118,8 @@ pub struct Inputs {
     missing_rules: MissingRules,
 }
 
-impl Inputs {
-    /// Creates inputs before anything is loaded.
+impl ReconcilerState {
+    /// Creates the state before any source has synced.
     pub fn new(
         writer: RuleStoreWriter,
         readiness: &Readiness,
@@ -156,15 +157,15 @@ impl Inputs {
         self.queue.is_empty()
     }
 
-    /// Returns true if pods, rules and the AWS environment are loaded. No decision is final before.
-    pub fn is_loaded(&self) -> bool {
-        self.workloads.is_none() && self.writer.unseen().is_none()
+    /// Returns true if pods, rules and the AWS environment have synced. No decision is final before.
+    pub fn has_synced(&self) -> bool {
+        self.workloads.is_none() && self.writer.not_synced().is_none()
     }
 
     /// Updates the readiness condition `rules`.
     fn report_readiness(&self) {
-        match (self.writer.unseen(), self.writer.missing()) {
-            (Some(unseen), _) => self.rules.fail(unseen.as_str()),
+        match (self.writer.not_synced(), self.writer.missing()) {
+            (Some(part), _) => self.rules.fail(part.as_str()),
             (None, Some(missing)) => match self.missing_rules {
                 MissingRules::NotReady => self.rules.fail(&*missing),
                 MissingRules::Note => self.rules.note(&*missing),
@@ -176,8 +177,8 @@ impl Inputs {
 
 /// A table of pods that follows the sources of a process.
 pub trait Reconciler {
-    /// Returns the inputs of decisions.
-    fn inputs(&mut self) -> &mut Inputs;
+    /// Returns the state.
+    fn state(&mut self) -> &mut ReconcilerState;
 
     /// Adds a pod or replaces it.
     fn apply(&mut self, pod: Workload);
@@ -200,8 +201,8 @@ pub trait Reconciler {
     /// Handles a new generation of the rules, after the affected pods were queued.
     fn rules_changed(&mut self) {}
 
-    /// Handles a change of the inputs. `loaded` is [`Inputs::is_loaded`].
-    fn inputs_changed(&mut self, loaded: bool);
+    /// Handles a possible change of [`ReconcilerState::has_synced`].
+    fn synced_changed(&mut self, synced: bool);
 
     /// Applies an event of a source.
     fn event(&mut self, event: Event) {
@@ -219,7 +220,7 @@ pub trait Reconciler {
             reserved_roles = list(aws_environment.reserved_roles.iter().map(|own| &own.name)),
             "detected the AWS environment"
         );
-        self.inputs().writer.set_aws_environment(aws_environment);
+        self.state().writer.set_aws_environment(aws_environment);
         self.queue_affected(&Invalidated::All, Reason::Retry);
     }
 
@@ -232,7 +233,7 @@ pub trait Reconciler {
                 Reason::Changed
             }
         };
-        let change = self.inputs().writer.apply(report);
+        let change = self.state().writer.apply(report);
         self.queue_affected(&change, reason);
     }
 
@@ -245,7 +246,7 @@ pub trait Reconciler {
                     self.apply(pod);
                 }
                 self.publish();
-                self.inputs().workloads = None;
+                self.state().workloads = None;
             }
             Update::Workloads(Change::Apply(pod)) => {
                 self.apply(pod);
@@ -266,7 +267,7 @@ pub trait Reconciler {
                 self.report(Report::Rules(RuleUpdate::RetainNamespaces(names)));
             }
         }
-        self.settle();
+        self.update_synced();
     }
 
     /// Queues the pods that a rule change affects.
@@ -274,28 +275,28 @@ pub trait Reconciler {
         let changed = *change != Invalidated::Nothing;
         if changed {
             for uid in self.affected(change) {
-                self.inputs().queue(uid, reason);
+                self.state().queue(uid, reason);
             }
         }
-        self.settle();
+        self.update_synced();
         if changed {
             self.rules_changed();
         }
     }
 
-    /// Updates the readiness, and everything that depends on whether all inputs are loaded.
-    fn settle(&mut self) {
-        let inputs = self.inputs();
-        inputs.report_readiness();
-        let loaded = inputs.is_loaded();
-        self.inputs_changed(loaded);
+    /// Updates everything that depends on whether all sources have synced.
+    fn update_synced(&mut self) {
+        let state = self.state();
+        state.report_readiness();
+        let synced = state.has_synced();
+        self.synced_changed(synced);
     }
 
     /// Decides again for up to `limit` queued pods.
     fn reconcile_batch(&mut self, limit: usize) {
         let began = Instant::now();
         for _ in 0..limit {
-            let Some((uid, reason)) = self.inputs().next_queued() else {
+            let Some((uid, reason)) = self.state().next_queued() else {
                 return;
             };
             self.reconcile(&uid, reason);

@@ -99,7 +99,7 @@ impl<C> AssumedRole<C> {
         });
         match &state.session {
             Some((credentials, lifetime)) if lifetime.is_valid(now) => {
-                let due = lifetime.from.duration_until(now) > lifetime.left(now);
+                let due = lifetime.not_before.duration_until(now) > lifetime.remaining(now);
                 Ok(Some((credentials.clone(), due && failed.is_none())))
             }
             _ => match failed {
@@ -155,7 +155,7 @@ fn of_session(session: &session::Credentials) -> Credentials {
         &*session.access_key_id,
         session.secret_access_key(),
         Some(session.session_token().to_owned()),
-        Some(SystemTime::from(session.validity.until)),
+        Some(SystemTime::from(session.validity.not_after)),
         SESSION_NAME,
     )
 }

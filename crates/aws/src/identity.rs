@@ -150,7 +150,7 @@ impl Discovered {
             let caller = self.caller.as_ref().ok()?;
             (caller.partition()?, caller.account.as_str())
         };
-        BaseArn::of_account(partition, account).ok()
+        BaseArn::from_account(partition, account).ok()
     }
 
     /// Returns the node's Region.
@@ -225,7 +225,7 @@ pub fn partition_of(region: &str) -> &'static str {
 fn parse_role(text: &str) -> Result<String, ImdsError> {
     let name = text.lines().next().unwrap_or_default().trim();
     // A base ARN without a path is completed by a name.
-    BaseArn::of_account("aws", "000000000000")
+    BaseArn::from_account("aws", "000000000000")
         .ok()
         .and_then(|base| RoleArn::parse(&format!("{}{name}", base.as_str())).ok())
         .filter(|role| role.resource() == role.name())
@@ -239,7 +239,7 @@ fn parse_info(text: &str) -> Result<ProfileOwner, ImdsError> {
     let owner = arn.and_then(|arn| {
         let (prefix, _) = arn.split_once(":instance-profile/")?;
         let (partition, account) = prefix.strip_prefix("arn:")?.split_once(":iam::")?;
-        BaseArn::of_account(partition, account).ok()?;
+        BaseArn::from_account(partition, account).ok()?;
         Some(ProfileOwner {
             partition: partition.to_owned(),
             account: account.to_owned(),

@@ -342,7 +342,10 @@ fn session(
         &session_token,
     )
     .map_err(|_| nothing())?;
-    let validity = Validity { from, until };
+    let validity = Validity {
+        not_before: from,
+        not_after: until,
+    };
     if !validity.is_valid(now) {
         return Err(error::temporary(
             "ClockSkew",

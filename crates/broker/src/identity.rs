@@ -62,7 +62,7 @@ pub enum AuthnRejection {
     #[error("the token or certificate has expired, or the agent did not reauthenticate in time")]
     Ended,
     /// The peer presented neither a token nor a certificate.
-    #[error("no token was presented, and no client certificate that names a node")]
+    #[error("the agent presented neither a token nor a client certificate that names a node")]
     Nothing,
 }
 
@@ -166,8 +166,7 @@ pub fn is_live_agent(pod: &Workload, account: &AgentAccount) -> bool {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use rolegate_core::labels::Labels;
-    use rolegate_core::workload::RoleRequest;
+    use rolegate_core::test_util::pod;
 
     use super::*;
 
@@ -194,12 +193,8 @@ pub(crate) mod tests {
             node: Some(NODE.into()),
             service_account: "rolegate-agent".into(),
             addresses: vec![peer()],
-            phase: Phase::Running,
             host_network: true,
-            mirror: false,
-            role_request: RoleRequest::default(),
-            labels: Labels::default(),
-            annotations: Labels::default(),
+            ..pod(None)
         }
     }
 

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::pod::Authorization;
-use rolegate_authorizer::reconciler::{BATCH_SIZE, Inputs, MissingRules, Reconciler, Sources};
+use rolegate_authorizer::reconciler::{
+    BATCH_SIZE, MissingRules, Reconciler, ReconcilerState, Sources,
+};
 use rolegate_authorizer::work_queue::Reason;
 use rolegate_core::rule_set_builder::Invalidated;
 use rolegate_core::session::SessionKey;
@@ -80,7 +82,7 @@ struct Node {
 /// The index of pods. It writes the subscriptions.
 #[derive(Debug)]
 pub struct Index {
-    inputs: Inputs,
+    state: ReconcilerState,
     authorizer: Authorizer,
     agents: Agents,
     node_addresses: Option<NodeAddresses>,
@@ -106,7 +108,7 @@ impl Index {
     pub fn new(parts: IndexParts, readiness: &Readiness) -> Self {
         Self {
             // Without rules the broker serves and denies every request, as intended.
-            inputs: Inputs::new(parts.writer, readiness, MissingRules::Note),
+            state: ReconcilerState::new(parts.writer, readiness, MissingRules::Note),
             authorizer: parts.authorizer,
             agents: parts.agents,
             node_addresses: parts.node_addresses,
@@ -142,7 +144,7 @@ impl Index {
                     // A node that keeps reopening streams must not delay a revocation.
                     self.reconcile_batch(COMMAND_BATCH_SIZE);
                 }
-                () = tokio::task::yield_now(), if !self.inputs.is_idle() => {
+                () = tokio::task::yield_now(), if !self.state.is_idle() => {
                     self.reconcile_batch(BATCH_SIZE);
                 }
             }
@@ -192,7 +194,7 @@ impl Index {
         let node = self.nodes.get(&subscription.node);
         let pods = node.map(|node| node.pods.clone()).unwrap_or_default();
         for uid in &pods {
-            self.inputs.queue(uid.clone(), Reason::Missing);
+            self.state.queue(uid.clone(), Reason::Missing);
         }
         subscription.expect(pods);
         self.complete(subscription);
@@ -208,7 +210,7 @@ impl Index {
     /// Queues the pods whose decision expires.
     fn recheck_timely(&mut self) {
         for uid in self.timely.drain() {
-            self.inputs.queue(uid, Reason::Changed);
+            self.state.queue(uid, Reason::Changed);
         }
     }
 
@@ -227,7 +229,7 @@ impl Index {
         let decided = self
             .authorizer
             .decide(&pod, before.as_ref().map(|it| &***it));
-        if decided.until.is_some() {
+        if decided.expires_at.is_some() {
             self.timely.insert(pod.uid.clone());
         }
         if let (true, Authorization::Allowed(allowed)) = (retry, &decided.authorization) {
@@ -329,8 +331,8 @@ impl Index {
 }
 
 impl Reconciler for Index {
-    fn inputs(&mut self) -> &mut Inputs {
-        &mut self.inputs
+    fn state(&mut self) -> &mut ReconcilerState {
+        &mut self.state
     }
 
     fn apply(&mut self, pod: Workload) {
@@ -403,9 +405,9 @@ impl Reconciler for Index {
         }
     }
 
-    fn inputs_changed(&mut self, loaded: bool) {
-        let was_loaded = std::mem::replace(&mut self.synced, loaded);
-        if loaded && !was_loaded {
+    fn synced_changed(&mut self, synced: bool) {
+        let had_synced = std::mem::replace(&mut self.synced, synced);
+        if synced && !had_synced {
             // Earlier decisions for these pods were made with incomplete inputs.
             let subscriptions = self.nodes.values().flat_map(|node| &node.subscriptions);
             let incomplete: Vec<_> = subscriptions

@@ -25,7 +25,7 @@ use rolegate_runtime::http2::Authentication;
 use rolegate_runtime::keyed_limit::{KeyedLimiter, Permit};
 use rolegate_runtime::rate::{KeyedRate, Rate};
 use rolegate_runtime::tls::ClientNames;
-use rolegate_sessions::{Current, Session};
+use rolegate_sessions::{Session, SessionState};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
@@ -261,10 +261,10 @@ impl KiamConnection {
         let session = async {
             loop {
                 let changed = cell.changed();
-                match cell.current(self.parts.clock.now()) {
-                    Current::Live(session) => return Ok(session),
-                    Current::Failed(failure) => return Err(failure),
-                    Current::Fetching => {
+                match cell.state(self.parts.clock.now()) {
+                    SessionState::Valid(session) => return Ok(session),
+                    SessionState::Failed(failure) => return Err(failure),
+                    SessionState::Fetching => {
                         allowed.lease.prioritize();
                         changed.await;
                     }
@@ -320,8 +320,8 @@ fn message(session: &Session) -> Credentials {
         access_key_id: credentials.access_key_id.to_string(),
         secret_access_key: credentials.secret_access_key().into(),
         token: credentials.session_token().into(),
-        expiration: aws_time(credentials.validity.until),
-        last_updated: aws_time(credentials.validity.from),
+        expiration: aws_time(credentials.validity.not_after),
+        last_updated: aws_time(credentials.validity.not_before),
     }
 }
 
@@ -375,8 +375,8 @@ mod tests {
     fn messages_have_the_values_of_the_metadata_document() {
         let role = RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap();
         let validity = Validity {
-            from: "2026-11-22T02:00:00.25Z".parse().unwrap(),
-            until: "2026-11-22T03:00:00Z".parse().unwrap(),
+            not_before: "2026-11-22T02:00:00.25Z".parse().unwrap(),
+            not_after: "2026-11-22T03:00:00Z".parse().unwrap(),
         };
         let credentials = session::Credentials::new("ASIA1", "secret/+", "token==", validity);
         let session = Session::new(role, credentials);

@@ -147,6 +147,8 @@ fn count(number: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use rolegate_runtime::test_util::Exposition;
+
     use super::*;
 
     #[test]
@@ -168,9 +170,7 @@ mod tests {
         metrics.kiam("served");
         let user = metrics.kiam_user();
         drop(metrics.kiam_user());
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        for line in [
+        Exposition::encode(&registry).assert_lines([
             r#"broker_streams{use="serving"} 2"#,
             r#"broker_streams{use="warm"} 3"#,
             r#"broker_refused_total{reason="token"} 1"#,
@@ -182,9 +182,7 @@ mod tests {
             "broker_address_claimed_twice_total 1",
             r#"broker_kiam_requests_total{outcome="served"} 1"#,
             "broker_kiam_connections 1",
-        ] {
-            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
-        }
+        ]);
         drop(user);
         assert_eq!(metrics.kiam_users.get(), 0);
     }

@@ -72,25 +72,17 @@ fn is_of_host(pod: &Workload) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use rolegate_core::labels::Labels;
-    use rolegate_core::workload::RoleRequest;
+    use rolegate_core::test_util;
 
     use super::*;
 
     fn pod(uid: &str, node: &str, address: &str) -> Workload {
         Workload {
-            namespace: "kube-system".into(),
-            name: uid.into(),
             uid: uid.into(),
             node: Some(node.into()),
-            service_account: "kiam-agent".into(),
             addresses: vec![address.parse().unwrap()],
-            phase: Phase::Running,
             host_network: true,
-            mirror: false,
-            role_request: RoleRequest::default(),
-            labels: Labels::default(),
-            annotations: Labels::default(),
+            ..test_util::pod(None)
         }
     }
 

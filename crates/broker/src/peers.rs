@@ -53,12 +53,12 @@ impl Peers for PortPeers {
 fn note(limit: Limit) -> &'static str {
     match limit {
         Limit::Peer => {
-            "closing connections: an address has reached its limit of unauthenticated ones"
+            "closing connections: an address has reached its limit of unauthenticated connections"
         }
-        Limit::Rate => "closing connections: an address opens them too fast",
+        Limit::Rate => "closing connections: an address opens connections too fast",
         Limit::Unauthenticated => "closing connections: too many are unauthenticated",
         Limit::Authenticated => {
-            "closing connections of agents: the limit is reached, raise --max-agent-connections"
+            "closing agents' connections: the limit is reached; raise --max-agent-connections"
         }
     }
 }

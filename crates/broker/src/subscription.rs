@@ -329,7 +329,7 @@ impl Subscription {
                 }
             }
             (Authorization::Allowed(allowed), RequestOutcome::Failing) => {
-                if let (_, Some(failure)) = allowed.lease.cell().state() {
+                if let (_, Some(failure)) = allowed.lease.cell().content() {
                     recorder.failing(&entry, &allowed.role, &failure, now);
                 }
             }
@@ -493,7 +493,7 @@ impl State {
 impl SessionSlot {
     /// Returns the session's current message.
     fn message(&mut self) -> v1::Session {
-        let (session, failure) = self.lease.cell().state();
+        let (session, failure) = self.lease.cell().content();
         let credentials = session.map(|session| {
             let credentials = &session.credentials;
             let id = &credentials.access_key_id;

@@ -38,8 +38,8 @@ const SHARED_TOKEN_RATE: Rate = Rate {
 pub enum ReviewError {
     /// Other reviews did not finish in time, or the same address has shown too many tokens.
     #[error(
-        "too many token reviews in progress ({MAX_REVIEWS}, or {MAX_REVIEWS_PER_ADDRESS} for this address, for \
-         more than {} s), or too many tokens from this address", QUEUE_TIMEOUT.as_secs()
+        "too many token reviews: for {} s, {MAX_REVIEWS} in total or {MAX_REVIEWS_PER_ADDRESS} for this address \
+         have been in progress, or this address presents tokens too fast", QUEUE_TIMEOUT.as_secs()
     )]
     Busy,
     /// The API server does not respond, or forbids the request.

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use kube::Client;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
-use rolegate_core::decision::NotLoaded;
+use rolegate_core::decision::NotSynced;
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_kube::client::Connection;
 use rolegate_kube::cluster_config::ConfigMode;
@@ -145,19 +145,19 @@ impl StatusTask {
                 }
                 () = &mut due => {
                     let now = tokio::time::Instant::now();
-                    let unseen = writer.unseen();
-                    let is_loading = unseen.is_some_and(|part| part != NotLoaded::Config);
+                    let not_synced = writer.not_synced();
+                    let is_loading = not_synced.is_some_and(|part| part != NotSynced::Config);
                     loading_since = is_loading.then(|| loading_since.unwrap_or(now));
                     let is_overdue = loading_since.is_some_and(|since| now - since >= LOADING_GRACE);
-                    let again = match unseen {
-                        Some(NotLoaded::Config) => AGAIN,
+                    let again = match not_synced {
+                        Some(NotSynced::Config) => AGAIN,
                         Some(_) if !is_overdue => LOADING_GRACE,
                         _ => {
                             // The webhook configuration comes first, because it restricts access.
                             // Writing the statuses of many grants takes long.
                             let again = registrar.keep(&writer).await;
                             statuses.write_config(&writer, registrar.error(), self.clock.now()).await;
-                            if unseen.is_none() {
+                            if not_synced.is_none() {
                                 statuses.write(&writer, pods.all(), self.clock.now()).await;
                             }
                             again.unwrap_or(AGAIN)

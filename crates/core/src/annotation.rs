@@ -16,7 +16,7 @@ pub const DEFAULT_ROLE: &str = "iam.amazonaws.com/default-role";
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// ConfigMap annotation: the points that enforce its policies, a list such as `admission,agent`.
-pub const POINTS: &str = "rolegate.dev/enforcement-points";
+pub const ENFORCEMENT_POINTS: &str = "rolegate.dev/enforcement-points";
 /// Service account annotation: the role for web identity (IRSA).
 pub const WEB_IDENTITY_ROLE: &str = "eks.amazonaws.com/role-arn";
 

@@ -146,7 +146,7 @@ impl BaseArn {
     ///
     /// # Errors
     /// [`ArnError::NotABase`] if either argument is malformed.
-    pub fn of_account(partition: &str, account: &str) -> Result<Self, ArnError> {
+    pub fn from_account(partition: &str, account: &str) -> Result<Self, ArnError> {
         Self::parse(&format!("arn:{partition}:iam::{account}:role/"))
     }
 

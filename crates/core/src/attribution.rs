@@ -162,7 +162,7 @@ pub fn is_tag(key: &str, value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::tests::pod;
+    use crate::test_util::pod;
 
     #[test]
     fn tags_follow_the_attribution_settings() {

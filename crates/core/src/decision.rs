@@ -46,7 +46,7 @@ impl ReservedRole {
             RoleArn::parse(text)?
         } else {
             // The placeholder account is only needed to validate the name.
-            let any = BaseArn::of_account("aws", "000000000000")?;
+            let any = BaseArn::from_account("aws", "000000000000")?;
             resolve(text, Some(&any))?
         };
         Ok(Self {
@@ -66,9 +66,9 @@ impl ReservedRole {
     }
 }
 
-/// A part of the rules that must be loaded before any decision is final.
+/// A part of the rules that has not synced yet, without which no decision is final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotLoaded {
+pub enum NotSynced {
     /// The cluster's configuration.
     Config,
     /// The AWS identity of this process.
@@ -81,7 +81,7 @@ pub enum NotLoaded {
     Policies,
 }
 
-impl NotLoaded {
+impl NotSynced {
     /// Returns the message for readiness and denials, without a full stop.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -121,8 +121,8 @@ pub struct RuleSet {
     /// The missing prerequisite of the rules, such as a deleted configuration. While it is set,
     /// every request is denied.
     pub missing: Option<Arc<str>>,
-    /// The rule source that has not been loaded yet. While it is set, all decisions are pending.
-    pub unseen: Option<NotLoaded>,
+    /// The part of the rules that has not synced yet. While it is set, all decisions are pending.
+    pub not_synced: Option<NotSynced>,
     /// The generation of the rules. Decisions of an earlier generation are outdated.
     pub generation: u64,
 }
@@ -186,7 +186,7 @@ impl RuleSet {
             role: None,
             layer_results: Vec::new(),
         };
-        if self.unseen.is_some() {
+        if self.not_synced.is_some() {
             return undecided(Decision::Pending);
         }
         let Some(namespace) = self.namespaces.get(&workload.namespace) else {

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::decision::{Decision, RuleSet};
 use crate::labels::Labels;
-use crate::layer::Inputs;
+use crate::layer::WorkloadFields;
 use crate::session_name::SessionScope;
 use crate::workload::{RoleRequest, Workload};
 
@@ -130,7 +130,7 @@ impl Entries {
 }
 
 fn cache_key(rules: &RuleSet, workload: &Workload) -> CacheKey {
-    let mut reads = Inputs::default();
+    let mut reads = WorkloadFields::default();
     for active in &rules.layers {
         let layer = active.layer.reads();
         reads.labels |= layer.labels;

@@ -22,8 +22,8 @@ pub fn credentials(credentials: &Credentials) -> Zeroizing<Vec<u8>> {
         256 + credentials.access_key_id.len() + secret_access_key.len() + session_token.len();
     let mut document = Zeroizing::new(Vec::with_capacity(size));
     let times = (
-        aws_time(credentials.validity.from),
-        aws_time(credentials.validity.until),
+        aws_time(credentials.validity.not_before),
+        aws_time(credentials.validity.not_after),
     );
     for piece in [
         "{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : \"",
@@ -67,8 +67,8 @@ mod tests {
     #[test]
     fn credentials_are_shaped_as_the_real_ones() {
         let validity = Validity {
-            from: "2026-11-22T02:00:00.25Z".parse().unwrap(),
-            until: "2026-11-22T03:00:00Z".parse().unwrap(),
+            not_before: "2026-11-22T02:00:00.25Z".parse().unwrap(),
+            not_after: "2026-11-22T03:00:00Z".parse().unwrap(),
         };
         let document = credentials(&Credentials::new(
             "ASIAEXAMPLE",

@@ -50,7 +50,7 @@ impl Default for Labels {
 impl Labels {
     /// Creates the labels or annotations of an object and stores those in `keys`. All of them count
     /// toward the size limit.
-    pub fn of_object<K, V>(pairs: impl IntoIterator<Item = (K, V)>, keys: &Keys) -> Self
+    pub fn from_object<K, V>(pairs: impl IntoIterator<Item = (K, V)>, keys: &Keys) -> Self
     where
         K: AsRef<str>,
         V: AsRef<str>,
@@ -91,12 +91,12 @@ impl Labels {
 
     /// Returns true if the stored pairs show the presence and value of each of `keys`. A rule that
     /// reads other keys must not be evaluated.
-    pub fn know(&self, keys: &Keys) -> bool {
+    pub fn cover(&self, keys: &Keys) -> bool {
         self.known.cover(keys)
     }
 
     /// Returns true if the stored pairs show the presence of `key`.
-    pub fn knows(&self, key: &str) -> bool {
+    pub fn cover_key(&self, key: &str) -> bool {
         self.known.contains(key)
     }
 
@@ -188,17 +188,17 @@ mod tests {
     fn objects_keep_read_keys_and_count_all_toward_the_limit() {
         let keys: Keys = ["team", "tier"].into_iter().collect();
         let labels = [("team", "shop"), ("app", "api"), ("x", "y")];
-        let kept = Labels::of_object(labels, &keys);
+        let kept = Labels::from_object(labels, &keys);
         assert_eq!(kept.iter().collect::<Vec<_>>(), [("team", "shop")]);
-        assert!(kept.know(&keys) && !kept.know(&Keys::All));
-        assert!(kept.knows("tier") && !kept.knows("app"));
+        assert!(kept.cover(&keys) && !kept.cover(&Keys::All));
+        assert!(kept.cover_key("tier") && !kept.cover_key("app"));
         // Unequal despite equal pairs, since they may be read by different rules.
-        let all = Labels::of_object([("team", "shop")], &Keys::All);
-        assert!(kept != all && all.know(&keys) && all.know(&Keys::All));
+        let all = Labels::from_object([("team", "shop")], &Keys::All);
+        assert!(kept != all && all.cover(&keys) && all.cover(&Keys::All));
 
         let long = "x".repeat(MAX_OBJECT_BYTES);
         for unread in [("app", &*long), ("a", &long[1..])] {
-            let kept = Labels::of_object([unread], &keys);
+            let kept = Labels::from_object([unread], &keys);
             assert_eq!(
                 kept.is_too_large(),
                 unread.0.len() + unread.1.len() > MAX_OBJECT_BYTES

@@ -159,10 +159,10 @@ pub trait Layer: Send + Sync + fmt::Debug {
     /// Evaluates one request without side effects.
     fn evaluate(&self, request: &AccessRequest<'_>) -> Verdict;
 
-    /// Returns the parts of a workload that the layer reads in addition to namespace, service
-    /// account and role request. Workloads that are equal in these parts get the same verdict.
-    fn reads(&self) -> Inputs {
-        Inputs::default()
+    /// Returns the fields of a workload that the layer reads in addition to namespace, service
+    /// account and role request. Workloads that are equal in these fields get the same verdict.
+    fn reads(&self) -> WorkloadFields {
+        WorkloadFields::default()
     }
 
     /// Returns the labels and annotations that the layer reads.
@@ -182,9 +182,9 @@ pub trait Layer: Send + Sync + fmt::Debug {
     }
 }
 
-/// Parts of a workload that a layer reads.
+/// The fields of a workload that a layer reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Inputs {
+pub struct WorkloadFields {
     /// Labels.
     pub labels: bool,
     /// Name and UID.

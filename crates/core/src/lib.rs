@@ -26,6 +26,8 @@ pub mod selector;
 pub mod session;
 pub mod session_name;
 pub mod template_kinds;
+#[cfg(any(test, feature = "test-util"))]
+pub mod test_util;
 pub mod text;
 pub mod token_bucket;
 pub mod workload;

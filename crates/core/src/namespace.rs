@@ -47,12 +47,12 @@ pub struct NamespaceRules {
     format: PatternFormat,
     /// Compiled lazily: owners of namespaces can make this costly, and most namespaces may have no
     /// pods that need it.
-    compiled: OnceLock<Box<Compiled>>,
+    compiled: OnceLock<Box<CompiledAnnotations>>,
 }
 
 /// The compiled annotations of a namespace.
 #[derive(Debug, Clone)]
-pub struct Compiled {
+pub struct CompiledAnnotations {
     /// Patterns of allowed roles, if the annotation is present.
     pub allowed: Option<Result<Vec<Pattern>, String>>,
     /// Patterns of permitted roles, if the annotation is present. One match suffices.
@@ -74,7 +74,7 @@ impl NamespaceRules {
     }
 
     /// Creates the rules of a namespace without annotations.
-    pub fn of_labels(labels: Labels) -> Self {
+    pub fn from_labels(labels: Labels) -> Self {
         let namespace = Namespace {
             labels,
             ..Namespace::default()
@@ -88,11 +88,11 @@ impl NamespaceRules {
     }
 
     /// Returns the compiled annotations.
-    pub fn annotations(&self) -> &Compiled {
+    pub fn annotations(&self) -> &CompiledAnnotations {
         self.compiled.get_or_init(|| {
             let base = self.base.as_ref();
             let namespace = &self.namespace;
-            Box::new(Compiled {
+            Box::new(CompiledAnnotations {
                 allowed: namespace
                     .allowed_roles
                     .as_deref()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::arn::{BaseArn, resolve};
 use crate::config::RuleConfig;
-use crate::decision::{NotLoaded, ReservedRole, RuleSet};
+use crate::decision::{NotSynced, ReservedRole, RuleSet};
 use crate::grant::Grant;
 use crate::layer::grants::GrantsLayer;
 use crate::layer::namespace::NamespaceLayer;
@@ -76,7 +76,7 @@ impl Display for InvalidConfig {
 pub enum RuleSource {
     /// The source has not synced yet.
     #[default]
-    Unseen,
+    NotSynced,
     /// The flags and environment variables of the process.
     Flags,
     /// The last valid `RolegateConfig`.
@@ -94,7 +94,7 @@ pub enum RuleSource {
 impl Display for RuleSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Unseen => "not known yet",
+            Self::NotSynced => "not known yet",
             Self::Flags => "flags",
             Self::RolegateConfig { .. } => "RolegateConfig cluster",
             Self::Missing => "none: the RolegateConfig is missing, so every role is denied",
@@ -154,9 +154,9 @@ pub struct RuleSetBuilder {
     gone: bool,
     aws_environment: Option<AwsEnvironment>,
     namespaces: Arc<HashMap<Arc<str>, Arc<NamespaceRules>>>,
-    namespaces_loaded: bool,
+    namespaces_synced: bool,
     grants: HashMap<Arc<str>, Grant>,
-    grants_loaded: bool,
+    grants_synced: bool,
     grants_layer: Arc<GrantsLayer>,
     rego: Option<Arc<dyn Layer>>,
     generation: u64,
@@ -176,9 +176,9 @@ impl RuleSetBuilder {
             gone: false,
             aws_environment: None,
             namespaces: Arc::default(),
-            namespaces_loaded: false,
+            namespaces_synced: false,
             grants: HashMap::new(),
-            grants_loaded: false,
+            grants_synced: false,
             grants_layer: Arc::default(),
             rego: None,
             generation: 0,
@@ -198,7 +198,7 @@ impl RuleSetBuilder {
     /// Returns the source of the configuration in force.
     pub fn source(&self) -> RuleSource {
         match (&self.config, &self.object) {
-            (ClusterConfig::NotSynced, _) => RuleSource::Unseen,
+            (ClusterConfig::NotSynced, _) => RuleSource::NotSynced,
             (ClusterConfig::Unused, _) => RuleSource::Flags,
             (ClusterConfig::Missing, _) => RuleSource::Missing,
             (ClusterConfig::Valid(object), _) => RuleSource::RolegateConfig {
@@ -260,19 +260,19 @@ impl RuleSetBuilder {
         }
     }
 
-    /// Returns the first source that must be loaded before any decision is final.
-    pub fn unseen(&self) -> Option<NotLoaded> {
+    /// Returns the first part of the rules that has not synced yet. No decision is final before.
+    pub fn not_synced(&self) -> Option<NotSynced> {
         let modes = self.config().modes;
         if self.config == ClusterConfig::NotSynced {
-            Some(NotLoaded::Config)
+            Some(NotSynced::Config)
         } else if self.aws_environment.is_none() {
-            Some(NotLoaded::Identity)
-        } else if !self.namespaces_loaded {
-            Some(NotLoaded::Namespaces)
-        } else if modes[LayerId::Grants] == Mode::Enforce && !self.grants_loaded {
-            Some(NotLoaded::Grants)
+            Some(NotSynced::Identity)
+        } else if !self.namespaces_synced {
+            Some(NotSynced::Namespaces)
+        } else if modes[LayerId::Grants] == Mode::Enforce && !self.grants_synced {
+            Some(NotSynced::Grants)
         } else if modes[LayerId::Rego] == Mode::Enforce && self.rego.is_none() {
-            Some(NotLoaded::Policies)
+            Some(NotSynced::Policies)
         } else {
             None
         }
@@ -283,7 +283,7 @@ impl RuleSetBuilder {
     pub fn needs(&self, rules: &RuleSet) -> Option<Needs> {
         let modes = self.config().modes;
         let is_known = self.config != ClusterConfig::NotSynced
-            && (modes[LayerId::Grants] == Mode::Off || self.grants_loaded)
+            && (modes[LayerId::Grants] == Mode::Off || self.grants_synced)
             && (modes[LayerId::Rego] == Mode::Off || self.rego.is_some());
         is_known.then(|| rules.needs())
     }
@@ -339,7 +339,7 @@ impl RuleSetBuilder {
             cluster: config.cluster.clone(),
             attribution: config.attribution,
             missing: self.missing(),
-            unseen: self.unseen(),
+            not_synced: self.not_synced(),
             generation: self.generation,
         }
     }
@@ -384,16 +384,16 @@ impl RuleSetBuilder {
     /// Discards the grants when they are no longer watched, since they could be out of date.
     pub fn forget_grants(&mut self) -> Invalidated {
         self.grants.clear();
-        self.grants_loaded = false;
+        self.grants_synced = false;
         self.compile_grants();
         Invalidated::All
     }
 
     fn change_grants(&mut self, change: Change<Grant>) -> Invalidated {
-        let first = !self.grants_loaded;
+        let first = !self.grants_synced;
         match change {
             Change::Snapshot(all) => {
-                self.grants_loaded = true;
+                self.grants_synced = true;
                 let all: HashMap<_, _> = all
                     .into_iter()
                     .map(|grant| (grant.name.clone(), grant))
@@ -422,7 +422,7 @@ impl RuleSetBuilder {
     fn change_namespaces(&mut self, change: Change<Namespace>) -> Invalidated {
         match change {
             Change::Snapshot(all) => {
-                self.namespaces_loaded = true;
+                self.namespaces_synced = true;
                 self.compile_namespaces(&all);
                 Invalidated::All
             }

@@ -40,24 +40,24 @@ pub struct SessionLimits {
     pub policy: Option<Arc<str>>,
 }
 
-/// The time at which a session was issued, and STS's expiration.
+/// The period in which a session is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
-    /// The time of the call.
-    pub from: Timestamp,
+    /// The time of the call to STS.
+    pub not_before: Timestamp,
     /// STS's `Expiration`.
-    pub until: Timestamp,
+    pub not_after: Timestamp,
 }
 
 impl Validity {
     /// Returns true if the session may still be served.
     pub fn is_valid(&self, now: Timestamp) -> bool {
-        now < self.until
+        now < self.not_after
     }
 
     /// Returns the remaining time; zero after the expiration.
-    pub fn left(&self, now: Timestamp) -> SignedDuration {
-        now.duration_until(self.until).max(SignedDuration::ZERO)
+    pub fn remaining(&self, now: Timestamp) -> SignedDuration {
+        now.duration_until(self.not_after).max(SignedDuration::ZERO)
     }
 }
 
@@ -335,8 +335,8 @@ mod tests {
     fn a_session_ends_when_sts_says_so() {
         let at = |second: i64| Timestamp::from_second(second).unwrap();
         let lifetime = Validity {
-            from: at(100),
-            until: at(200),
+            not_before: at(100),
+            not_after: at(200),
         };
         for (now, is_valid, left) in [
             (100, true, 100),
@@ -346,7 +346,7 @@ mod tests {
         ] {
             assert_eq!(lifetime.is_valid(at(now)), is_valid, "{now}");
             assert_eq!(
-                lifetime.left(at(now)),
+                lifetime.remaining(at(now)),
                 SignedDuration::from_secs(left),
                 "{now}"
             );
@@ -356,8 +356,8 @@ mod tests {
     #[test]
     fn secrets_are_not_formatted() {
         let validity = Validity {
-            from: Timestamp::UNIX_EPOCH,
-            until: Timestamp::UNIX_EPOCH,
+            not_before: Timestamp::UNIX_EPOCH,
+            not_after: Timestamp::UNIX_EPOCH,
         };
         let credentials =
             Credentials::new("ASIAEXAMPLE", "very-secret", "also-secret-token", validity);

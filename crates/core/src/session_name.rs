@@ -117,7 +117,7 @@ pub(crate) fn fnv1a(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::tests::pod;
+    use crate::test_util::pod;
     use proptest::prelude::*;
 
     #[test]

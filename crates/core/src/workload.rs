@@ -145,30 +145,10 @@ pub enum Update {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use crate::annotation::{EXTERNAL_ID, MAX_ANNOTATION_BYTES, ROLE};
-
-    /// Returns a running pod `default/app` with service account `default` and address 10.0.0.1.
-    pub(crate) fn pod(role: Option<&str>) -> Workload {
-        Workload {
-            namespace: "default".into(),
-            name: "app".into(),
-            uid: "uid-1".into(),
-            node: Some("node".into()),
-            service_account: "default".into(),
-            addresses: vec![[10, 0, 0, 1].into()],
-            phase: Phase::Running,
-            host_network: false,
-            mirror: false,
-            role_request: RoleRequest {
-                role: role.map(Into::into),
-                ..RoleRequest::default()
-            },
-            labels: Labels::default(),
-            annotations: Labels::default(),
-        }
-    }
+    use crate::test_util::pod;
 
     #[test]
     fn who_owns_an_address() {

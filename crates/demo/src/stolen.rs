@@ -7,20 +7,16 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use http::Uri;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rolegate_authorizer::options::DecisionOptions;
 use rolegate_aws::sts::StsOptions;
 use rolegate_broker::app::{Broker, BrokerOptions};
 use rolegate_broker::identity::AgentAccount;
 use rolegate_broker::service::NODE_URI;
-use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::config::RuleConfig;
-use rolegate_core::engine::EngineOptions;
-use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
 use rolegate_proto::client::Requests;
 use rolegate_proto::v1::{self, broker_client::BrokerClient, from_agent, pod, to_agent};
-use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::http2;
 use rolegate_runtime::tls::{ClientTls, TlsFiles};
@@ -184,10 +180,10 @@ fn options(stand_ins: StandIns, certificate: TlsFiles, ca: &Path) -> BrokerOptio
             api_server: Some(stand_ins.kube),
             ..ClientOptions::default()
         },
-        annotations: AnnotationKeys::default(),
-        rules: RuleConfig::default(),
-        given: GivenRuleFlags::default(),
-        cluster_config: ConfigMode::Required,
+        decisions: DecisionOptions {
+            cluster_config: ConfigMode::Required,
+            ..DecisionOptions::default()
+        },
         agents: AgentAccount {
             namespace: "rolegate-system".into(),
             name: "rolegate-agent".into(),
@@ -199,10 +195,6 @@ fn options(stand_ins: StandIns, certificate: TlsFiles, ca: &Path) -> BrokerOptio
         client_ca: Some(ca.to_owned()),
         metadata_addr: stand_ins.metadata,
         sts: stand_ins.sts,
-        base_required: false,
-        scope: SessionScope::Workload,
-        session_seconds: 3600,
-        engine: EngineOptions::default(),
         connections: CONNECTIONS,
         connections_per_peer: CONNECTIONS,
         kiam: None,

@@ -24,7 +24,7 @@ pub(crate) fn candidates<'v>(values: impl IntoIterator<Item = &'v Value>) -> Vec
 
 /// Returns a base ARN of an account that does not exist, which merely completes role names.
 pub fn any_base() -> Option<BaseArn> {
-    BaseArn::of_account("aws", "000000000000").ok()
+    BaseArn::from_account("aws", "000000000000").ok()
 }
 
 /// Adds the base ARNs of all role ARNs in a value.

@@ -166,5 +166,5 @@ resource!(Node, "nodes", ClusterResourceScope);
 
 /// Returns the labels with these `keys`.
 pub(crate) fn labels(metadata: &ObjectMeta, keys: &Keys) -> Labels {
-    Labels::of_object(metadata.labels.iter().flatten(), keys)
+    Labels::from_object(metadata.labels.iter().flatten(), keys)
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::needs::Needs;
+use rolegate_core::test_util;
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_devkit::{KubeApi, KubeApiOptions, Namespace, Node, Pod};
 use rolegate_runtime::metrics::Metrics;
@@ -527,18 +528,8 @@ async fn events_never_block_and_are_counted_when_dropped() {
     let (recorder, _writer) = recorder(connection.client(), "n".into(), metrics.ours());
     for number in 0..50 {
         let workload = Workload {
-            namespace: "shop".into(),
-            name: "app".into(),
             uid: number.to_string().into(),
-            node: None,
-            service_account: "default".into(),
-            addresses: Vec::new(),
-            phase: Default::default(),
-            host_network: false,
-            mirror: false,
-            role_request: Default::default(),
-            labels: Default::default(),
-            annotations: Default::default(),
+            ..test_util::pod(None)
         };
         recorder.publish(&workload, EventReason::RoleForbidden, "no");
     }

@@ -148,7 +148,7 @@ fn annotations(metadata: &ObjectMeta, keys: &AnnotationKeys, needed: &Keys) -> L
         .iter()
         .flatten()
         .filter(|(key, _)| kept(key));
-    Labels::of_object(all.map(|(key, value)| (key, cut(value))), needed)
+    Labels::from_object(all.map(|(key, value)| (key, cut(value))), needed)
 }
 
 /// Returns the addresses of both fields without duplicates. The kubelet writes these fields, so

@@ -20,7 +20,7 @@ const MAX_STALE_RESPONSES: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The netlink socket could not be opened, or failed.
-    #[error("cannot query the kernel: {0}")]
+    #[error("the netlink socket failed: {0}")]
     Socket(#[from] io::Error),
     /// The response is invalid.
     #[error("cannot parse the kernel's response: {0}")]

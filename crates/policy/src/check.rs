@@ -12,7 +12,7 @@ use rolegate_core::layer::{LayerId, Mode};
 use rolegate_report::findings::{Finding, Findings, Level, Location, Wording};
 pub use rolegate_review::admission_review::Operation;
 use rolegate_review::{
-    NotSynced, Outcome, Review, ValidationRules, Violation, ViolationSource, validate,
+    Outcome, Review, Undecided, ValidationRules, Violation, ViolationSource, validate,
 };
 use serde_json::{Map, Value};
 
@@ -241,8 +241,8 @@ fn check_one(
         Ok(outcome) => {
             let faults = outcome.violations.iter();
             found = faults.map(|fault| finding(Level::Error, fault)).collect();
-            if let Some(unseen) = &outcome.undecided {
-                let fault = undecided(unseen);
+            if let Some(cause) = &outcome.undecided {
+                let fault = undecided(cause);
                 found.push(finding(Level::Error, &fault));
             }
             let warnings = outcome.warnings.iter();
@@ -292,13 +292,13 @@ fn not_asked(rules: &ValidationRules<'_>, request: &Request) -> Option<&'static 
     }
 }
 
-fn undecided(unseen: &NotSynced) -> Violation {
-    let reason = match unseen {
-        NotSynced::Namespace(name) => format!(
+fn undecided(cause: &Undecided) -> Violation {
+    let reason = match cause {
+        Undecided::Namespace(name) => format!(
             "namespace {name} is in neither the rules nor the manifests, so there is no verdict: \
              add it to one of them"
         ),
-        NotSynced::Rules(sentence) => (*sentence).to_owned(),
+        Undecided::Rules(part) => part.as_str().to_owned(),
     };
     Violation::new(
         "metadata.namespace",

@@ -100,9 +100,7 @@ fn one(
         let mut roles = match patterns {
             Ok(_) => read(namespace, conversion),
             Err(broken) => Roles {
-                notes: vec![format!(
-                    "it cannot be parsed, {broken}; it allows nothing at present"
-                )],
+                notes: vec![format!("it cannot be parsed: {broken}; it allows no role")],
                 ..Roles::default()
             },
         };
@@ -117,8 +115,8 @@ fn one(
     let Some(roles) = found else {
         if conversion.allow_unannotated {
             converted.notes.push(
-                "it has no annotation and so allows every role, which does not become a grant; `rolegate \
-                 policy suggest` lists what its pods use"
+                "it has no annotation and therefore allows every role, for which no grant is written; `rolegate \
+                 policy suggest` lists the roles that its pods use"
                     .into(),
             );
             return Some(converted);
@@ -210,7 +208,9 @@ fn named_regexp(pattern: &str, base: Option<&BaseArn>, roles: &mut Roles) {
 
 fn matches_nothing(pattern: &str, base: Option<&BaseArn>) -> String {
     if base.is_none() {
-        format!("{pattern:?} is a name, and no base ARN is known to complete it: set one")
+        format!(
+            "{pattern:?} is a name, and no base ARN is known to complete it: set --base-role-arn"
+        )
     } else {
         format!("{pattern:?} matches no role")
     }

@@ -8,13 +8,13 @@ use jiff::Timestamp;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::decision::RuleSet;
 use rolegate_core::grant::{Grant, Subject};
-use rolegate_core::labels::Labels;
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_core::layer::namespace::NamespaceLayer;
 use rolegate_core::layer::{ActiveLayer, Mode};
 use rolegate_core::namespace::{Namespace, NamespaceRules};
 use rolegate_core::pattern::PatternFormat;
-use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_core::test_util;
+use rolegate_core::workload::Workload;
 
 pub(crate) const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -93,17 +93,7 @@ pub(crate) fn pod(namespace: &str, account: &str, role: &str) -> Workload {
         namespace: namespace.into(),
         name: format!("{account}-0").into(),
         uid: format!("{namespace}-{account}").into(),
-        node: None,
         service_account: account.into(),
-        addresses: Vec::new(),
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest {
-            role: (!role.is_empty()).then(|| role.into()),
-            ..RoleRequest::default()
-        },
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        ..test_util::pod((!role.is_empty()).then_some(role))
     }
 }

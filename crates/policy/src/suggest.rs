@@ -283,7 +283,7 @@ impl Suggestion {
     /// Returns notes about the grants, one per line.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = vec![format!(
-            "{} suggested; {} covered already or with the role of all pods, {} without a role now",
+            "{} suggested; {} already covered or use the default role; {} without a role now",
             count(self.grants.len(), "grant is", "grants are"),
             count(self.covered, "pod is", "pods are"),
             count(self.without_role, "pod is", "pods are"),

@@ -123,8 +123,8 @@ impl Expect {
                     shown(&fault.reason)
                 );
             }
-            if let Some(unseen) = outcome.undecided.as_ref().filter(|_| said.is_empty()) {
-                let _ = write!(list, "; {unseen}");
+            if let Some(cause) = outcome.undecided.as_ref().filter(|_| said.is_empty()) {
+                let _ = write!(list, "; {cause}");
             }
             list
         };

@@ -117,8 +117,8 @@ impl From<&Credentials> for v1::Credentials {
             access_key_id: credentials.access_key_id.to_string(),
             secret_access_key: credentials.secret_access_key().into(),
             session_token: credentials.session_token().into(),
-            issued_at_ms: credentials.validity.from.as_millisecond(),
-            expires_at_ms: credentials.validity.until.as_millisecond(),
+            issued_at_ms: credentials.validity.not_before.as_millisecond(),
+            expires_at_ms: credentials.validity.not_after.as_millisecond(),
         }
     }
 }
@@ -133,8 +133,8 @@ impl TryFrom<&v1::Credentials> for Credentials {
         check_credentials(id, secret, token).map_err(Malformed)?;
         let time = |ms| Timestamp::from_millisecond(ms).map_err(|_| Malformed("a session's times"));
         let validity = Validity {
-            from: time(message.issued_at_ms)?,
-            until: time(message.expires_at_ms)?,
+            not_before: time(message.issued_at_ms)?,
+            not_after: time(message.expires_at_ms)?,
         };
         Ok(Self::new(&**id, secret, token, validity))
     }
@@ -374,8 +374,8 @@ mod tests {
 
     fn credentials(id: &str, secret: &str, token: &str) -> v1::Credentials {
         let validity = Validity {
-            from: Timestamp::from_millisecond(1_700_000_000_123).unwrap(),
-            until: Timestamp::from_millisecond(1_700_003_600_000).unwrap(),
+            not_before: Timestamp::from_millisecond(1_700_000_000_123).unwrap(),
+            not_after: Timestamp::from_millisecond(1_700_003_600_000).unwrap(),
         };
         (&Credentials::new(id, secret, token, validity)).into()
     }

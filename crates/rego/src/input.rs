@@ -49,7 +49,7 @@ pub(crate) fn undocumented(read: &InputRead, wraps: bool) -> Option<String> {
             "reads input{path}{dynamic}, which is not available at agents; the input there is \
              {DOCUMENTED_INPUT}. Read only these fields, or enforce the policy at admission only \
              ({}: admission)",
-            annotation::POINTS
+            annotation::ENFORCEMENT_POINTS
         ))
     };
     if let Some(["request", "object", inside @ ..]) = Some(path.as_slice()) {

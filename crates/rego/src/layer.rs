@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rolegate_core::layer::{AccessRequest, Inputs, Layer, LayerId, Verdict};
+use rolegate_core::layer::{AccessRequest, Layer, LayerId, Verdict, WorkloadFields};
 use rolegate_core::needs::{Keys, Needs};
 
 use crate::policies::Policies;
@@ -38,9 +38,9 @@ impl Layer for RegoLayer {
         }
     }
 
-    fn reads(&self) -> Inputs {
+    fn reads(&self) -> WorkloadFields {
         let enforced = self.policies.has_agent_policies();
-        Inputs {
+        WorkloadFields {
             labels: enforced,
             identity: enforced,
             pod: enforced,
@@ -63,7 +63,7 @@ impl Layer for RegoLayer {
     fn lacks(&self, request: &AccessRequest<'_>) -> bool {
         let needs = self.needs();
         let pod = request.workload;
-        !pod.labels.know(&needs.pod_labels) || !pod.annotations.know(&needs.pod_annotations)
+        !pod.labels.cover(&needs.pod_labels) || !pod.annotations.cover(&needs.pod_annotations)
     }
 
     fn reads_time(&self) -> bool {

@@ -17,7 +17,7 @@ mod web_identity;
 pub mod webhook_configuration;
 
 pub use admission_review::{Review, ReviewError};
-pub use outcome::{NotSynced, Outcome, Violation, ViolationSource};
+pub use outcome::{Outcome, Undecided, Violation, ViolationSource};
 pub use pod_template::{ACCOUNTS_OF_OWNERS, ROLE_VARIABLE};
 pub use policies::{Finding, Findings, ReviewPolicies};
 pub use validate::{ValidationRules, validate};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rolegate_core::decision::DenialSource;
+use rolegate_core::decision::{DenialSource, NotSynced};
 use rolegate_core::layer::LayerId;
 use rolegate_core::text::{bounded, cut};
 use serde::{Serialize, Serializer};
@@ -116,23 +116,23 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A dependency that is not synced yet.
+/// The reason that a review cannot be decided yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NotSynced {
-    /// A namespace.
+pub enum Undecided {
+    /// The namespace has not synced.
     Namespace(Arc<str>),
-    /// Rules, as described.
-    Rules(&'static str),
+    /// A part of the rules has not synced.
+    Rules(NotSynced),
 }
 
-impl fmt::Display for NotSynced {
+impl fmt::Display for Undecided {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Namespace(name) => {
                 let name = bounded(name, MAX_NAME_CHARS);
                 write!(f, "namespace {name} is not known to rolegate yet")
             }
-            Self::Rules(sentence) => f.write_str(sentence),
+            Self::Rules(part) => f.write_str(part.as_str()),
         }
     }
 }
@@ -144,8 +144,8 @@ pub struct Outcome {
     pub violations: Vec<Violation>,
     /// Violations of layers in audit mode.
     pub warnings: Vec<Violation>,
-    /// A dependency that is not synced yet. The review must be evaluated again once it is.
-    pub undecided: Option<NotSynced>,
+    /// The reason that the review cannot be decided yet. It must be evaluated again later.
+    pub undecided: Option<Undecided>,
     /// The number of policies that were evaluated.
     pub asked: usize,
 }
@@ -185,8 +185,8 @@ impl Outcome {
                 format!("{} faults: {}", many.len(), numbered.join("; "))
             }
         };
-        if let (true, Some(unseen)) = (violations.is_empty(), &self.undecided) {
-            message = format!("{unseen}: try again in a moment");
+        if let (true, Some(not_synced)) = (violations.is_empty(), &self.undecided) {
+            message = format!("{not_synced}: try again in a moment");
         }
         cut(message, MAX_MESSAGE_BYTES)
     }
@@ -298,8 +298,8 @@ mod tests {
             for text in texts.iter().chain([&outcome.message()]) {
                 assert!(!text.contains(is_unsafe), "{c:?}: {text:?}");
             }
-            let unseen = NotSynced::Namespace(hostile.into()).to_string();
-            assert!(!unseen.contains(is_unsafe), "{c:?}: {unseen:?}");
+            let not_synced = Undecided::Namespace(hostile.into()).to_string();
+            assert!(!not_synced.contains(is_unsafe), "{c:?}: {not_synced:?}");
         }
     }
 

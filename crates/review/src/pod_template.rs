@@ -250,8 +250,11 @@ impl<'a> PodShape<'a> {
             host_network: false,
             mirror: self.is_mirror(),
             role_request,
-            labels: Labels::of_object(self.labels.iter(), &Keys::All),
-            annotations: Labels::of_object(kept.map(|(key, value)| (key, cut(value))), &Keys::All),
+            labels: Labels::from_object(self.labels.iter(), &Keys::All),
+            annotations: Labels::from_object(
+                kept.map(|(key, value)| (key, cut(value))),
+                &Keys::All,
+            ),
         }
     }
 }

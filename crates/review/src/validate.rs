@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 use crate::admission_review::{Operation, Review};
 use crate::field_path::Malformed;
 use crate::json::{self, Node};
-use crate::outcome::{NotSynced, Outcome, Violation, ViolationSource};
+use crate::outcome::{Outcome, Undecided, Violation, ViolationSource};
 use crate::policies::ReviewPolicies;
 use crate::target::ReviewTarget;
 
@@ -218,8 +218,8 @@ impl<'a> Validator<'a> {
             return;
         }
         // The data that they read may not be synced yet.
-        if let (Mode::Enforce, Some(part)) = (mode, self.rules.rules.unseen) {
-            self.outcome.undecided = Some(NotSynced::Rules(part.as_str()));
+        if let (Mode::Enforce, Some(part)) = (mode, self.rules.rules.not_synced) {
+            self.outcome.undecided = Some(Undecided::Rules(part));
             return;
         }
         let findings = policies.evaluate_review(review.body(), self.now);

@@ -32,11 +32,11 @@ Every flag can also be set by an environment variable (shown next to it).";
 #[command(after_help = "\
 Examples:
   rolegate admission --cluster-config=required
-  With a certificate of your own and rules by flags:
+  With your own certificate, and rules set by flags:
     rolegate admission --certificate=files --tls-cert=/tls/tls.crt --tls-key=/tls/tls.key \\
       --cluster-config=off --base-role-arn=arn:aws:iam::123456789012:role/ --namespace-restrictions
 
-Exit codes: 0 stopped, 1 failed, 64 wrong usage or configuration.")]
+Exit codes: 0 stopped, 1 failed, 64 invalid usage or configuration.")]
 pub(crate) struct AdmissionFlags {
     #[command(flatten)]
     pub(crate) given: Given,
@@ -52,10 +52,10 @@ pub(crate) struct AdmissionFlags {
     #[command(flatten)]
     certificate: CertificateFlags,
 
-    /// Address on which the API server connects
+    /// Address to listen on for the API server
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_ADMISSION_ADDRESS", default_value = "[::]:8443", help_heading = PROCESS)]
     listen_address: SocketAddr,
-    /// Address of metrics and health
+    /// Address of metrics and health checks
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METRICS_ADDRESS", default_value = "[::]:9090", help_heading = PROCESS)]
     metrics_address: SocketAddr,
     #[command(flatten)]

@@ -46,10 +46,10 @@ Every flag can also be set by an environment variable (shown next to it).";
 #[command(after_help = "\
 Examples:
   rolegate broker --base-role-arn=arn:aws:iam::123456789012:role/ --namespace-restrictions
-  For agents of kiam too, while a cluster moves over:
+  With support for kiam's agents, during a migration:
     rolegate broker --layer=namespace=enforce --kiam-address=[::]:9610 --kiam-client-ca=/kiam/ca.pem
 
-Exit codes: 0 stopped, 1 failed, 64 wrong usage or configuration.")]
+Exit codes: 0 stopped, 1 failed, 64 invalid usage or configuration.")]
 pub(crate) struct BrokerFlags {
     #[command(flatten)]
     pub(crate) given: Given,
@@ -87,7 +87,7 @@ pub(crate) struct BrokerFlags {
     #[arg(long, value_name = "TIME", env = "ROLEGATE_MAX_STALENESS", default_value = "1h", value_parser = duration, requires = "kiam_address", help_heading = AGENTS)]
     max_staleness: Duration,
 
-    /// Require that the base ARN can be discovered from the environment. Without this flag a discovered base ARN is used as well
+    /// Make no decision until the base ARN has been discovered from the environment. Without this flag, a base ARN that can be discovered is used as well
     #[arg(long, alias = "role-base-arn-autodetect", env = "ROLEGATE_AUTO_DISCOVER_BASE_ARN", help_heading = ROLES)]
     auto_discover_base_arn: bool,
     #[command(flatten)]
@@ -96,7 +96,7 @@ pub(crate) struct BrokerFlags {
     /// Set of pods that share a session of a role
     #[arg(long, value_name = "SCOPE", env = "ROLEGATE_SESSION_SCOPE", default_value = "workload", help_heading = SESSIONS)]
     session_scope: SessionScopeFlag,
-    /// Session duration requested from STS, 15m to 12h. More than 1h requires a role that allows it and is not possible with a session of a role
+    /// Session duration requested from STS, 15m to 12h. More than 1h requires that the role allows it and that the broker's credentials are not a role's session, since AWS limits chained roles to 1h
     #[arg(long, value_name = "TIME", env = "ROLEGATE_SESSION_DURATION", value_parser = duration, default_value = "1h", help_heading = SESSIONS)]
     session_duration: Duration,
     #[command(flatten)]
@@ -117,13 +117,13 @@ pub(crate) struct BrokerFlags {
     #[command(flatten)]
     certificate: CertificateFlags,
 
-    /// Address on which agents connect
+    /// Address to listen on for agents
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_BROKER_ADDRESS", default_value = "[::]:9443", help_heading = PROCESS)]
     listen_address: SocketAddr,
-    /// Address of metrics and health
+    /// Address of metrics and health checks
     #[arg(long, value_name = "ADDRESS", alias = "prometheus-listen-addr", env = "ROLEGATE_METRICS_ADDRESS", default_value = "[::]:9090", help_heading = PROCESS)]
     metrics_address: SocketAddr,
-    /// Address of the ledger, for rolegate ledger. On loopback, only users who may exec into the pod or forward a port can read it, and processes on the host's network
+    /// Address of the ledger, for rolegate ledger. On loopback, it can be read only by users who may exec into the pod or forward its ports, and by processes on the host's network if the pod uses it
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_LEDGER_ADDRESS", default_value = "127.0.0.1:9091", help_heading = PROCESS)]
     ledger_address: SocketAddr,
     /// Maximum number of ledger entries
@@ -192,12 +192,11 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
     let clock = Clock::system();
     check_credentials(flags.pod_ip, flags.host_ip)?;
     check_max_staleness(flags.max_staleness)?;
-    let rules = flags.rules.config()?;
-    if flags.auto_discover_base_arn && rules.base.is_some() {
-        return Err(invalid(
-            "--auto-discover-base-arn and --base-role-arn: give only one of them",
-        ));
-    }
+    let engine = flags.sts.engine(EngineOptions::for_cluster);
+    let decisions =
+        flags
+            .deciding()?
+            .options(&flags.given, flags.auto_discover_base_arn, engine)?;
     let (certificate, secret) = flags.certificate.source(names::BROKER_TLS)?;
     let host = || std::env::var("HOSTNAME").unwrap_or_else(|_| names::BROKER.into());
     let name = flags
@@ -210,8 +209,7 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
         ledger_entries: flags.ledger_entries.get(),
         name,
         client: flags.kubernetes.client(),
-        annotations: flags.keys.keys()?,
-        cluster_config: flags.rules.cluster_config.into(),
+        decisions,
         agents: AgentAccount {
             namespace: flags.agent_namespace.into(),
             name: flags.agent_service_account.into(),
@@ -226,12 +224,6 @@ pub(crate) fn options(flags: BrokerFlags) -> anyhow::Result<BrokerOptions> {
             region: flags.kiam.region,
             ..flags.sts.options(clock.clone())?
         },
-        base_required: flags.auto_discover_base_arn,
-        rules,
-        given: flags.given.rules().clone(),
-        scope: flags.session_scope.into(),
-        session_seconds: session_duration_seconds("--session-duration", flags.session_duration)?,
-        engine: flags.sts.engine(EngineOptions::for_cluster),
         connections: flags.max_agent_connections.get(),
         connections_per_peer: flags.max_connections_per_address.get(),
         kiam: flags

@@ -23,23 +23,23 @@ const ABOUT: &str = "Least-privilege AWS roles for Kubernetes pods";
 const LONG_ABOUT: &str = "\
 Gives Kubernetes pods least-privilege AWS roles.
 
-On each node, `rolegate agent` answers pods on the address of the instance metadata service:
-a pod gets short-lived credentials of the role that it is annotated with and that the rules
-allow, and no pod reaches the node's own role. Pods, namespaces and trust policies stay as
-they were for kube2iam, whose flags the agent understands.";
+On each node, `rolegate agent` serves the address of the instance metadata service. A pod
+gets short-lived credentials for the role in its annotation, if the rules allow that role.
+No pod can reach the node's own role. Pods, namespaces and trust policies that were made for
+kube2iam work unchanged, and the agent accepts kube2iam's flags.";
 
 const AFTER: &str = "\
 Examples:
-  See it work on this machine, no cluster and no AWS needed:
+  Try the whole system on this machine, without a cluster and without AWS:
     rolegate demo
-  Run as kube2iam's DaemonSet does (without a command, `agent` is meant):
+  Run as kube2iam's DaemonSet does (the default command is `agent`):
     rolegate --base-role-arn=arn:aws:iam::123456789012:role/ --iptables --host-interface=eni+ \\
       --host-ip=$HOST_IP --node=$NODE_NAME
-  Ask whether pods really cannot reach the node's role:
+  Check that pods cannot reach the node's role:
     rolegate redirect check --netns /run/netns/cni-…
 
-Exit codes: 0 done, 1 failed (for `redirect check`: the real metadata service is open to pods),
-2 pods are blocked (`redirect check`), 3 a refusal or finding (`policy`), 64 wrong usage or
+Exit codes: 0 done, 1 failed (`redirect check`: pods reach the real metadata service), 2 pods
+are blocked (`redirect check`), 3 a denial or a finding (`policy`), 64 invalid usage or
 configuration, 130 interrupted (`demo`).";
 
 /// The command line.
@@ -327,7 +327,10 @@ mod tests {
         assert_eq!(options.sts.region.as_deref(), Some("eu-west-1"));
         assert_eq!(options.sts.chain.len(), 1);
         assert_eq!(
-            (options.session_seconds, options.engine.in_flight),
+            (
+                options.decisions.session_seconds,
+                options.decisions.engine.in_flight
+            ),
             (900, 16)
         );
     }

@@ -60,7 +60,7 @@ Examples:
   With certificates from cert-manager:
     rolegate controller --certificate=cert-manager --broker-certificate=cert-manager
 
-Exit codes: 0 stopped, 1 failed, 64 wrong usage or configuration.")]
+Exit codes: 0 stopped, 1 failed, 64 invalid usage or configuration.")]
 pub(crate) struct ControllerFlags {
     #[command(flatten)]
     pub(crate) given: Given,
@@ -120,12 +120,12 @@ pub(crate) struct ControllerFlags {
     /// Unique name of this replica [default: the host's name and a random number]
     #[arg(long, value_name = "NAME", env = "POD_NAME", help_heading = PROCESS)]
     identity: Option<String>,
-    /// Address of metrics and health
+    /// Address of metrics and health checks
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_METRICS_ADDRESS", default_value = "[::]:9090", help_heading = PROCESS)]
     metrics_address: SocketAddr,
     #[command(flatten)]
     log: LogFlags,
-    /// Maximum duration of the shutdown
+    /// Maximum time to finish open work at exit
     #[arg(long, value_name = "TIME", env = "ROLEGATE_DRAIN_TIME", default_value = "5s", value_parser = duration, help_heading = PROCESS)]
     drain_time: Duration,
 }

@@ -20,13 +20,13 @@ use crate::output::{self, Format, OutputFlags};
     long_about = "Run the whole system on this machine, without AWS and without a cluster.\n\n\
 The agent is the real one. STS (which verifies signatures), the instance metadata service and the \
 Kubernetes API are stand-ins inside this process. As root, the node and its pods are network \
-namespaces, and a real redirect leads to the agent. Otherwise, or with --loopback, pods are addresses of \
+namespaces, and a real redirect leads to the agent. Otherwise, or with --loopback, each pod is an address in \
 127.0.0.0/8. After the steps the demo keeps running, so that you can try more. It removes everything when it exits.",
     after_help = "Examples:\n  \
 rolegate demo\n  \
 rolegate demo --once -o json\n  \
 rolegate demo -- --metadata-allow=user-data   (see what an agent flag opens)\n\n\
-Exit codes: 0 all steps succeeded, 1 a step failed, 64 wrong usage, 130 interrupted."
+Exit codes: 0 all steps succeeded, 1 a step failed, 64 invalid usage, 130 interrupted."
 )]
 pub(crate) struct DemoArguments {
     /// Exit after the steps

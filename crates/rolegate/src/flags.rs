@@ -117,7 +117,7 @@ pub(crate) fn base_arn(given: Option<&str>) -> anyhow::Result<Option<BaseArn>> {
     base.map_err(|error| invalid(format!("--base-role-arn: {error}")))
 }
 
-/// Returns a usage error, which ends the process with the exit code for wrong usage.
+/// Returns a usage error, which ends the process with the exit code for invalid usage.
 pub(crate) fn invalid(message: impl Into<String>) -> anyhow::Error {
     Invalid(message.into()).into()
 }
@@ -132,7 +132,7 @@ pub(crate) const MIN_STALENESS: Duration = Duration::from_secs(180);
 pub(crate) fn check_max_staleness(age: Duration) -> anyhow::Result<()> {
     if age < MIN_STALENESS {
         return Err(invalid(
-            "--max-staleness: give 3m or more; an idle watch is updated every 150 s only",
+            "--max-staleness: must be at least 3m, since an idle watch is updated only every 150 s",
         ));
     }
     Ok(())

@@ -26,12 +26,13 @@ const MAX_RESPONSE_BYTES: usize = 64 << 20;
 
 /// The first paragraphs of the command's help.
 pub(crate) const LONG_ABOUT: &str = "Show which sessions a broker sent to which pods.\n\n\
-Asks one broker for its ledger, newest entry first: the access key's ID, role, session name, times, the pod and \
-the rules that allowed it. SENT is when it went to the pod's node, SERVED (with -o wide) when the pod got it, as its \
-agent says. It holds no secret. With --key, finds the pod of an access key from a CloudTrail record. A broker's \
-ledger is on its loopback, and each replica has its own: ask each, as in\n\n\
+Prints the ledger of one broker, newest entry first: the access key's ID, role, session name, times, the pod and \
+the rules that allowed the role. SENT is the time at which the session was sent to the pod's node. SERVED (with \
+-o wide) is the time at which the pod received it, as reported by the agent. The ledger contains no secrets. With \
+--key, finds the pod of an access key from a CloudTrail record. Each replica serves its own ledger on its loopback \
+address, so query each replica, for example with\n\n\
   kubectl -n rolegate-system exec POD -- rolegate ledger --key ASIA...\n\n\
-The log contains the same entries for longer. Exit code 1: no entry has the key.";
+The log keeps the same entries for longer. Exit code 1: no entry has the key.";
 
 /// Arguments of `rolegate ledger`.
 #[derive(Debug, Args)]
@@ -40,7 +41,7 @@ Examples:
   rolegate ledger -o wide
   kubectl -n rolegate-system exec POD -- rolegate ledger --key ASIA...
 
-Exit codes: 0 done, 1 failed, or no entry has the key, 64 wrong usage.")]
+Exit codes: 0 done, 1 failed, or no entry has the key, 64 invalid usage.")]
 pub(crate) struct LedgerArguments {
     /// Access key ID to search for, such as ASIA...
     #[arg(long, value_name = "ID")]

@@ -35,7 +35,7 @@ use crate::cli::{Cli, Command};
 #[global_allocator]
 static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_allocator();
 
-/// Exit code for wrong usage: flags, configuration file or environment (`EX_USAGE`).
+/// Exit code for invalid usage: flags, configuration file or environment (`EX_USAGE`).
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {

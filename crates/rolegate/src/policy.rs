@@ -34,7 +34,7 @@ RolegateConfig the flags of the running agents apply. Each answer lists the rule
 Examples:
   Why does a pod get no credentials?
     rolegate policy explain pod/api-0 -n shop
-  Would the webhook deny these manifests? For a pipeline:
+  Would the webhook deny these manifests? In a pipeline:
     helm template . | rolegate policy check --rules rules/ -f - -o github
   Do the policies decide as intended?
     rolegate policy test policies/
@@ -45,8 +45,8 @@ Examples:
   Move from open namespaces to default deny:
     rolegate policy suggest > grants.yaml
 
-Exit codes: 0 no finding, 1 failed, 3 a denial, a pod that loses its role, an unusable rule or a failing
-test, 64 wrong usage.")]
+Exit codes: 0 no finding, 1 failed, 3 a denial, a pod that loses its role, an unusable rule or a failed
+test, 64 invalid usage.")]
 pub(crate) struct PolicyArguments {
     #[command(subcommand)]
     action: Action,

@@ -33,23 +33,23 @@ pub(crate) struct RedirectArguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Print the rules in the kernel
+    /// Show the rules in the kernel
     Show {
-        /// auto, nftables, iptables, iptables-nft or iptables-legacy. auto: all that are installed
+        /// Backend to show: auto, nftables, iptables, iptables-nft or iptables-legacy. auto: all that are installed
         #[arg(long, value_name = "BACKEND", default_value = "auto")]
         backend: String,
         #[command(flatten)]
         output: OutputFlags,
     },
-    /// Put the rules into the kernel: for a unit that runs before the kubelet, so that no pod is
-    /// earlier than the rules
+    /// Apply the rules to the kernel, for example in a systemd unit that runs before the kubelet, so
+    /// that no pod starts without them
     #[command(after_help = "\
 Examples:
   rolegate redirect apply --host-interface=eni+ --host-ip=$HOST_IP
 
-Exit codes: 0 the rules are in the kernel, 1 failed, 64 wrong usage.")]
+Exit codes: 0 the rules are in the kernel, 1 failed, 64 invalid usage.")]
     Apply {
-        /// auto, nftables, iptables, iptables-nft or iptables-legacy
+        /// Backend to use: auto, nftables, iptables, iptables-nft or iptables-legacy
         #[arg(long, value_name = "BACKEND", default_value = "auto")]
         backend: String,
         /// Interfaces on which packets from pods arrive: a name, eni+ for a prefix, !eth0 for all but one, auto to find them. On a node without a CNI configuration, auto is all but the interface to the metadata service
@@ -73,7 +73,7 @@ Exit codes: 0 the rules are in the kernel, 1 failed, 64 wrong usage.")]
         )]
         app_port: u16,
     },
-    /// Take the rules away: pods then reach the node's role
+    /// Remove the rules. Pods then reach the node's role
     #[command(after_help = "\
 Examples:
   rolegate redirect remove
@@ -83,22 +83,21 @@ Examples:
     kubectl debug node/NODE -i --profile=sysadmin --image=REGISTRY/rolegate:0.1.0 -- \\
       rolegate redirect remove
 
-Exit codes: 0 removed, or there was nothing to remove, 1 failed, 64 wrong usage.")]
+Exit codes: 0 removed, or there was nothing to remove, 1 failed, 64 invalid usage.")]
     Remove {
         /// Keep running until SIGTERM or SIGINT, and remove rules that an agent restores meanwhile
         #[arg(long)]
         wait: bool,
     },
-    /// Ask from inside a pod's network namespace where the metadata address leads, and say whether
-    /// this host has the routing rules; exits with 0 if the agent answers, 2 if nothing does (pods
-    /// are blocked), 1 if the real metadata service does
+    /// Check from a pod's network namespace which server answers at the metadata address, and
+    /// whether this host has the routing rules
     #[command(after_help = "\
 Examples:
   rolegate redirect check
   rolegate redirect check --netns /run/netns/cni-…
 
-Exit codes: 0 the agent answers, 1 the real metadata service answers, or failed, 2 nothing answers,
-64 wrong usage.")]
+Exit codes: 0 the agent answers, 1 the real metadata service answers, or failed, 2 nothing answers
+(pods are blocked), 64 invalid usage.")]
     Check {
         /// File of the network namespace, such as /run/netns/cni-… or /proc/PID/ns/net [default: the current one]
         #[arg(long, value_name = "FILE")]

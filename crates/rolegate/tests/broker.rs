@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 /// The log message at startup.
 const STARTED: &str = "listening";
-/// Exit code for wrong usage or environment.
+/// Exit code for invalid usage or environment.
 const USAGE: i32 = 64;
 
 struct Broker(Child);

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-/// Exit code for wrong usage.
+/// Exit code for invalid usage.
 const USAGE: Option<i32> = Some(64);
 /// Exit code for a denial.
 const REFUSED: Option<i32> = Some(3);

@@ -189,8 +189,8 @@ impl RuleFollower {
     /// are loaded, and has a note while required rules are missing.
     pub async fn run(mut self, condition: Condition) {
         loop {
-            match (self.writer.unseen(), self.writer.missing()) {
-                (Some(unseen), _) => condition.fail(unseen.as_str()),
+            match (self.writer.not_synced(), self.writer.missing()) {
+                (Some(part), _) => condition.fail(part.as_str()),
                 // The webhook responds and denies with this message. If the Service had no ready
                 // endpoint, users would only learn that the webhook cannot be called.
                 (None, Some(missing)) => condition.note(&*missing),

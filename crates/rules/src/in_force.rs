@@ -23,8 +23,8 @@ pub struct RulesInForce {
     pub reserved_roles: Vec<ReservedRole>,
     /// The fields of the `RolegateConfig` that are unset, so that flags apply.
     pub open: LeftOpen,
-    /// True if everything that decisions need is loaded.
-    pub is_loaded: bool,
+    /// True if everything that decisions need has synced.
+    pub has_synced: bool,
 }
 
 /// The number of grants by state.
@@ -89,7 +89,7 @@ impl RulesInForce {
                 base: object.is_some_and(|object| object.base.is_none()),
                 default_role: object.is_some_and(|object| object.default_role.is_none()),
             },
-            is_loaded: builder.unseen().is_none(),
+            has_synced: builder.not_synced().is_none(),
         }
     }
 

@@ -178,7 +178,7 @@ fn encode_info(
 /// Returns the label `source`.
 fn source(source: RuleSource) -> &'static str {
     match source {
-        RuleSource::Unseen => "unknown",
+        RuleSource::NotSynced => "unknown",
         RuleSource::Flags => "flags",
         RuleSource::RolegateConfig { .. } => "rolegateconfig",
         RuleSource::Missing => "missing",

@@ -27,7 +27,7 @@ pub(crate) async fn report(rules: RuleStore, given: GivenRuleFlags, layers: Opti
     loop {
         changes.mark_unchanged();
         let now = rules.load().in_force.clone();
-        let is_new = now.is_loaded && now != reported;
+        let is_new = now.has_synced && now != reported;
         if is_new {
             log(&now);
             let ignored = given.ignored(&now);

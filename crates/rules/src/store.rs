@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use rolegate_core::config::{DATA_LABEL, RegoConfig, ResourceKind, RuleConfig};
-use rolegate_core::decision::NotLoaded;
+use rolegate_core::decision::NotSynced;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::layer::{Layer, LayerId, Mode};
 use rolegate_core::rule_set_builder::{AwsEnvironment, Invalidated, RuleSetBuilder, RuleUpdate};
@@ -84,8 +84,8 @@ impl RuleStoreWriter {
     }
 
     /// Returns the first source that must be loaded before decisions are made.
-    pub fn unseen(&self) -> Option<NotLoaded> {
-        self.builder.unseen()
+    pub fn not_synced(&self) -> Option<NotSynced> {
+        self.builder.not_synced()
     }
 
     /// Returns the reason why every request is denied, if there is one.
@@ -240,7 +240,9 @@ impl RuleStoreWriter {
     fn source(&mut self, map: &ConfigMap) -> Option<PolicySource> {
         let known = self.policies.has_policy(&map.namespace, &map.name);
         let kind = kind(map, &self.rego, known)?;
-        let points = map.annotations.get(rolegate_core::annotation::POINTS);
+        let points = map
+            .annotations
+            .get(rolegate_core::annotation::ENFORCEMENT_POINTS);
         let points = match points.map(EnforcementPoints::parse).transpose() {
             Ok(points) => {
                 self.invalid_points.remove(&name(map));
@@ -361,7 +363,7 @@ impl RuleStoreWriter {
             config: self.builder.config().clone(),
             grants: self.builder.grants().clone(),
             policies,
-            missing: match self.unseen() {
+            missing: match self.not_synced() {
                 Some(_) => None,
                 None => self.missing(),
             },

@@ -114,6 +114,7 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
+    use crate::test_util::Exposition;
 
     #[test]
     fn counts_are_cumulative_and_bounds_inclusive() {
@@ -123,18 +124,14 @@ mod tests {
         for milliseconds in [1, 100, 101, 1000, 5000] {
             histogram.observe(Duration::from_millis(milliseconds));
         }
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        for line in [
+        Exposition::encode(&registry).assert_lines([
             "# TYPE took histogram",
             "took_sum 6.202",
             "took_count 5",
             "took_bucket{le=\"0.1\"} 2",
             "took_bucket{le=\"1.0\"} 4",
             "took_bucket{le=\"+Inf\"} 5",
-        ] {
-            assert!(text.contains(line), "{line} not in\n{text}");
-        }
+        ]);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub mod shares;
 pub mod signals;
 pub mod staleness;
 pub mod supervisor;
+#[cfg(any(test, feature = "test-util"))]
+pub mod test_util;
 pub mod tls;
 mod transport;
 pub mod version;

@@ -134,6 +134,7 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
+    use crate::test_util::Exposition;
 
     #[test]
     fn reads_the_kernels_formats() {
@@ -156,23 +157,15 @@ mod tests {
     fn every_metric_is_there_and_plausible() {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(ProcessCollector));
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        let value = |name: &str| -> f64 {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            line.unwrap_or_else(|| panic!("{name} not in\n{text}"))
-                .trim()
-                .parse()
-                .unwrap()
-        };
-        assert!(value("process_resident_memory_bytes ") > 1e6);
-        assert!(value("process_virtual_memory_bytes ") > 1e6);
-        assert!(value("process_max_fds ") >= 3.0);
-        assert!(value("process_open_fds ") >= 3.0);
-        assert!(value("process_cpu_seconds_total ") >= 0.0);
+        let text = Exposition::encode(&registry);
+        assert!(text.value("process_resident_memory_bytes") > 1e6);
+        assert!(text.value("process_virtual_memory_bytes") > 1e6);
+        assert!(text.value("process_max_fds") >= 3.0);
+        assert!(text.value("process_open_fds") >= 3.0);
+        assert!(text.value("process_cpu_seconds_total") >= 0.0);
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
-        let started = value("process_start_time_seconds ");
+        let started = text.value("process_start_time_seconds");
         assert!((now - 86_400.0..now + 60.0).contains(&started), "{started}");
-        assert!(value("process_cpu_seconds_total ") < 86_400.0);
+        assert!(text.value("process_cpu_seconds_total") < 86_400.0);
     }
 }

@@ -14,19 +14,19 @@ use tokio::sync::Notify;
 
 use crate::session::Session;
 
-/// The state of a session.
+/// The content of a cell.
 #[derive(Debug, Default)]
-pub(crate) struct State {
+pub(crate) struct CellContent {
     pub(crate) session: Option<Arc<Session>>,
     /// The error of the last call, if it failed.
     pub(crate) failure: Option<Failure>,
 }
 
-/// The content of a cell for an endpoint.
+/// The state of a session for an endpoint.
 #[derive(Debug, Clone)]
-pub enum Current {
+pub enum SessionState {
     /// A valid session.
-    Live(Arc<Session>),
+    Valid(Arc<Session>),
     /// No session is valid, and the last call failed.
     Failed(Failure),
     /// The first call has not returned yet.
@@ -37,7 +37,7 @@ pub enum Current {
 #[derive(Debug)]
 pub struct SessionCell {
     key: Arc<SessionKey>,
-    state: ArcSwap<State>,
+    content: ArcSwap<CellContent>,
     changed: Notify,
     asked: AtomicBool,
     leases: AtomicUsize,
@@ -47,7 +47,7 @@ impl SessionCell {
     fn new(key: Arc<SessionKey>) -> Self {
         Self {
             key,
-            state: ArcSwap::default(),
+            content: ArcSwap::default(),
             changed: Notify::new(),
             asked: AtomicBool::new(false),
             leases: AtomicUsize::new(0),
@@ -64,23 +64,23 @@ impl SessionCell {
         self.key.clone()
     }
 
-    /// Returns the current session. Never returns an expired one.
-    pub fn current(&self, now: Timestamp) -> Current {
-        let state = self.state.load();
-        match (&state.session, &state.failure) {
+    /// Returns the state at this time. An expired session is never returned.
+    pub fn state(&self, now: Timestamp) -> SessionState {
+        let content = self.content.load();
+        match (&content.session, &content.failure) {
             (Some(session), _) if session.credentials.validity.is_valid(now) => {
-                Current::Live(session.clone())
+                SessionState::Valid(session.clone())
             }
-            (_, Some(failure)) => Current::Failed(failure.clone()),
-            _ => Current::Fetching,
+            (_, Some(failure)) => SessionState::Failed(failure.clone()),
+            _ => SessionState::Fetching,
         }
     }
 
     /// Returns the session, valid or expired, and the last call's error, to pass on to other
     /// processes.
-    pub fn state(&self) -> (Option<Arc<Session>>, Option<Failure>) {
-        let state = self.state.load();
-        (state.session.clone(), state.failure.clone())
+    pub fn content(&self) -> (Option<Arc<Session>>, Option<Failure>) {
+        let content = self.content.load();
+        (content.session.clone(), content.failure.clone())
     }
 
     /// Waits for the next change after this call. To miss none: create the future, read the state,
@@ -89,9 +89,9 @@ impl SessionCell {
         self.changed.notified()
     }
 
-    /// Replaces the state and wakes all waiting requests.
-    pub(crate) fn publish(&self, state: State) {
-        self.state.store(Arc::new(state));
+    /// Replaces the content and wakes all waiting requests.
+    pub(crate) fn publish(&self, content: CellContent) {
+        self.content.store(Arc::new(content));
         self.asked.store(false, Ordering::Relaxed);
         self.changed.notify_waiters();
     }
@@ -150,7 +150,9 @@ impl Cells {
     /// Returns all sessions.
     pub(crate) fn sessions(&self) -> Vec<Arc<Session>> {
         let cells = self.lock();
-        let sessions = cells.values().map(|cell| cell.state.load().session.clone());
+        let sessions = cells
+            .values()
+            .map(|cell| cell.content.load().session.clone());
         sessions.flatten().collect()
     }
 }

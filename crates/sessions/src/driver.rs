@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::{Id, JoinError, JoinSet};
 use tracing::{debug, info, warn};
 
-use crate::cell::{Cells, State};
+use crate::cell::{CellContent, Cells};
 use crate::lease::Sessions;
 use crate::metrics::SessionMetrics;
 use crate::session::Session;
@@ -157,15 +157,15 @@ impl<C: AssumeRole> Driver<C> {
             role = %key.role,
             session = %key.name,
             access_key_id = %credentials.access_key_id,
-            until = %validity.until,
+            until = %validity.not_after,
             "session fetched"
         );
         if let Some(cell) = self.cells.get(&key) {
-            if cell.state().1.is_some() {
+            if cell.content().1.is_some() {
                 info!(role = %key.role, session = %key.name, "STS issues this session again");
             }
             let session = Session::new(key.role.clone(), credentials);
-            cell.publish(State {
+            cell.publish(CellContent {
                 session: Some(Arc::new(session)),
                 failure: None,
             });
@@ -176,7 +176,7 @@ impl<C: AssumeRole> Driver<C> {
     fn failed(&self, key: Arc<SessionKey>, failure: Failure) -> Event {
         let kind = failure.kind;
         if let Some(cell) = self.cells.get(&key) {
-            let (session, before) = cell.state();
+            let (session, before) = cell.content();
             if before.as_ref() != Some(&failure) {
                 warn!(
                     role = %key.role,
@@ -187,7 +187,7 @@ impl<C: AssumeRole> Driver<C> {
                     "STS issued no session"
                 );
             }
-            cell.publish(State {
+            cell.publish(CellContent {
                 session,
                 failure: Some(failure),
             });

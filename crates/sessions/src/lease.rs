@@ -53,11 +53,11 @@ impl Sessions {
         let mut stats = SessionStats::default();
         for session in self.cells.sessions() {
             let validity = session.credentials.validity;
-            let age = validity.from.duration_until(now).as_secs_f64();
+            let age = validity.not_before.duration_until(now).as_secs_f64();
             stats.count += 1;
             let earliest = stats
                 .earliest_expiration
-                .map_or(validity.until, |known| known.min(validity.until));
+                .map_or(validity.not_after, |known| known.min(validity.not_after));
             stats.earliest_expiration = Some(earliest);
             stats.oldest_age = Some(stats.oldest_age.map_or(age, |oldest| oldest.max(age)));
         }

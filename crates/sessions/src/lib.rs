@@ -20,7 +20,7 @@
 //! use rolegate_core::engine::{Cause, EngineOptions};
 //! use rolegate_core::session::{Credentials, Failure, SessionKey, Validity};
 //! use rolegate_runtime::clock::Clock;
-//! use rolegate_sessions::{AssumeRole, Current, Document, Session, SessionMetrics, Sessions};
+//! use rolegate_sessions::{AssumeRole, SessionState, Document, Session, SessionMetrics, Sessions};
 //! use zeroize::Zeroizing;
 //!
 //! /// Issues the same credentials for each key.
@@ -30,7 +30,7 @@
 //!     async fn assume_role(&self, _: &SessionKey) -> Result<Credentials, Failure> {
 //!         let from = self.0.now();
 //!         let until = from + std::time::Duration::from_secs(3600);
-//!         let validity = Validity { from, until };
+//!         let validity = Validity { not_before: from, not_after: until };
 //!         Ok(Credentials::new("ASIAEXAMPLE", "secret", "token", validity))
 //!     }
 //! }
@@ -63,10 +63,10 @@
 //! let session = loop {
 //!     // Subscribe before reading, so that no change is missed.
 //!     let changed = lease.cell().changed();
-//!     match lease.cell().current(clock.now()) {
-//!         Current::Live(session) => break session,
-//!         Current::Failed(failure) => return Err(failure.into()),
-//!         Current::Fetching => changed.await,
+//!     match lease.cell().state(clock.now()) {
+//!         SessionState::Valid(session) => break session,
+//!         SessionState::Failed(failure) => return Err(failure.into()),
+//!         SessionState::Fetching => changed.await,
 //!     }
 //! };
 //! assert_eq!(session.document::<KeyId>(), "ASIAEXAMPLE");
@@ -82,7 +82,7 @@ mod metrics;
 mod remote;
 mod session;
 
-pub use cell::{Current, SessionCell};
+pub use cell::{SessionCell, SessionState};
 pub use driver::{AssumeRole, Driver};
 pub use lease::{Lease, SessionStats, Sessions};
 pub use metrics::SessionMetrics;

@@ -7,7 +7,7 @@ use rolegate_core::engine::Event;
 use rolegate_core::session::{Credentials, Failure, SessionKey};
 use tokio::sync::mpsc;
 
-use crate::cell::{Cells, State};
+use crate::cell::{CellContent, Cells};
 use crate::lease::Sessions;
 use crate::session::Session;
 
@@ -53,14 +53,14 @@ impl RemoteSessions {
         let Some(cell) = self.cells.get(key) else {
             return;
         };
-        let (held, _) = cell.state();
+        let (held, _) = cell.content();
         let expires_later = |held: &Arc<Session>| {
             let received = credentials.as_ref();
-            received.is_none_or(|new| new.validity.until < held.credentials.validity.until)
+            received.is_none_or(|new| new.validity.not_after < held.credentials.validity.not_after)
         };
         let session = held
             .filter(expires_later)
             .or(credentials.map(|new| Arc::new(Session::new(key.role.clone(), new))));
-        cell.publish(State { session, failure });
+        cell.publish(CellContent { session, failure });
     }
 }

@@ -103,8 +103,8 @@ mod tests {
     fn session(secret: &str, token: &str) -> Session {
         let role = RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap();
         let validity = Validity {
-            from: Timestamp::UNIX_EPOCH,
-            until: Timestamp::UNIX_EPOCH,
+            not_before: Timestamp::UNIX_EPOCH,
+            not_after: Timestamp::UNIX_EPOCH,
         };
         Session::new(role, Credentials::new("ASIA1", secret, token, validity))
     }

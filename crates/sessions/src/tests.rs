@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use rolegate_core::arn::RoleArn;
 use rolegate_core::engine::{Cause, EngineOptions};
 use rolegate_core::session::{Credentials, Failure, FailureKind, SessionKey, Validity};
+use rolegate_core::test_util::session_key;
 use rolegate_runtime::clock::Clock;
+use rolegate_runtime::test_util::Exposition;
 use tokio::task::JoinSet;
 
 use super::*;
@@ -41,8 +42,8 @@ impl AssumeRole for Slow {
             });
         }
         let validity = Validity {
-            from,
-            until: from + self.lifetime,
+            not_before: from,
+            not_after: from + self.lifetime,
         };
         let id = format!("ASIA{number}");
         Ok(Credentials::new(id, "hidden", "hidden", validity))
@@ -90,22 +91,12 @@ impl Fixture {
     }
 
     fn lease_of(&self, role: &str) -> Lease {
-        let key = SessionKey {
-            role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{role}")).unwrap(),
-            name: "default.default".into(),
-            external_id: None,
-            duration_seconds: 3600,
-            limits: None,
-        };
-        self.sessions.lease(key, "default".into(), Cause::New)
+        self.sessions
+            .lease(session_key(role), "default".into(), Cause::New)
     }
 
     fn oldest_wait(&self) -> f64 {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
-        let mut lines = text.lines();
-        let value = lines.find_map(|line| line.strip_prefix("sts_queue_oldest_wait_seconds "));
-        value.unwrap().parse().unwrap()
+        Exposition::encode(&self.registry).value("sts_queue_oldest_wait_seconds")
     }
 
     fn calls(&self) -> u32 {
@@ -124,7 +115,7 @@ async fn pass(duration: Duration) {
 async fn served(lease: &Lease, clock: &Clock) -> Arc<Session> {
     loop {
         let changed = lease.cell().changed();
-        if let Current::Live(session) = lease.cell().current(clock.now()) {
+        if let SessionState::Valid(session) = lease.cell().state(clock.now()) {
             return session;
         }
         changed.await;
@@ -224,7 +215,7 @@ async fn pods_always_get_half_the_life_and_more() {
             session
                 .credentials
                 .validity
-                .left(fixture.clock.now())
+                .remaining(fixture.clock.now())
                 .as_secs()
                 >= 1800
         );
@@ -240,19 +231,19 @@ async fn pain_07_valid_credentials_survive_sts_and_expired_ones_are_never_served
         .await
         .credentials
         .validity
-        .until;
+        .not_after;
     fixture.fail(Some(FailureKind::Temporary));
     while fixture.clock.now() + Duration::from_secs(1) < until {
         assert!(matches!(
-            lease.cell().current(fixture.clock.now()),
-            Current::Live(_)
+            lease.cell().state(fixture.clock.now()),
+            SessionState::Valid(_)
         ));
         pass(Duration::from_secs(1)).await;
     }
     pass(Duration::from_secs(1)).await;
     assert!(matches!(
-        lease.cell().current(fixture.clock.now()),
-        Current::Failed(_)
+        lease.cell().state(fixture.clock.now()),
+        SessionState::Failed(_)
     ));
     fixture.fail(None);
     assert_ne!(
@@ -275,8 +266,8 @@ async fn pain_06_a_failing_role_is_not_asked_for_again_and_again() {
     }
     assert_eq!(fixture.calls(), 1);
     assert!(matches!(
-        lease.cell().current(fixture.clock.now()),
-        Current::Failed(_)
+        lease.cell().state(fixture.clock.now()),
+        SessionState::Failed(_)
     ));
     // Once the role is fixed, a change of the pod is enough.
     fixture.fail(None);

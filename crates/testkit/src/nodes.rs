@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  node-1 192.168.50.11  pods 10.244.1.0/24 ──┐
-//!  node-2 192.168.50.12  pods 10.244.2.0/24 ──┤ bridge   site 192.168.50.1: control plane, STS
+//!  node-2 192.168.50.12  pods 10.244.2.0/24 ──┤ bridge   192.168.50.1: control plane, STS
 //!  …                                          ┘               169.254.169.254: metadata service
 //! ```
 //! Traffic that no rule on a node redirects reaches the metadata service, as on EC2. The machine's
@@ -11,12 +11,12 @@
 //! process's ID in it, and is removed with the [`TestCluster`] or with the process, however it ends.
 
 mod control_plane;
+mod environment;
 mod image;
 mod images;
 mod kubectl;
 pub mod machine;
 mod node;
-mod site;
 mod spec;
 mod user;
 
@@ -34,12 +34,12 @@ use crate::cluster::binary;
 use crate::eventually;
 use crate::lab::Namespace;
 use control_plane::ControlPlane;
+pub use environment::{CONTROL_PLANE_ADDRESS, STS_URL};
+use environment::{Environment, StandIns};
 pub use image::ImageBuilder;
 pub use images::CLIENT;
 pub use kubectl::ClientPod;
 pub use node::TestNode;
-pub use site::{SITE_ADDRESS, STS_URL};
-use site::{Site, StandIns};
 use spec::NodeSpec;
 pub use user::{Ran, Shell};
 
@@ -101,7 +101,7 @@ pub struct TestCluster {
     nodes: Vec<TestNode>,
     control_plane: ControlPlane,
     stand_ins: StandIns,
-    site: Site,
+    environment: Environment,
     options: Options,
     images: images::Images,
     tools: PathBuf,
@@ -115,13 +115,13 @@ impl TestCluster {
     /// Returns an error with the end of the log if something is missing or does not become ready.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         machine::state_at_first()?;
-        let site = Site::new()?;
-        let stand_ins = StandIns::start(site.netns()?)?;
+        let environment = Environment::new()?;
+        let stand_ins = StandIns::start(environment.netns()?)?;
         let binary = spawn_blocking(binary).await??;
-        let tools = kubectl::install_tools(&site, &binary)?;
-        let shell = |admin: &Path| kubectl::shell(&site, &tools, admin);
+        let tools = kubectl::install_tools(&environment, &binary)?;
+        let shell = |admin: &Path| kubectl::shell(&environment, &tools, admin);
         let (control_plane, images) = tokio::join!(
-            ControlPlane::start(&site, binary, shell),
+            ControlPlane::start(&environment, binary, shell),
             spawn_blocking(images::standard)
         );
         let mut cluster = Self {
@@ -129,7 +129,7 @@ impl TestCluster {
             images: images??,
             control_plane: control_plane?,
             stand_ins,
-            site,
+            environment,
             options,
             tools,
             next: 1,
@@ -169,15 +169,15 @@ impl TestCluster {
 
     /// Returns its name, the prefix of everything that it has on the machine.
     pub fn name(&self) -> &str {
-        self.site.name()
+        self.environment.name()
     }
 
     /// Returns the network namespace of control plane and stand-ins.
     ///
     /// # Errors
     /// Never while the cluster exists.
-    pub fn site(&self) -> anyhow::Result<&Namespace> {
-        self.site.netns()
+    pub fn control_plane_netns(&self) -> anyhow::Result<&Namespace> {
+        self.environment.netns()
     }
 
     /// Returns the nodes' metadata service, which has the node's role.
@@ -220,10 +220,10 @@ impl TestCluster {
     /// # Errors
     /// Returns an error if there is no such node, or if it leaves something behind.
     pub fn kill_node(&mut self, name: &str) -> anyhow::Result<()> {
-        let site = &self.site;
+        let environment = &self.environment;
         let node = self.nodes.iter_mut().find(|node| node.name() == name);
         node.with_context(|| format!("there is no node {name}"))?
-            .cut(site)
+            .cut(environment)
     }
 
     /// Powers a node on, with its disk unchanged.
@@ -231,10 +231,10 @@ impl TestCluster {
     /// # Errors
     /// Returns an error if it is running or unknown.
     pub fn boot_node(&mut self, name: &str) -> anyhow::Result<()> {
-        let site = &self.site;
+        let environment = &self.environment;
         let node = self.nodes.iter_mut().find(|node| node.name() == name);
         node.with_context(|| format!("there is no node {name}"))?
-            .boot(site)
+            .boot(environment)
     }
 
     /// Powers a node off and on: the same disk and pods, with new processes, namespaces and
@@ -282,14 +282,14 @@ impl TestCluster {
         let spec = NodeSpec::new(self.next, self.options.pod_prefix)?;
         self.next += 1;
         let mut node = TestNode::new(
-            &self.site,
+            &self.environment,
             &self.control_plane,
             spec,
             &self.options,
             &self.tools,
         )?;
         node.set_images(&self.images)?;
-        node.boot(&self.site)?;
+        node.boot(&self.environment)?;
         let name = node.name().to_owned();
         self.nodes.push(node);
         Ok(name)

@@ -12,6 +12,8 @@ use rolegate_testkit::cases::{Case, User};
 use rolegate_testkit::{Cluster, eventually};
 use serde_json::{Value, json};
 
+use crate::merge_patch::difference;
+
 pub(super) const DEADLINE: Duration = Duration::from_secs(120);
 /// The namespace of the parameter object.
 pub(super) const HOME: &str = "rolegate-system";
@@ -320,7 +322,7 @@ spec:
             (None, _) => self.ask(Method::DELETE, &dry, None, user).await,
             (Some(object), "finalize") => {
                 let mut whole = unseeded.body.clone();
-                apply(&mut whole, &difference(&old, &object));
+                json_patch::merge(&mut whole, &difference(&old, &object));
                 self.ask(Method::PUT, &dry, Some(&whole), user).await
             }
             (Some(object), _) => {
@@ -393,45 +395,5 @@ fn collection(case: &Case) -> String {
             "{root}/{version}/namespaces/{namespace}/{}",
             case.resource()
         ),
-    }
-}
-
-/// Returns the merge patch that turns `old` into `new`.
-fn difference(old: &Value, new: &Value) -> Value {
-    let (Value::Object(old), Value::Object(new)) = (old, new) else {
-        return new.clone();
-    };
-    let mut patch = serde_json::Map::new();
-    for (key, value) in old.iter().filter(|(key, _)| !new.contains_key(*key)) {
-        let nothing = match value {
-            Value::Object(_) => difference(value, &json!({})),
-            _ => Value::Null,
-        };
-        patch.insert(key.clone(), nothing);
-    }
-    for (key, value) in new {
-        match old.get(key) {
-            Some(known) if known == value => {}
-            Some(known) => drop(patch.insert(key.clone(), difference(known, value))),
-            None => drop(patch.insert(key.clone(), value.clone())),
-        }
-    }
-    Value::Object(patch)
-}
-
-/// Applies a merge patch.
-fn apply(target: &mut Value, patch: &Value) {
-    let Value::Object(fields) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    for (key, value) in fields {
-        if value.is_null() {
-            if let Value::Object(target) = target {
-                target.remove(key);
-            }
-        } else {
-            apply(&mut target[key], value);
-        }
     }
 }

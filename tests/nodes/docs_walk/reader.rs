@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
         std::os::unix::fs::symlink(rolegate_testkit::python::program("aws")?, bin.join("aws"))?;
         fs::write(clone.path().join("chart.yaml"), CHART)?;
         let moto = Moto::start().await?;
-        let there = Forward::new(cluster.site()?, moto.port())?;
+        let there = Forward::new(cluster.control_plane_netns()?, moto.port())?;
         let table = places::table(cluster);
         let reader = Self {
             cluster,

@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use rolegate_core::layer::LayerId;
 use rolegate_review::Violation;
 use rolegate_runtime::serve::listen;
+use rolegate_runtime::test_util::Exposition;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -265,8 +266,7 @@ fn refusals_and_warnings_are_counted_by_layer() {
         .warnings
         .push(Violation::new("", LayerId::Rego, "a rule", "a reason"));
     webhook.log_outcome(&outcome, &review);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let text = Exposition::encode(&registry);
     for counted in [
         r#"layer="grants",mode="enforce",result="denied"} 1"#,
         r#"layer="rego",mode="audit",result="denied"} 1"#,

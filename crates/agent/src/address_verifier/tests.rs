@@ -1,8 +1,7 @@
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
-use rolegate_core::labels::Labels;
-use rolegate_core::workload::{Phase, RoleRequest};
+use rolegate_core::test_util::pod;
 
 use super::*;
 use crate::attachment::Kind;
@@ -64,14 +63,14 @@ impl AttachmentLookup for StandIn {
         uid: &str,
         address: IpAddr,
         accepted: Instant,
-    ) -> Result<Verdict, AttachmentError> {
+    ) -> Result<Verdict, NetlinkError> {
         self.called(format!("check {uid} {address}"));
         self.accepted.lock().push(accepted);
         let verdict = *self.verdict.lock();
-        verdict.ok_or_else(|| AttachmentError::Answer("none".to_owned()))
+        verdict.ok_or_else(|| NetlinkError::Response("none".to_owned()))
     }
 
-    fn resolve(&self, _: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
+    fn resolve(&self, _: IpAddr) -> Result<Option<Attachment>, NetlinkError> {
         let pod_attachment = Attachment {
             ifindex: 3,
             name: "if3".to_owned(),
@@ -106,15 +105,8 @@ fn workload() -> Workload {
         namespace: "shop".into(),
         name: "web".into(),
         uid: "u1".into(),
-        node: None,
-        service_account: "default".into(),
         addresses: vec![ADDRESS],
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest::default(),
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        ..pod(None)
     }
 }
 

@@ -67,11 +67,12 @@ pub(super) async fn standalone(
         supervisor,
         ..
     } = shared;
-    let rules = options.rules();
+    let decisions = options.decisions;
+    let rules = decisions.follow();
     let sts = Sts::new(options.sts);
     let (sessions, driver) = Sessions::new(
         sts.clone(),
-        options.engine,
+        decisions.engine,
         clock.clone(),
         shared.session_metrics,
     );
@@ -97,9 +98,9 @@ pub(super) async fn standalone(
     supervisor.spawn_required("pod reconciler", pod_reconciler);
     let health = shared.health;
     let discovery = Discovery {
-        flags: options.rules,
-        base_required: options.base_required,
-        session_seconds: options.session_seconds,
+        flags: decisions.rules,
+        base_required: decisions.base_required,
+        session_seconds: decisions.session_seconds,
         sts,
         imds: shared.imds,
         instance: Box::new(move |instance| health.set_instance(instance)),

@@ -4,16 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rolegate_authorizer::options::DecisionOptions;
 use rolegate_aws::sts::StsOptions;
-use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::config::RuleConfig;
-use rolegate_core::engine::EngineOptions;
-use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
-use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_redirect::rules::Spec;
-use rolegate_rules::in_force::GivenRuleFlags;
-use rolegate_rules::{FollowOptions, Purpose};
 use rolegate_runtime::clock::Clock;
 
 use super::Addresses;
@@ -67,24 +61,10 @@ pub enum Mode {
 pub struct StandaloneOptions {
     /// The source of workloads.
     pub source: SourceOptions,
-    /// The annotation keys.
-    pub annotations: AnnotationKeys,
+    /// The options of decisions.
+    pub decisions: DecisionOptions,
     /// The options of the STS client.
     pub sts: StsOptions,
-    /// True if decisions wait for a base ARN.
-    pub base_required: bool,
-    /// The rules that flags set, which apply without a configuration in the cluster.
-    pub rules: RuleConfig,
-    /// The flags and variables about rules that were given, by name.
-    pub given: GivenRuleFlags,
-    /// The use of the cluster's configuration.
-    pub cluster_config: ConfigMode,
-    /// The set of workloads that share a session.
-    pub scope: SessionScope,
-    /// The session duration requested from STS, in seconds.
-    pub session_seconds: u32,
-    /// Limits of the session engine.
-    pub engine: EngineOptions,
 }
 
 /// The source of workloads.
@@ -124,22 +104,6 @@ impl AgentOptions {
         Addresses {
             pods: self.listen,
             admin: self.admin_listen,
-        }
-    }
-}
-
-impl StandaloneOptions {
-    /// Returns the rules to follow.
-    pub(super) fn rules(&self) -> FollowOptions {
-        FollowOptions {
-            flags: self.rules.clone(),
-            given: self.given.clone(),
-            cluster_config: self.cluster_config,
-            keys: self.annotations.clone(),
-            purpose: Purpose::Credentials {
-                scope: self.scope,
-                session_seconds: self.session_seconds,
-            },
         }
     }
 }

@@ -8,7 +8,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Attachment, AttachmentError, Event, Verdict};
+use rolegate_netlink::Error as NetlinkError;
+
+use super::{Attachment, Event, Verdict};
 
 /// Maximum number of reads in a row, so that other tasks can use the source in between.
 const MAX_READS: usize = 256;
@@ -26,7 +28,7 @@ pub(super) trait EventSource {
     ///
     /// # Errors
     /// Returns an error if the source is closed.
-    fn read(&mut self) -> Result<Option<Vec<Event>>, AttachmentError>;
+    fn read(&mut self) -> Result<Option<Vec<Event>>, NetlinkError>;
 }
 
 /// The events of a source, as far as they were read.
@@ -84,7 +86,7 @@ impl<S: EventSource> Events<S> {
     pub(super) fn catch_up(
         &mut self,
         mut take_in: impl FnMut(&Event),
-    ) -> Result<Reached, AttachmentError> {
+    ) -> Result<Reached, NetlinkError> {
         let mut unsure = self.losses.going_on;
         let mut all = false;
         for _ in 0..MAX_READS {

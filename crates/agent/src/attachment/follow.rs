@@ -5,12 +5,12 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
+use rolegate_netlink::{Error as NetlinkError, readable};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
-use super::{AttachmentError, Attachments, lock};
-use rolegate_netlink::readable;
+use super::{Attachments, lock};
 
 /// Minimum time between two reads of the records: a pod that keeps requesting from an address
 /// without a record must not make the agent read all the time.
@@ -45,7 +45,7 @@ impl Attachments {
         }
     }
 
-    async fn follow_kernel(&self) -> Result<Infallible, AttachmentError> {
+    async fn follow_kernel(&self) -> Result<Infallible, NetlinkError> {
         let events = readable(lock(&self.events).source().socket()?)?;
         tokio::select! {
             error = self.follow_events(events) => error,
@@ -53,7 +53,7 @@ impl Attachments {
         }
     }
 
-    async fn follow_events(&self, events: AsyncFd<OwnedFd>) -> Result<Infallible, AttachmentError> {
+    async fn follow_events(&self, events: AsyncFd<OwnedFd>) -> Result<Infallible, NetlinkError> {
         loop {
             // Cleared first: an event during the read wakes this again.
             events.readable().await?.clear_ready();
@@ -63,7 +63,7 @@ impl Attachments {
         }
     }
 
-    async fn follow_losses(&self) -> Result<Infallible, AttachmentError> {
+    async fn follow_losses(&self) -> Result<Infallible, NetlinkError> {
         loop {
             self.lost.notified().await;
             self.recheck_all()?;

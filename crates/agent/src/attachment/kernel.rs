@@ -10,10 +10,10 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use parking_lot::{Mutex, MutexGuard};
-use rolegate_netlink::{Client, no_response};
+use rolegate_netlink::{Client, Error as NetlinkError, no_response};
 use rolegate_redirect::rules::InterfacePattern;
 
-use super::{Attachment, AttachmentError, Kind, Mac};
+use super::{Attachment, Kind, Mac};
 
 /// Maximum length of an interface's name, in bytes.
 const MAX_LINK_NAME: usize = 15;
@@ -56,7 +56,7 @@ impl Kernel {
     ///
     /// # Errors
     /// Returns an error if no netlink socket is available.
-    pub fn open(interface: Option<InterfacePattern>) -> Result<Self, AttachmentError> {
+    pub fn open(interface: Option<InterfacePattern>) -> Result<Self, NetlinkError> {
         Ok(Self {
             interface,
             client: Client::open()?,
@@ -70,7 +70,7 @@ impl Kernel {
     ///
     /// # Errors
     /// Returns an error if the kernel cannot be queried.
-    pub fn resolve(&self, addr: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
+    pub fn resolve(&self, addr: IpAddr) -> Result<Option<Attachment>, NetlinkError> {
         let Some(mut place) = self.place(addr)? else {
             return Ok(None);
         };
@@ -92,7 +92,7 @@ impl Kernel {
     ///
     /// # Errors
     /// Returns an error if the kernel cannot be queried.
-    pub fn place(&self, addr: IpAddr) -> Result<Option<Attachment>, AttachmentError> {
+    pub fn place(&self, addr: IpAddr) -> Result<Option<Attachment>, NetlinkError> {
         let Some(route) = self.route(addr)? else {
             return Ok(None);
         };
@@ -125,15 +125,15 @@ impl Kernel {
     ///
     /// # Errors
     /// Returns an error if the kernel cannot be queried.
-    pub fn namespace(&self, file: BorrowedFd<'_>) -> Result<Option<i32>, AttachmentError> {
-        Ok(self.client.namespace_id(file)?)
+    pub fn namespace(&self, file: BorrowedFd<'_>) -> Result<Option<i32>, NetlinkError> {
+        self.client.namespace_id(file)
     }
 
     /// Looks up an interface by name, uncached: the name may later belong to another interface.
     ///
     /// # Errors
     /// Returns an error if the kernel cannot be queried.
-    pub fn host_link(&self, name: &str) -> Result<Option<HostLink>, AttachmentError> {
+    pub fn host_link(&self, name: &str) -> Result<Option<HostLink>, NetlinkError> {
         if !(1..=MAX_LINK_NAME).contains(&name.len()) {
             return Ok(None);
         }
@@ -141,7 +141,7 @@ impl Kernel {
         message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
         let message = match self.ask(RouteNetlinkMessage::GetLink(message))? {
             Some(RouteNetlinkMessage::NewLink(message)) => message,
-            other => return nothing(other),
+            other => return no_response(other),
         };
         let mut link = HostLink {
             ifindex: message.header.index,
@@ -169,7 +169,7 @@ impl Kernel {
     }
 
     /// Returns the routing table's entry for an address.
-    fn route(&self, addr: IpAddr) -> Result<Option<RouteMessage>, AttachmentError> {
+    fn route(&self, addr: IpAddr) -> Result<Option<RouteMessage>, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(addr);
         message.header.destination_prefix_length = if addr.is_ipv4() { 32 } else { 128 };
@@ -177,11 +177,11 @@ impl Kernel {
         message.attributes = vec![RouteAttribute::Destination(addr.into())];
         match self.ask(RouteNetlinkMessage::GetRoute(message))? {
             Some(RouteNetlinkMessage::NewRoute(route)) => Ok(Some(route)),
-            other => nothing(other),
+            other => no_response(other),
         }
     }
 
-    fn neighbour(&self, addr: IpAddr, ifindex: u32) -> Result<Option<Mac>, AttachmentError> {
+    fn neighbour(&self, addr: IpAddr, ifindex: u32) -> Result<Option<Mac>, NetlinkError> {
         let mut message = NeighbourMessage::default();
         message.header.family = family(addr);
         message.header.ifindex = ifindex;
@@ -191,12 +191,12 @@ impl Kernel {
         })];
         match self.ask(RouteNetlinkMessage::GetNeighbour(message))? {
             Some(RouteNetlinkMessage::NewNeighbour(neighbour)) => Ok(mac(&neighbour)),
-            other => nothing(other),
+            other => no_response(other),
         }
     }
 
     /// Returns the port on which a bridge last saw a MAC address.
-    fn port(&self, mac: Mac, bridge: u32) -> Result<Option<u32>, AttachmentError> {
+    fn port(&self, mac: Mac, bridge: u32) -> Result<Option<u32>, NetlinkError> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         message.attributes = vec![
@@ -205,12 +205,12 @@ impl Kernel {
         ];
         match self.ask(RouteNetlinkMessage::GetNeighbour(message))? {
             Some(RouteNetlinkMessage::NewNeighbour(entry)) => Ok(Some(entry.header.ifindex)),
-            other => nothing(other),
+            other => no_response(other),
         }
     }
 
     /// Returns an interface, cached: an index never belongs to another interface.
-    fn link(&self, ifindex: u32) -> Result<Option<Link>, AttachmentError> {
+    fn link(&self, ifindex: u32) -> Result<Option<Link>, NetlinkError> {
         if let Some(link) = self.links().get(&ifindex) {
             return Ok(Some(link.clone()));
         }
@@ -220,7 +220,7 @@ impl Kernel {
             return Ok(None);
         };
         let RouteNetlinkMessage::NewLink(message) = answer else {
-            return nothing(Some(answer));
+            return no_response(Some(answer));
         };
         let mut link = Link {
             name: String::new(),
@@ -245,7 +245,7 @@ impl Kernel {
     }
 
     /// Returns whether an interface is the uplink.
-    fn is_uplink(&self, ifindex: u32) -> Result<bool, AttachmentError> {
+    fn is_uplink(&self, ifindex: u32) -> Result<bool, NetlinkError> {
         for far in FAR {
             if let Some(route) = self.route(far)?
                 && route.attributes.contains(&RouteAttribute::Oif(ifindex))
@@ -259,8 +259,8 @@ impl Kernel {
     fn ask(
         &self,
         request: RouteNetlinkMessage,
-    ) -> Result<Option<RouteNetlinkMessage>, AttachmentError> {
-        Ok(self.client.request(request)?)
+    ) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
+        self.client.request(request)
     }
 
     fn links(&self) -> MutexGuard<'_, HashMap<u32, Link>> {
@@ -304,8 +304,4 @@ fn family(addr: IpAddr) -> AddressFamily {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
     }
-}
-
-fn nothing<T>(response: Option<RouteNetlinkMessage>) -> Result<Option<T>, AttachmentError> {
-    Ok(no_response(response)?)
 }

@@ -7,13 +7,13 @@ use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rolegate_netlink::{Error as NetlinkError, Notifications, Reading, Source, messages};
 use rtnetlink::MulticastGroup;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
+use super::Event;
 use super::events::EventSource;
 use super::kernel::mac;
-use super::{AttachmentError, Event};
-use rolegate_netlink::{Notifications, Reading, Source, messages};
 
 /// The [`Event`]s of the network namespace in which it was opened, from then on.
 pub(super) struct Monitor(Notifications);
@@ -29,7 +29,7 @@ impl Monitor {
     ///
     /// # Errors
     /// Returns an error if no netlink socket is available.
-    pub(super) fn open(buffer: usize) -> Result<Self, AttachmentError> {
+    pub(super) fn open(buffer: usize) -> Result<Self, NetlinkError> {
         let groups = [
             MulticastGroup::Link as u32,
             MulticastGroup::Neigh as u32,
@@ -43,13 +43,13 @@ impl Monitor {
     ///
     /// # Errors
     /// Returns an error if there are no file descriptors left.
-    pub(super) fn socket(&self) -> Result<OwnedFd, AttachmentError> {
+    pub(super) fn socket(&self) -> Result<OwnedFd, NetlinkError> {
         Ok(self.0.socket()?)
     }
 }
 
 impl EventSource for Monitor {
-    fn read(&mut self) -> Result<Option<Vec<Event>>, AttachmentError> {
+    fn read(&mut self) -> Result<Option<Vec<Event>>, NetlinkError> {
         Ok(match self.0.read()? {
             Reading::Messages(chunk) => Some(events(chunk)),
             Reading::Lost => Some(vec![Event::Lost]),

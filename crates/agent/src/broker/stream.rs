@@ -75,7 +75,9 @@ pub(super) enum StreamError {
     #[error("the broker sent nothing for too long")]
     Silent,
     /// The broker's cluster state is stale, and that of the other stream's broker is not.
-    #[error("the broker has received no update from the cluster for {0:.0?}, and another one has")]
+    #[error(
+        "the broker has received no update from the cluster for {0:.0?}, but another broker has"
+    )]
     Stale(Duration),
 }
 

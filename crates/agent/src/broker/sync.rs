@@ -177,7 +177,7 @@ impl BrokerSync {
             }
         }
         if self.workloads.is_none() {
-            self.pod_table.settle(true);
+            self.pod_table.set_synced(true);
         }
         Ok(())
     }
@@ -252,7 +252,7 @@ impl BrokerSync {
             .ok_or(Malformed("a pod without an authorization"))?;
         let decided = DecisionRecord {
             generation: 0,
-            until: None,
+            expires_at: None,
             authorization: self.authorization(authorization)?,
         };
         let pending = matches!(decided.authorization, Authorization::Pending);

@@ -4,9 +4,9 @@ use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::pod::DecisionRecord;
 use rolegate_core::engine::Cause;
-use rolegate_core::labels::Labels;
-use rolegate_core::session::{Credentials, SessionKey, Validity};
-use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_core::session::{Credentials, Validity};
+use rolegate_core::test_util::{pod, session_key};
+use rolegate_core::workload::Workload;
 use rolegate_runtime::staleness::Staleness;
 use rolegate_sessions::{Document, RemoteSessions, Sessions};
 use zeroize::Zeroizing;
@@ -38,7 +38,7 @@ async fn respond(source: &CredentialSource, uid: &str) -> (u16, Bytes) {
 
 fn source() -> CredentialSource {
     let pod_table = PodTable::default();
-    pod_table.settle(true);
+    pod_table.set_synced(true);
     CredentialSource {
         pod_table: Arc::new(pod_table),
         decisions: DecisionSource::Broker(Clock::system()),
@@ -54,22 +54,14 @@ fn source() -> CredentialSource {
 /// Publishes a pod without any address.
 fn publish(source: &CredentialSource, uid: &str, authorization: Authorization) {
     let workload = Workload {
-        namespace: "shop".into(),
-        name: "web".into(),
         uid: uid.into(),
-        node: None,
-        service_account: "default".into(),
-        addresses: Vec::new(),
-        phase: Phase::Running,
         host_network: true,
-        mirror: false,
-        role_request: RoleRequest::default(),
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        addresses: Vec::new(),
+        ..pod(None)
     };
     let decided = DecisionRecord {
         generation: 0,
-        until: None,
+        expires_at: None,
         authorization,
     };
     let entry = Arc::new(PodEntry::new(Arc::new(workload), decided));
@@ -79,15 +71,11 @@ fn publish(source: &CredentialSource, uid: &str, authorization: Authorization) {
 }
 
 fn lease() -> (Lease, RemoteSessions) {
-    let key = SessionKey {
-        role: RoleArn::parse("arn:aws:iam::123456789012:role/reader").unwrap(),
-        name: "shop.web".into(),
-        external_id: None,
-        duration_seconds: 3600,
-        limits: None,
-    };
     let (sessions, remote) = Sessions::remote();
-    (sessions.lease(key, "shop".into(), Cause::New), remote)
+    (
+        sessions.lease(session_key("reader"), "shop".into(), Cause::New),
+        remote,
+    )
 }
 
 #[tokio::test]
@@ -112,7 +100,15 @@ async fn a_second_endpoint_serves_pods_by_uid() {
     tokio::task::yield_now().await;
     let from = source.clock.now();
     let until = from + Duration::from_secs(3600);
-    let credentials = Credentials::new("ASIA1", "secret", "token", Validity { from, until });
+    let credentials = Credentials::new(
+        "ASIA1",
+        "secret",
+        "token",
+        Validity {
+            not_before: from,
+            not_after: until,
+        },
+    );
     remote.store(&key, Some(credentials), None);
     assert_eq!(waiting.await.unwrap(), (200, "key=ASIA1".into()));
     assert_eq!(respond(&source, "u2").await, (404, "no role".into()));
@@ -137,6 +133,6 @@ async fn an_unreliable_pod_table_serves_no_pod_by_uid() {
     assert_eq!(respond(&source, "u1").await, (503, "try again".into()));
     source.verifier = AddressVerifier::default();
     assert_eq!(respond(&source, "u1").await, (404, "no role".into()));
-    source.pod_table.settle(false);
+    source.pod_table.set_synced(false);
     assert_eq!(respond(&source, "u1").await, (503, "try again".into()));
 }

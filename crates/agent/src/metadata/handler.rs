@@ -183,7 +183,7 @@ impl RequestHandler {
         path: &CanonicalPath<'_>,
     ) -> Reply {
         let refused =
-            if self.server.credentials.pod_table.is_settled() || headers.contains_key(TOKEN) {
+            if self.server.credentials.pod_table.has_synced() || headers.contains_key(TOKEN) {
                 let pass = |_: &Arc<PodEntry>, _| Attempt::Done(Reply::ok(Bytes::new()));
                 let identified = self.with_pod(headers, pass).await;
                 (identified.outcome != Outcome::Ok).then_some(identified)
@@ -301,10 +301,7 @@ impl RequestHandler {
         attempt: impl FnMut(Timestamp) -> Attempt<Reply>,
     ) -> Reply {
         let Some(_waiter) = self.connection.wait(self.server.credentials.clock.now()) else {
-            return Reply::refuse(
-                Outcome::Limited,
-                "too many requests of this pod are waiting\n",
-            );
+            return Reply::refuse(Outcome::Limited, "this pod has too many waiting requests\n");
         };
         self.server.credentials.retry_on_change(last, attempt).await
     }
@@ -317,7 +314,7 @@ impl RequestHandler {
             .map_err(|refusal| Attempt::Wait(refusal.into()))?;
         let refusal = |why: &str| {
             let sentence = format!(
-                "no pod of this node is known to own the address {}{why}\n",
+                "no pod on this node is known to have the address {}{why}\n",
                 self.peer
             );
             Reply::refuse(Outcome::UnknownPod, sentence)
@@ -332,7 +329,7 @@ impl RequestHandler {
         match verifier.check(&entry.workload.uid, self.peer, &self.last_look) {
             Verdict::Same => {}
             Verdict::Changed => {
-                let why = ": the address is not attached to its pod, or was not a moment ago";
+                let why = ": the address is not attached to its pod, or was attached only just now";
                 return Err(Attempt::Wait(refusal(why).and_close()));
             }
             Verdict::EventsLost => {
@@ -376,7 +373,7 @@ impl RequestHandler {
 impl From<Refusal> for Reply {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::NotLoaded => Self::refuse(
+            Refusal::NotSynced => Self::refuse(
                 Outcome::NotReady,
                 "rolegate has not loaded its rules and workloads yet\n",
             ),
@@ -384,11 +381,10 @@ impl From<Refusal> for Reply {
                 Outcome::NotReady,
                 "rolegate has received no update from the cluster for too long\n",
             ),
-            Refusal::UnknownPod => Self::refuse(
-                Outcome::UnknownPod,
-                "no pod of this node is known by this UID\n",
-            ),
-            Refusal::NamespaceNotLoaded => Self::refuse(
+            Refusal::UnknownPod => {
+                Self::refuse(Outcome::UnknownPod, "no pod on this node has this UID\n")
+            }
+            Refusal::NamespaceNotSynced => Self::refuse(
                 Outcome::UnknownPod,
                 "the namespace of this pod is not loaded yet\n",
             ),

@@ -8,8 +8,8 @@ use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::pod::{Authorization, DecisionRecord, PodEntry};
 use rolegate_authorizer::recorder::OutcomeRecorder;
-use rolegate_core::labels::Labels;
-use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_core::test_util::pod;
+use rolegate_core::workload::Workload;
 use rolegate_runtime::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -45,25 +45,17 @@ async fn fixture(verdict: Verdict, wait: Duration) -> Fixture {
     let workload = Workload {
         namespace: "shop".into(),
         name: "web".into(),
-        uid: "u1".into(),
-        node: None,
-        service_account: "default".into(),
         addresses: vec![POD],
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest::default(),
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        ..pod(None)
     };
     let decided = DecisionRecord {
         generation: 0,
-        until: None,
+        expires_at: None,
         authorization: Authorization::NoRole,
     };
     let entry = Arc::new(PodEntry::new(Arc::new(workload), decided));
     pod_table.publish(vec![(POD, Some(Owner::Pod(entry)))], Vec::new());
-    pod_table.settle(true);
+    pod_table.set_synced(true);
     let ring = KeyRing::generate(Clock::system().now()).unwrap();
     let parts = MetadataParts {
         credentials: CredentialSource {
@@ -212,7 +204,7 @@ async fn attachment_counts_from_the_opening_of_the_connection() {
     fixture.pod_table.publish(vec![(POD, None)], Vec::new());
     let mut thief = fixture.connect().await;
     let answer = thief.ask().await;
-    assert!(answer.contains("no pod of this node"), "{answer}");
+    assert!(answer.contains("no pod on this node"), "{answer}");
     fixture
         .attachments
         .elsewhere

@@ -30,7 +30,7 @@ pub(super) fn validate_request<B>(
     };
     let uri = request.uri();
     if uri.authority().is_some() || uri.scheme().is_some() {
-        return Err(bad("use only the path in the request line\n"));
+        return Err(bad("the request line must contain only the path\n"));
     }
     let target = uri.path_and_query().map_or("", |target| target.as_str());
     let is_health = target == "/healthz" && matches!(*request.method(), Method::GET | Method::HEAD);
@@ -50,7 +50,7 @@ pub(super) fn validate_request<B>(
     let local = is_health && peer.is_loopback();
     let is_for_us = local || host.is_none_or(|host| is_ours(host, own));
     if headers.contains_key(ORIGIN) || !is_for_us {
-        let (handler, reply) = bad("send the metadata address as Host and no Origin\n");
+        let (handler, reply) = bad("send the metadata address as Host, and no Origin header\n");
         return Err((handler, reply.with_status(StatusCode::FORBIDDEN)));
     }
     if is_health {

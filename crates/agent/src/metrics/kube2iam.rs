@@ -94,6 +94,8 @@ impl Kube2iamRequests {
 
 #[cfg(test)]
 mod tests {
+    use rolegate_runtime::test_util::Exposition;
+
     use super::*;
 
     #[test]
@@ -125,9 +127,7 @@ mod tests {
             took,
         );
         assert_eq!(metrics.healthy.get(), 0);
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        for labels in [
+        let series = [
             r#"code="200",handler="securityCredentialsHandler",method="GET""#,
             r#"code="200",handler="roleHandler",method="HEAD""#,
             r#"code="400",handler="roleHandler",method="GET""#,
@@ -135,9 +135,11 @@ mod tests {
             r#"code="500",handler="healthHandler",method="GET""#,
             r#"code="200",handler="reverseProxyHandler",method="PUT""#,
             r#"code="400",handler="reverseProxyHandler",method="other""#,
-        ] {
-            let line = format!("kube2iam_http_request_duration_seconds_count{{{labels}}} 1");
-            assert!(text.contains(&line), "{line}\n{text}");
-        }
+        ];
+        Exposition::encode(&registry).assert_lines(
+            series.map(|labels| {
+                format!("kube2iam_http_request_duration_seconds_count{{{labels}}} 1")
+            }),
+        );
     }
 }

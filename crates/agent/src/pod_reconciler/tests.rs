@@ -8,12 +8,12 @@ use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::ReservedRole;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::engine::EngineOptions;
-use rolegate_core::labels::Labels;
 use rolegate_core::namespace::Namespace;
 use rolegate_core::rule_set_builder::AwsEnvironment;
 use rolegate_core::session::{Credentials, Failure, SessionKey};
 use rolegate_core::session_name::SessionScope;
-use rolegate_core::workload::{Change, Phase, RoleRequest, Update};
+use rolegate_core::test_util;
+use rolegate_core::workload::{Change, Phase, Update};
 use rolegate_runtime::clock::Clock;
 use rolegate_sessions::{AssumeRole, SessionMetrics, Sessions};
 
@@ -71,7 +71,7 @@ fn fixture() -> Fixture {
 }
 
 /// Everything is loaded, and namespace `default` allows role `reader`.
-fn settled() -> Fixture {
+fn synced() -> Fixture {
     let mut fixture = fixture();
     fixture
         .pod_reconciler
@@ -94,21 +94,9 @@ fn namespaces(allowed: &str) -> Update {
 
 fn pod(uid: &str, role: &str) -> Workload {
     Workload {
-        namespace: "default".into(),
         name: format!("pod-{uid}").into(),
         uid: uid.into(),
-        node: None,
-        service_account: "default".into(),
-        addresses: vec![ADDRESS],
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest {
-            role: Some(role.into()),
-            ..RoleRequest::default()
-        },
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        ..test_util::pod(Some(role))
     }
 }
 
@@ -151,7 +139,7 @@ fn nothing_is_settled_before_everything_is_loaded() {
     let mut fixture = fixture();
     for step in 0..3 {
         assert!(
-            !fixture.pod_table.is_settled() && !fixture.readiness.is_ready(),
+            !fixture.pod_table.has_synced() && !fixture.readiness.is_ready(),
             "{step}"
         );
         match step {
@@ -166,14 +154,14 @@ fn nothing_is_settled_before_everything_is_loaded() {
                 .set_aws_environment(AwsEnvironment::default()),
         }
     }
-    assert!(fixture.pod_table.is_settled() && fixture.readiness.is_ready());
+    assert!(fixture.pod_table.has_synced() && fixture.readiness.is_ready());
     // Without a base ARN, a bare name is denied with that reason.
     assert_eq!(fixture.seen(), "a denied");
 }
 
 #[test]
 fn pain_02_an_address_is_its_living_owners_alone() {
-    let mut fixture = settled();
+    let mut fixture = synced();
     let first = pod("a", "reader");
     fixture.apply(first.clone());
     assert_eq!(fixture.seen(), "a reader");
@@ -194,7 +182,7 @@ fn pain_02_an_address_is_its_living_owners_alone() {
 
 #[test]
 fn rule_01_two_live_pods_with_one_address_get_nothing() {
-    let mut fixture = settled();
+    let mut fixture = synced();
     fixture.apply(pod("a", "reader"));
     fixture.apply(pod("b", "reader"));
     assert_eq!(fixture.seen(), "disputed");
@@ -204,7 +192,7 @@ fn rule_01_two_live_pods_with_one_address_get_nothing() {
 
 #[test]
 fn threat_01_mirror_and_host_network_pods_own_no_address() {
-    let mut fixture = settled();
+    let mut fixture = synced();
     fixture.apply(Workload {
         mirror: true,
         ..pod("a", "reader")
@@ -221,7 +209,7 @@ fn threat_01_mirror_and_host_network_pods_own_no_address() {
 
 #[test]
 fn rule_04_a_right_taken_away_is_gone_at_once() {
-    let mut fixture = settled();
+    let mut fixture = synced();
     fixture.apply(pod("a", "reader"));
     assert_eq!(fixture.seen(), "a reader");
     fixture.pod_reconciler.update(namespaces("[]"));
@@ -241,7 +229,7 @@ fn rule_04_a_right_taken_away_is_gone_at_once() {
 
 #[test]
 fn a_session_is_kept_across_changes_that_do_not_shape_it() {
-    let mut fixture = settled();
+    let mut fixture = synced();
     let lease = |fixture: &Fixture| match fixture.pod_table.owner(ADDRESS) {
         Some(Owner::Pod(entry)) => match &fixture.authorization(&entry).authorization {
             Authorization::Allowed(allowed) => Arc::as_ptr(&allowed.lease),
@@ -266,7 +254,7 @@ fn a_session_is_kept_across_changes_that_do_not_shape_it() {
 
 #[test]
 fn a_namespace_that_comes_later_decides_then() {
-    let mut fixture = settled();
+    let mut fixture = synced();
     let mut early = pod("a", "reader");
     early.namespace = "new".into();
     fixture.apply(early);
@@ -283,7 +271,7 @@ fn a_namespace_that_comes_later_decides_then() {
 
 #[test]
 fn a_snapshot_removes_what_is_not_in_it() {
-    let mut fixture = settled();
+    let mut fixture = synced();
     fixture.apply(pod("a", "reader"));
     fixture
         .pod_reconciler
@@ -300,7 +288,7 @@ fn a_snapshot_removes_what_is_not_in_it() {
 
 #[test]
 fn rule_changes_apply_before_pods_are_decided_again_once() {
-    let mut fixture = settled();
+    let mut fixture = synced();
     fixture.apply(pod("a", "reader"));
     assert_eq!(fixture.seen(), "a reader");
     for _ in 0..3 {
@@ -308,7 +296,7 @@ fn rule_changes_apply_before_pods_are_decided_again_once() {
         fixture.pod_reconciler.update(namespaces("[\"reader\"]"));
     }
     fixture.pod_reconciler.update(namespaces("[]"));
-    assert!(!fixture.pod_reconciler.inputs.is_idle());
+    assert!(!fixture.pod_reconciler.state.is_idle());
     let decided = |fixture: &Fixture| match fixture.pod_table.owner(ADDRESS) {
         Some(Owner::Pod(entry)) => entry.decided.load().generation,
         other => panic!("{other:?}"),
@@ -318,5 +306,5 @@ fn rule_changes_apply_before_pods_are_decided_again_once() {
     assert!(decided(&fixture) > before, "the request decides again");
     // One pod was queued, however many changes there were.
     fixture.pod_reconciler.reconcile_batch(1);
-    assert!(fixture.pod_reconciler.inputs.is_idle());
+    assert!(fixture.pod_reconciler.state.is_idle());
 }

@@ -79,7 +79,7 @@ async fn each_refusal_has_its_status_and_a_sentence() {
             2,
             "",
             403,
-            "it does not allow the role; to allow it, an administrator of the namespace",
+            "the namespace does not allow the role; to allow it, an administrator of the namespace",
         ),
         (3, "", 404, "has no role"),
         (3, "reader", 404, "has no role"),
@@ -87,7 +87,7 @@ async fn each_refusal_has_its_status_and_a_sentence() {
             9,
             "",
             404,
-            "no pod of this node is known to own the address 127.1.0.9",
+            "no pod on this node is known to have the address 127.1.0.9",
         ),
         (4, "reader-refused", 403, "STS denies role"),
         (5, "reader-failing", 503, "right now (InternalFailure)"),
@@ -104,7 +104,8 @@ async fn each_refusal_has_its_status_and_a_sentence() {
 #[tokio::test]
 async fn what_sts_says_is_missing_reaches_the_pods_owner() {
     let harness =
-        TestAgent::with(|options| alone(options).rules.cluster = Some("prod-1".into())).await;
+        TestAgent::with(|options| alone(options).decisions.rules.cluster = Some("prod-1".into()))
+            .await;
     harness.sts.deny_tagging(&arn("reader-tagged"), true);
     harness
         .kube

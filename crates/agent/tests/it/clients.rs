@@ -381,7 +381,7 @@ async fn tokens_are_issued_only_when_they_would_be_accepted() {
     // A pod that is not known to this node yet: 404 would tell its client that there are no tokens.
     let unknown = harness.request(9, &put).await;
     assert_eq!(unknown.status, 503, "{unknown:?}");
-    assert!(unknown.body.contains("no pod of this node"), "{unknown:?}");
+    assert!(unknown.body.contains("no pod on this node"), "{unknown:?}");
     harness.kube.put_pod(pod_with_role("late", 9, "reader"));
     harness
         .until(9, CREDENTIALS, |reply| reply.status == 200)

@@ -8,17 +8,13 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use rolegate_agent::app::{Agent, AgentOptions, Mode, SourceOptions, StandaloneOptions};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::metadata::{ImdsV2, MetadataOptions};
+use rolegate_authorizer::options::DecisionOptions;
 use rolegate_aws::sts::StsOptions;
-use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::RuleConfig;
-use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
-use rolegate_core::session_name::SessionScope;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Namespace, Pod, Sts};
 use rolegate_kube::client::ClientOptions;
-use rolegate_kube::cluster_config::ConfigMode;
-use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -110,23 +106,19 @@ impl TestAgent {
                 },
                 node: Some(NODE.into()),
             },
-            annotations: AnnotationKeys::default(),
+            decisions: DecisionOptions {
+                rules: RuleConfig {
+                    base: Some(base),
+                    ..RuleConfig::default()
+                },
+                ..DecisionOptions::default()
+            },
             sts: StsOptions {
                 region: Some("eu-west-1".into()),
                 endpoint_url: Some(sts.url()),
                 credentials: Some(SharedCredentialsProvider::new(credentials)),
                 ..StsOptions::default()
             },
-            base_required: false,
-            given: GivenRuleFlags::default(),
-            rules: RuleConfig {
-                base: Some(base),
-                ..RuleConfig::default()
-            },
-            cluster_config: ConfigMode::Auto,
-            scope: SessionScope::Workload,
-            session_seconds: 3600,
-            engine: EngineOptions::default(),
         };
         let mut options = AgentOptions {
             listen: LOOPBACK,

@@ -190,7 +190,8 @@ async fn pain_12_patterns_are_anchored() {
 
 #[tokio::test]
 async fn pain_14_session_names_name_the_pod() {
-    let harness = TestAgent::with(|options| alone(options).scope = SessionScope::Pod).await;
+    let harness =
+        TestAgent::with(|options| alone(options).decisions.scope = SessionScope::Pod).await;
     harness.key_id(1, "reader").await;
     assert_eq!(harness.assumed()[0].session_name, "default.reader");
     let harness = TestAgent::new().await;
@@ -215,7 +216,7 @@ async fn pain_14_session_names_name_the_pod() {
 #[tokio::test]
 async fn pain_15_other_partitions() {
     let base = BaseArn::parse("arn:aws-cn:iam::123456789012:role/").unwrap();
-    let harness = TestAgent::with(|options| alone(options).rules.base = Some(base)).await;
+    let harness = TestAgent::with(|options| alone(options).decisions.rules.base = Some(base)).await;
     harness.kube.put_namespace(
         Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", r#"["reader"]"#),
     );
@@ -234,8 +235,8 @@ async fn pain_15_other_partitions() {
 async fn pain_15_the_base_arn_is_found_in_its_partition() {
     let harness = TestAgent::with(|options| {
         let alone = alone(options);
-        alone.base_required = true;
-        alone.rules.base = None;
+        alone.decisions.base_required = true;
+        alone.decisions.rules.base = None;
     })
     .await;
     harness.key_id(1, "reader").await;

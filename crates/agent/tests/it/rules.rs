@@ -215,7 +215,7 @@ async fn rule_04_a_right_taken_away_is_gone_though_the_session_is_kept() {
     harness.until(1, &path, |reply| reply.status == 404).await;
     harness.kube.delete_pod("default", "reader");
     harness
-        .until(1, &path, |reply| reply.body.contains("no pod of this node"))
+        .until(1, &path, |reply| reply.body.contains("no pod on this node"))
         .await;
 }
 

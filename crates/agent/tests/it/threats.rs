@@ -59,8 +59,10 @@ async fn threat_06_our_own_roles_are_refused_under_any_rule() {
 
 #[tokio::test]
 async fn threat_06_not_even_as_the_default() {
-    let harness =
-        TestAgent::with(|options| alone(options).rules.default_role = Some("node".into())).await;
+    let harness = TestAgent::with(|options| {
+        alone(options).decisions.rules.default_role = Some("node".into())
+    })
+    .await;
     assert_eq!(harness.get(3, CREDENTIALS).await.status, 403);
 }
 
@@ -132,7 +134,7 @@ async fn threat_17_a_browser_that_dns_pointed_here_is_refused() {
 #[tokio::test]
 async fn threat_18_flipping_annotations_burns_no_quota_but_its_own() {
     let harness = TestAgent::with(|options| {
-        alone(options).engine = EngineOptions {
+        alone(options).decisions.engine = EngineOptions {
             namespace_burst: 10,
             namespace_rate: 0.1,
             ..EngineOptions::default()

@@ -30,8 +30,8 @@ impl AssumeRole for Counting {
         }
         let id = format!("ASIA{number}");
         let validity = Validity {
-            from,
-            until: from + Duration::from_secs(3600),
+            not_before: from,
+            not_after: from + Duration::from_secs(3600),
         };
         Ok(session::Credentials::new(id, "hidden", "hidden", validity))
     }

@@ -86,8 +86,11 @@ async fn the_call_is_signed_and_made_from_the_key() {
     assert!(session.access_key_id.starts_with("ASIA"), "{session:?}");
     assert!(!session.secret_access_key().is_empty() && !session.session_token().is_empty());
     let validity = session.validity;
-    assert!(validity.from >= before && validity.from <= clock.now());
-    let seconds = validity.from.duration_until(validity.until).as_secs();
+    assert!(validity.not_before >= before && validity.not_before <= clock.now());
+    let seconds = validity
+        .not_before
+        .duration_until(validity.not_after)
+        .as_secs();
     assert!((1790..=1810).contains(&seconds), "{seconds}");
 }
 

@@ -7,7 +7,8 @@ use rolegate_core::arn::RoleArn;
 use rolegate_core::engine::{Cause, EngineOptions};
 use rolegate_core::session::SessionKey;
 use rolegate_runtime::clock::Clock;
-use rolegate_sessions::{Current, SessionMetrics, Sessions};
+use rolegate_runtime::test_util::Exposition;
+use rolegate_sessions::{SessionMetrics, SessionState, Sessions};
 
 use super::sts::{USER, key, options, service};
 
@@ -40,7 +41,7 @@ async fn all_are_served_though_sts_throttles() {
         for lease in &leases {
             loop {
                 let changed = lease.cell().changed();
-                if matches!(lease.cell().current(clock.now()), Current::Live(_)) {
+                if matches!(lease.cell().state(clock.now()), SessionState::Valid(_)) {
                     break;
                 }
                 changed.await;
@@ -49,19 +50,14 @@ async fn all_are_served_though_sts_throttles() {
     };
     let deadline = Duration::from_secs(60);
     tokio::time::timeout(deadline, all).await.unwrap();
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-    let value = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.unwrap_or_else(|| panic!("no {name} in {text}"))
-            .trim()
-            .parse::<f64>()
-            .unwrap()
-    };
-    assert!(value("sts_rate_limit ") < 200.0, "{text}");
+    let text = Exposition::encode(&registry);
+    assert!(text.value("sts_rate_limit") < 200.0, "{text}");
     assert!(text.contains("outcome=\"throttled\""), "{text}");
     for line in ["urgent", "prefetch", "allowance"] {
-        assert_eq!(value(&format!("sts_queue_length{{line=\"{line}\"}} ")), 0.0);
+        assert_eq!(
+            text.value(&format!("sts_queue_length{{line=\"{line}\"}}")),
+            0.0
+        );
     }
-    assert_eq!(value("sts_queue_oldest_wait_seconds "), 0.0);
+    assert_eq!(text.value("sts_queue_oldest_wait_seconds"), 0.0);
 }

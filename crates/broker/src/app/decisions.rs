@@ -49,8 +49,12 @@ impl Decisions {
         let sts = Sts::new(options.sts.clone());
         let session_metrics = SessionMetrics::register(registry);
         let clock = options.clock.clone();
-        let (sessions, driver) =
-            Sessions::new(sts.clone(), options.engine, clock.clone(), session_metrics);
+        let (sessions, driver) = Sessions::new(
+            sts.clone(),
+            options.decisions.engine,
+            clock.clone(),
+            session_metrics,
+        );
         // Unbounded, but its content is bounded: the index takes one entry for each call to STS.
         let (changed, changes) = mpsc::unbounded_channel();
         supervisor.spawn_required("session driver", driver.notify_changes(changed).run());
@@ -63,15 +67,20 @@ impl Decisions {
         supervisor.spawn_required("Event writer", writer.run());
 
         let follow_metrics = FollowMetrics::register(registry, connection);
-        let rules = follow(connection, options.rules(), &follow_metrics, supervisor);
+        let rules = follow(
+            connection,
+            options.decisions.follow(),
+            &follow_metrics,
+            supervisor,
+        );
         let readers = rules.writer.rules();
         let watches = follow_metrics.watches;
         let updates = pods(options, connection, readers.needs(), watches, supervisor);
         let (aws_environment, learned) = watch::channel(None);
         let discovery = Discovery {
-            flags: options.rules.clone(),
-            base_required: options.base_required,
-            session_seconds: options.session_seconds,
+            flags: options.decisions.rules.clone(),
+            base_required: options.decisions.base_required,
+            session_seconds: options.decisions.session_seconds,
             sts,
             imds,
             instance: Box::new(|_| ()),
@@ -126,7 +135,7 @@ fn pods(
         metrics,
         condition: supervisor.readiness().condition("pods"),
     };
-    let (connection, keys) = (connection.clone(), options.annotations.clone());
+    let (connection, keys) = (connection.clone(), options.decisions.annotations.clone());
     supervisor.spawn_required("pod watch", async move {
         watch_pods(&connection, &Scope::Cluster, keys, needs, observer, sender).await;
     });

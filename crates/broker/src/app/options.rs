@@ -4,16 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rolegate_authorizer::options::DecisionOptions;
 use rolegate_aws::sts::StsOptions;
-use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::config::RuleConfig;
-use rolegate_core::engine::EngineOptions;
-use rolegate_core::session_name::SessionScope;
 use rolegate_kube::client::ClientOptions;
-use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
-use rolegate_rules::in_force::GivenRuleFlags;
-use rolegate_rules::{FollowOptions, Purpose};
 use rolegate_runtime::clock::Clock;
 
 use crate::identity::AgentAccount;
@@ -33,14 +27,8 @@ pub struct BrokerOptions {
     pub name: String,
     /// The connection to the API server.
     pub client: ClientOptions,
-    /// The annotation keys.
-    pub annotations: AnnotationKeys,
-    /// The rules set by flags. They apply unless the cluster has a configuration.
-    pub rules: RuleConfig,
-    /// The names of the rule flags and variables that were given.
-    pub given: GivenRuleFlags,
-    /// The use of the cluster's configuration.
-    pub cluster_config: ConfigMode,
+    /// The options of decisions.
+    pub decisions: DecisionOptions,
     /// The service account and token requirements of agents.
     pub agents: AgentAccount,
     /// The source of the serving certificate.
@@ -53,14 +41,6 @@ pub struct BrokerOptions {
     pub metadata_addr: String,
     /// The connection to STS.
     pub sts: StsOptions,
-    /// `true` if decisions wait until a base ARN is known.
-    pub base_required: bool,
-    /// The workloads that share a session.
-    pub scope: SessionScope,
-    /// The session duration requested from STS, in seconds.
-    pub session_seconds: u32,
-    /// Limits of the session engine.
-    pub engine: EngineOptions,
     /// Maximum number of agent connections.
     pub connections: usize,
     /// Maximum number of unauthenticated connections per address, or per IPv6 /64.
@@ -80,20 +60,4 @@ pub struct KiamOptions {
     pub client_ca: PathBuf,
     /// Maximum staleness of the watches at which kiam agents are still served.
     pub max_staleness: Duration,
-}
-
-impl BrokerOptions {
-    /// Returns the rules to follow.
-    pub(super) fn rules(&self) -> FollowOptions {
-        FollowOptions {
-            flags: self.rules.clone(),
-            given: self.given.clone(),
-            cluster_config: self.cluster_config,
-            keys: self.annotations.clone(),
-            purpose: Purpose::Credentials {
-                scope: self.scope,
-                session_seconds: self.session_seconds,
-            },
-        }
-    }
 }

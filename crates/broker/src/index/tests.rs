@@ -1,23 +1,23 @@
 //! Tests of the index alone: sources and commands in, subscriptions out.
 
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::work_queue::WorkQueue;
-use rolegate_core::annotation::POINTS;
+use rolegate_core::annotation::ENFORCEMENT_POINTS;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::{Modes, POLICY_LABEL, RuleConfig};
 use rolegate_core::enforcement::EnforcementPoint;
-use rolegate_core::labels::Labels;
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
 use rolegate_core::rule_set_builder::AwsEnvironment;
 use rolegate_core::session_name::SessionScope;
+use rolegate_core::test_util;
 use rolegate_core::workload::{Change, Phase, RoleRequest, Update};
 use rolegate_kube::config_maps::ConfigMap;
 use rolegate_rules::store::Report;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::keyed_limit::KeyedLimiter;
+use rolegate_runtime::test_util::Exposition;
 use rolegate_sessions::{RemoteSessions, Sessions};
 
 mod activate;
@@ -82,21 +82,10 @@ fn settle(mut fixture: Fixture) -> Fixture {
 
 fn pod(uid: &str, node: &str) -> Workload {
     Workload {
-        namespace: "default".into(),
         name: format!("pod-{uid}").into(),
         uid: uid.into(),
         node: Some(node.into()),
-        service_account: "default".into(),
-        addresses: vec![[10, 0, 0, 1].into()],
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest {
-            role: Some("reader".into()),
-            ..RoleRequest::default()
-        },
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        ..test_util::pod(Some("reader"))
     }
 }
 
@@ -159,15 +148,13 @@ impl Fixture {
     }
 
     fn reconcile_all(&mut self) {
-        while !self.index.inputs.is_idle() {
+        while !self.index.state.is_idle() {
             self.index.reconcile_batch(BATCH_SIZE);
         }
     }
 
     fn metric(&self, line: &str) -> bool {
-        let mut text = String::new();
-        encode(&mut text, &self.registry).unwrap();
-        text.lines().any(|it| it == line)
+        Exposition::encode(&self.registry).has_line(line)
     }
 
     fn leased(&self) -> usize {
@@ -258,7 +245,7 @@ fn a_change_of_the_rules_reaches_all_pods_that_it_touches() {
     assert_eq!(sent(&subscription).0.len(), 300);
     fixture.allow(r#"["writer"]"#);
     // The work is batched, so sources are read in between.
-    assert!(!fixture.index.inputs.is_idle());
+    assert!(!fixture.index.state.is_idle());
     fixture.reconcile_all();
     assert_eq!(sent(&subscription).0.len(), 300);
     assert_eq!(authorization(&subscription, "uid-299"), "denied");
@@ -288,7 +275,7 @@ fn policy(text: &str) -> Report {
         namespace: "opa".into(),
         name: "policy".into(),
         labels: [POLICY_LABEL].into_iter().collect(),
-        annotations: [(POINTS, "agent")].into_iter().collect(),
+        annotations: [(ENFORCEMENT_POINTS, "agent")].into_iter().collect(),
         data: [("main.rego".to_owned(), text.to_owned())].into(),
         ..ConfigMap::default()
     };
@@ -310,16 +297,16 @@ fn a_slow_policy_is_evaluated_again_and_delays_no_source() {
     }
     let subscription = fixture.serving("node-1", None);
     assert_eq!(authorization(&subscription, "uid-0"), "denied");
-    assert!(fixture.index.inputs.is_idle());
+    assert!(fixture.index.state.is_idle());
     fixture.index.recheck_timely();
-    assert!(!fixture.index.inputs.is_idle());
+    assert!(!fixture.index.state.is_idle());
     // One evaluation uses up the time of a batch, so the sources are read after each.
     fixture.index.reconcile_batch(BATCH_SIZE);
-    assert!(!fixture.index.inputs.is_idle());
+    assert!(!fixture.index.state.is_idle());
     fixture.reconcile_all();
     assert_eq!(authorization(&subscription, "uid-0"), "denied");
     // The policy finishes the next time, although no change was reported.
-    fixture.index.inputs.writer().apply(policy(
+    fixture.index.state.writer().apply(policy(
         "package kubernetes.admission\ndeny[msg] { false; msg := 1 }",
     ));
     fixture.index.recheck_timely();
@@ -332,7 +319,7 @@ fn a_slow_policy_is_evaluated_again_and_delays_no_source() {
     }
     // The decision is kept until something changes.
     fixture.index.recheck_timely();
-    assert!(fixture.index.inputs.is_idle());
+    assert!(fixture.index.state.is_idle());
 }
 
 #[test]
@@ -484,7 +471,7 @@ fn rule_changes_skip_pods_of_unserved_nodes() {
     fixture.apply(pod("uid-2", "node-2"));
     let _feed = fixture.serving("node-1", None);
     fixture.index.update(namespace(r#"["writer"]"#));
-    let touched: Vec<_> = std::iter::from_fn(|| fixture.index.inputs.next_queued()).collect();
+    let touched: Vec<_> = std::iter::from_fn(|| fixture.index.state.next_queued()).collect();
     assert_eq!(touched, [("uid-1".into(), Reason::Retry)]);
     assert_eq!(fixture.leased(), 1);
     // Rules that affect one namespace do not affect pods of another.
@@ -494,7 +481,7 @@ fn rule_changes_skip_pods_of_unserved_nodes() {
     };
     let change = Update::Namespaces(Change::Apply(elsewhere));
     fixture.index.update(change);
-    assert!(fixture.index.inputs.is_idle());
+    assert!(fixture.index.state.is_idle());
 }
 
 #[test]

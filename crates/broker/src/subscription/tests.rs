@@ -4,13 +4,11 @@ use std::collections::HashSet;
 
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::pod::Allowed;
-use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::{Denial, RequestField};
 use rolegate_core::engine::Cause;
-use rolegate_core::labels::Labels;
 use rolegate_core::layer::LayerId;
 use rolegate_core::session::Credentials;
-use rolegate_core::workload::{Phase, RoleRequest};
+use rolegate_core::test_util::{self, session_key};
 use rolegate_runtime::keyed_limit::KeyedLimiter;
 use rolegate_sessions::{RemoteSessions, Sessions};
 
@@ -44,29 +42,10 @@ fn subscription() -> Subscription {
 
 fn pod(uid: &str) -> Arc<Workload> {
     Arc::new(Workload {
-        namespace: "default".into(),
         name: format!("pod-{uid}").into(),
         uid: uid.into(),
-        node: Some("node-1".into()),
-        service_account: "default".into(),
-        addresses: vec![[10, 0, 0, 1].into()],
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest::default(),
-        labels: Labels::default(),
-        annotations: Labels::default(),
+        ..test_util::pod(None)
     })
-}
-
-fn key(role: &str) -> SessionKey {
-    SessionKey {
-        role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{role}")).unwrap(),
-        name: "default.default".into(),
-        external_id: None,
-        duration_seconds: 3600,
-        limits: None,
-    }
 }
 
 fn at(second: i64) -> Timestamp {
@@ -76,7 +55,7 @@ fn at(second: i64) -> Timestamp {
 fn decided(authorization: Authorization) -> DecisionRecord {
     DecisionRecord {
         generation: 1,
-        until: None,
+        expires_at: None,
         authorization,
     }
 }
@@ -97,7 +76,7 @@ fn denied() -> DecisionRecord {
 
 impl Fixture {
     fn allowed(&self, role: &str) -> DecisionRecord {
-        let key = key(role);
+        let key = session_key(role);
         decided(Authorization::Allowed(Allowed {
             role: key.role.clone(),
             role_name: role.to_owned().into(),
@@ -111,12 +90,12 @@ impl Fixture {
     /// Stores credentials that STS issued.
     fn fetched(&self, role: &str, access_key_id: &str) {
         let validity = Validity {
-            from: at(0),
-            until: at(3600),
+            not_before: at(0),
+            not_after: at(3600),
         };
         let credentials = Credentials::new(access_key_id, "secret", "token", validity);
-        self.fed.store(&key(role), Some(credentials), None);
-        self.subscription.session_changed(&key(role));
+        self.fed.store(&session_key(role), Some(credentials), None);
+        self.subscription.session_changed(&session_key(role));
     }
 
     fn put(&self, uid: &str, role: &str) -> SessionChanges {
@@ -188,7 +167,10 @@ fn frequent_changes_are_sent_once() {
     let [only] = &*updates[0].sessions else {
         panic!("{updates:?}")
     };
-    assert_eq!(only.key.as_ref().unwrap().role, key("c").role.as_str());
+    assert_eq!(
+        only.key.as_ref().unwrap().role,
+        session_key("c").role.as_str()
+    );
     assert_eq!(only.credentials.as_ref().unwrap().access_key_id, "ASIA3");
     // Sessions that were never sent are not removed either.
     assert!(updates[0].removed_sessions.is_empty());
@@ -270,7 +252,10 @@ fn a_pod_that_comes_back_is_not_gone() {
 #[test]
 fn a_shared_session_keeps_its_number_until_its_last_user_leaves() {
     let fixture = fixture();
-    assert_eq!(fixture.put("uid-1", "a").begun.as_deref(), Some(&key("a")));
+    assert_eq!(
+        fixture.put("uid-1", "a").begun.as_deref(),
+        Some(&session_key("a"))
+    );
     assert!(fixture.put("uid-2", "a").begun.is_none());
     let updates = fixture.drain();
     let numbers: HashSet<_> = updates[0].pods.iter().map(session).collect();
@@ -279,7 +264,7 @@ fn a_shared_session_keeps_its_number_until_its_last_user_leaves() {
     assert!(fixture.subscription.remove("uid-1").is_none());
     assert_eq!(fixture.subscription.sessions().len(), 1);
     let put = fixture.subscription.put(pod("uid-2"), denied());
-    assert_eq!(put.removed_sessions.as_deref(), Some(&key("a")));
+    assert_eq!(put.removed_sessions.as_deref(), Some(&session_key("a")));
     let updates = fixture.drain();
     assert_eq!(
         updates[0].removed_sessions,
@@ -342,7 +327,7 @@ fn threat_20_what_an_agent_says_counts_only_for_pods_and_keys_that_it_was_sent()
     let record = &fixture.ledger.records(Some("ASIA1"))[0];
     assert_eq!(
         (&*record.pod, &*record.role),
-        ("pod-uid-1", key("a").role.as_str())
+        ("pod-uid-1", session_key("a").role.as_str())
     );
     // Outcomes of deleted pods are ignored.
     fixture.subscription.remove("uid-1");

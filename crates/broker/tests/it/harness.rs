@@ -15,20 +15,18 @@ use rolegate_agent::app::{Agent, AgentOptions, Mode};
 use rolegate_agent::broker::{BrokerOptions as AgentBroker, ClientAuth};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::metadata::{ImdsV2, MetadataOptions};
+use rolegate_authorizer::options::DecisionOptions;
 use rolegate_aws::sts::StsOptions;
 use rolegate_broker::app::{Broker, BrokerOptions};
 use rolegate_broker::identity::AgentAccount;
-use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
-use rolegate_core::session_name::SessionScope;
 use rolegate_devkit::{Imds, ImdsOptions, KubeApi, KubeApiOptions, Namespace, Pod, Sts};
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
-use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::{ClientTls, TlsFiles};
 use tempfile::TempDir;
@@ -287,13 +285,15 @@ impl TestBrokers {
                 api_server: Some(self.kube.url()),
                 ..ClientOptions::default()
             },
-            annotations: AnnotationKeys::default(),
-            given: GivenRuleFlags::default(),
-            rules: RuleConfig {
-                base: Some(base),
-                ..RuleConfig::default()
+            decisions: DecisionOptions {
+                rules: RuleConfig {
+                    base: Some(base),
+                    ..RuleConfig::default()
+                },
+                cluster_config: ConfigMode::Off,
+                engine: EngineOptions::for_cluster(64),
+                ..DecisionOptions::default()
             },
-            cluster_config: ConfigMode::Off,
             agents: AgentAccount {
                 namespace: "rolegate-system".into(),
                 name: "rolegate-agent".into(),
@@ -310,10 +310,6 @@ impl TestBrokers {
                 credentials: Some(SharedCredentialsProvider::new(credentials)),
                 ..StsOptions::default()
             },
-            base_required: false,
-            scope: SessionScope::Workload,
-            session_seconds: 3600,
-            engine: EngineOptions::for_cluster(64),
             // An eighth is for unauthenticated peers: more than one address may have.
             connections: 200,
             connections_per_peer: 4,

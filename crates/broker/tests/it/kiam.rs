@@ -232,7 +232,7 @@ async fn kiam_agents_get_advice_but_not_the_message_from_sts() {
     let harness = TestBrokers::new().await;
     harness.kube.put_pod(agent(1, NODE_1));
     let mut options = harness.broker_options("broker-a");
-    options.rules.cluster = Some("prod-1".into());
+    options.decisions.rules.cluster = Some("prod-1".into());
     options.kiam = Some(KiamOptions {
         listen: LOOPBACK,
         client_ca: harness.path("ca.pem"),

@@ -63,8 +63,8 @@ async fn an_agent_serves_what_its_broker_sends() {
 async fn waiting_pods_take_precedence() {
     let harness = TestBrokers::new().await;
     let mut options = harness.broker_options("broker-a");
-    options.engine.in_flight = 1;
-    options.engine.ahead = 1;
+    options.decisions.engine.in_flight = 1;
+    options.decisions.engine.ahead = 1;
     let broker = harness.start(options).await;
     let agent = harness.agent(&broker, "node-1").await;
     until(&agent, address(1, 1), CREDENTIALS, |it| it.0 == 200).await;
@@ -183,7 +183,7 @@ async fn missing_permissions_reach_the_pods_owner() {
     let harness = TestBrokers::new().await;
     let mut options = harness.broker_options("broker-a");
     // Adds a tag to sessions.
-    options.rules.cluster = Some("prod-1".into());
+    options.decisions.rules.cluster = Some("prod-1".into());
     harness
         .sts
         .deny_tagging("arn:aws:iam::123456789012:role/reader", true);

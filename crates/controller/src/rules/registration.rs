@@ -14,7 +14,7 @@ use kube::api::{ListParams, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use rolegate_core::annotation::AnnotationKeys;
-use rolegate_core::decision::NotLoaded;
+use rolegate_core::decision::NotSynced;
 use rolegate_core::names;
 use rolegate_kube::tls_secret::CA_CRT;
 use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
@@ -155,7 +155,7 @@ impl Registrar {
             (None, _) if !self.options.register => Ok(State::Current),
             (None, Some(missing)) => Ok(State::Waits(missing.to_string())),
             (None, None) => {
-                if let Some(part) = writer.unseen() {
+                if let Some(part) = writer.not_synced() {
                     return Ok(State::Waits(part.as_str().into()));
                 }
                 match self.readiness().await? {
@@ -264,16 +264,16 @@ impl Registrar {
         let config = writer.builder().config();
         let keys: &AnnotationKeys = &self.options.keys;
         let mut namespaces = writer.builder().namespaces();
-        let unseen = writer.unseen();
+        let not_synced = writer.not_synced();
         Registration {
             config,
             keys,
             // Rules that are not loaded may contain a default role, or a policy that reviews all
             // objects.
             has_default_role: config.default_role.is_some()
-                || unseen == Some(NotLoaded::Namespaces)
+                || not_synced == Some(NotSynced::Namespaces)
                 || namespaces.any(|namespace| namespace.default_role.is_some()),
-            has_rego: unseen == Some(NotLoaded::Policies)
+            has_rego: not_synced == Some(NotSynced::Policies)
                 || writer.rules().load().asks_policies_at_admission(),
             endpoint,
             ca_bundle,

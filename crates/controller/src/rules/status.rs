@@ -115,20 +115,22 @@ impl Statuses {
         now: Timestamp,
     ) {
         let mut status = match writer.builder().cluster_config() {
-            ClusterConfig::Valid(_) => match (writer.missing(), writer.unseen(), registration) {
-                (None, None, None) => ready("in effect".into()),
-                (Some(missing), _, _) => not_ready(missing.to_string()),
-                (None, Some(part), _) => Status {
-                    reason: NOT_LOADED,
-                    ..not_ready(format!("not in effect yet: {}", part.as_str()))
-                },
-                (None, None, Some(error)) => Status {
-                    reason: NOT_REGISTERED,
-                    ..not_ready(format!(
-                        "the webhook configuration cannot be updated to match: {error}"
-                    ))
-                },
-            },
+            ClusterConfig::Valid(_) => {
+                match (writer.missing(), writer.not_synced(), registration) {
+                    (None, None, None) => ready("in effect".into()),
+                    (Some(missing), _, _) => not_ready(missing.to_string()),
+                    (None, Some(part), _) => Status {
+                        reason: NOT_LOADED,
+                        ..not_ready(format!("not in effect yet: {}", part.as_str()))
+                    },
+                    (None, None, Some(error)) => Status {
+                        reason: NOT_REGISTERED,
+                        ..not_ready(format!(
+                            "the webhook configuration cannot be updated to match: {error}"
+                        ))
+                    },
+                }
+            }
             ClusterConfig::Invalid(why) => not_ready(why.to_string()),
             ClusterConfig::Unused | ClusterConfig::NotSynced | ClusterConfig::Missing => return,
         };
@@ -184,7 +186,7 @@ impl Statuses {
                 .map(|why| {
                     format!(
                         "{}: {why}; the policy is enforced at admission and agents",
-                        annotation::POINTS
+                        annotation::ENFORCEMENT_POINTS
                     )
                 });
             let mut json = status.to_json();

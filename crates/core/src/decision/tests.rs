@@ -5,7 +5,7 @@ use crate::labels::Labels;
 use crate::layer::namespace::NamespaceLayer;
 use crate::namespace::Namespace;
 use crate::pattern::PatternFormat;
-use crate::workload::tests::pod;
+use crate::test_util::pod;
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 

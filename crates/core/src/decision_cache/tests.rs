@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use super::*;
 use crate::layer::{AccessRequest, ActiveLayer, Layer, LayerId, Mode, Verdict};
 use crate::namespace::NamespaceRules;
-use crate::workload::tests::pod;
+use crate::test_util::pod;
 
 #[derive(Debug, Default)]
 struct Counting {
     asked: AtomicUsize,
-    reads: Inputs,
+    reads: WorkloadFields,
     reads_time: bool,
     transient: bool,
 }
@@ -35,7 +35,7 @@ impl Layer for Counting {
         }
     }
 
-    fn reads(&self) -> Inputs {
+    fn reads(&self) -> WorkloadFields {
         self.reads
     }
 
@@ -47,7 +47,7 @@ impl Layer for Counting {
 /// Returns how often a layer is evaluated for pods that differ in everything but the role request.
 fn asked(layer: Counting, scope: SessionScope) -> usize {
     let layer = Arc::new(layer);
-    let namespace = Arc::new(NamespaceRules::of_labels(Labels::default()));
+    let namespace = Arc::new(NamespaceRules::from_labels(Labels::default()));
     let rules = RuleSet {
         layers: vec![ActiveLayer {
             layer: layer.clone(),
@@ -75,17 +75,17 @@ fn asked(layer: Counting, scope: SessionScope) -> usize {
 fn identical_workloads_share_a_decision() {
     assert_eq!(asked(Counting::default(), SessionScope::Workload), 1);
     assert_eq!(asked(Counting::default(), SessionScope::Pod), 10);
-    let labels = Inputs {
+    let labels = WorkloadFields {
         labels: true,
-        ..Inputs::default()
+        ..WorkloadFields::default()
     };
-    let identity = Inputs {
+    let identity = WorkloadFields {
         identity: true,
-        ..Inputs::default()
+        ..WorkloadFields::default()
     };
-    let pod = Inputs {
+    let pod = WorkloadFields {
         pod: true,
-        ..Inputs::default()
+        ..WorkloadFields::default()
     };
     for reads in [labels, identity, pod] {
         let layer = Counting {
@@ -116,7 +116,7 @@ fn rule_09_wishes_of_any_number_and_length_take_bounded_memory() {
         namespaces: Arc::new(
             [(
                 "default".into(),
-                Arc::new(NamespaceRules::of_labels(Labels::default())),
+                Arc::new(NamespaceRules::from_labels(Labels::default())),
             )]
             .into(),
         ),
@@ -152,7 +152,7 @@ fn rules_of_before_do_not_come_back() {
 #[test]
 fn decisions_are_cached_until_the_rules_change() {
     let layer = Arc::new(Counting::default());
-    let namespace = Arc::new(NamespaceRules::of_labels(Labels::default()));
+    let namespace = Arc::new(NamespaceRules::from_labels(Labels::default()));
     let mut rules = RuleSet {
         layers: vec![ActiveLayer {
             layer: layer.clone(),

@@ -26,9 +26,9 @@ fn jitter(key: &SessionKey, salt: u32) -> f64 {
 /// Returns a time at 40 to 48 % of the validity, so that served sessions have more than half of it
 /// left.
 pub(super) fn refresh_at(key: &SessionKey, lifetime: Validity) -> Timestamp {
-    let whole = lifetime.from.duration_until(lifetime.until);
+    let whole = lifetime.not_before.duration_until(lifetime.not_after);
     let part = 0.40 + 0.08 * jitter(key, 0);
-    lifetime.from + SignedDuration::from_secs_f64(whole.as_secs_f64() * part)
+    lifetime.not_before + SignedDuration::from_secs_f64(whole.as_secs_f64() * part)
 }
 
 /// Returns the delay after the `failures`th consecutive failure of one kind. Unlike an iterator of
@@ -86,8 +86,8 @@ mod tests {
     fn refreshes_of_sessions_that_were_fetched_together_are_spread() {
         let from = Timestamp::from_second(1_800_000_000).unwrap();
         let lifetime = Validity {
-            from,
-            until: from + seconds(10_000),
+            not_before: from,
+            not_after: from + seconds(10_000),
         };
         are_spread(keys().map(|key| {
             let due = from

@@ -201,20 +201,14 @@ impl NamespaceBudgets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arn::RoleArn;
+    use crate::test_util::session_key;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
     fn key(name: &str) -> Arc<SessionKey> {
-        Arc::new(SessionKey {
-            role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{name}")).unwrap(),
-            name: "default.default".into(),
-            external_id: None,
-            duration_seconds: 3600,
-            limits: None,
-        })
+        Arc::new(session_key(name))
     }
 
     #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::arn::RoleArn;
+use crate::test_util::session_key;
 
 mod invariants;
 mod kept;
@@ -7,13 +7,7 @@ mod lines;
 mod shared;
 
 fn key(name: &str) -> Arc<SessionKey> {
-    Arc::new(SessionKey {
-        role: RoleArn::parse(&format!("arn:aws:iam::123456789012:role/{name}")).unwrap(),
-        name: "default.default".into(),
-        external_id: None,
-        duration_seconds: 3600,
-        limits: None,
-    })
+    Arc::new(session_key(name))
 }
 
 fn at(second: i64) -> Timestamp {
@@ -22,8 +16,8 @@ fn at(second: i64) -> Timestamp {
 
 fn hour(from: i64) -> Validity {
     Validity {
-        from: at(from),
-        until: at(from + 3600),
+        not_before: at(from),
+        not_after: at(from + 3600),
     }
 }
 
@@ -160,8 +154,8 @@ fn refresh_goes_on_after_failures_and_recovers() {
             Event::Fetched(
                 key("a"),
                 Validity {
-                    from: now,
-                    until: now + seconds(3600)
+                    not_before: now,
+                    not_after: now + seconds(3600)
                 }
             ),
             now
@@ -311,8 +305,8 @@ fn an_expiry_in_the_past_does_not_make_a_storm() {
         Event::Fetched(
             key("a"),
             Validity {
-                from: at(0),
-                until: at(0),
+                not_before: at(0),
+                not_after: at(0),
             },
         ),
         at(0),

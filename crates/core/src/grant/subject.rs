@@ -100,7 +100,7 @@ fn named(patterns: &[Pattern], name: &str) -> bool {
 
 fn lacks(selector: &Option<Selector>, labels: &Labels) -> bool {
     let keys = selector.iter().flat_map(Selector::keys);
-    keys.into_iter().any(|key| !labels.knows(key))
+    keys.into_iter().any(|key| !labels.cover_key(key))
 }
 
 fn selected(selector: &Option<Selector>, labels: &Labels) -> bool {

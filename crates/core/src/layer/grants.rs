@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::arn::BaseArn;
 use crate::attribution::WorkloadTags;
 use crate::grant::{CompiledGrant, Grant, GrantError, Specificity};
-use crate::layer::{AccessRequest, Inputs, Layer, LayerId, Verdict};
+use crate::layer::{AccessRequest, Layer, LayerId, Verdict, WorkloadFields};
 use crate::needs::Needs;
 use index::Index;
 
@@ -31,7 +31,7 @@ pub struct GrantsLayer {
     /// Keys read by any grant, including invalid ones.
     namespace_label_keys: BTreeSet<Arc<str>>,
     index: Index,
-    reads: Inputs,
+    reads: WorkloadFields,
     needs: Needs,
 }
 
@@ -135,7 +135,7 @@ impl Layer for GrantsLayer {
         LayerId::Grants
     }
 
-    fn reads(&self) -> Inputs {
+    fn reads(&self) -> WorkloadFields {
         self.reads
     }
 
@@ -145,7 +145,7 @@ impl Layer for GrantsLayer {
 
     fn lacks(&self, request: &AccessRequest<'_>) -> bool {
         let labels = (&request.workload.labels, &request.namespace.labels);
-        if labels.0.know(&self.needs.pod_labels) && labels.1.know(&self.needs.namespace_labels) {
+        if labels.0.cover(&self.needs.pod_labels) && labels.1.cover(&self.needs.namespace_labels) {
             return false;
         }
         let places = self

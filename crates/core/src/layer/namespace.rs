@@ -44,7 +44,7 @@ impl Layer for NamespaceLayer {
             match find(patterns, request) {
                 Ok(pattern) => allowed_by = Some(format!("{key}: {}", pattern.as_str())),
                 Err(reason) => {
-                    let reason = format!("annotation {key} of the namespace: {reason}");
+                    let reason = format!("annotation {key} of the namespace {reason}");
                     return Verdict::deny(key, reason);
                 }
             }
@@ -72,9 +72,9 @@ fn find<'a>(
 ) -> Result<&'a Pattern, String> {
     let patterns = patterns
         .as_ref()
-        .map_err(|broken| format!("invalid value: {broken}"))?;
+        .map_err(|broken| format!("is invalid: {broken}"))?;
     patterns
         .iter()
         .find(|pattern| pattern.matches(request.role.as_str()))
-        .ok_or_else(|| "it does not allow the role".to_owned())
+        .ok_or_else(|| "does not allow the role".to_owned())
 }

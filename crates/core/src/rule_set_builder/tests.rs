@@ -5,13 +5,13 @@ use jiff::Timestamp;
 use super::*;
 use crate::attribution::{Attribution, SourceIdentity, WorkloadTags};
 use crate::config::Modes;
-use crate::decision::{Decision, DenialSource, NotLoaded};
+use crate::decision::{Decision, DenialSource, NotSynced};
 use crate::decision_cache::DecisionCache;
 use crate::grant::tests::grant;
 use crate::layer::{AccessRequest, LayerId, Verdict};
 use crate::session::SessionKey;
+use crate::test_util::pod;
 use crate::workload::Workload;
-use crate::workload::tests::pod;
 
 fn config(namespace: Mode, grants: Mode) -> RuleConfig {
     RuleConfig {
@@ -120,17 +120,17 @@ fn threat_10_what_was_never_loaded_refuses_everything() {
         ..Namespace::default()
     };
     builder.update(RuleUpdate::Namespaces(Change::Snapshot(vec![default])));
-    assert_eq!(builder.unseen(), Some(NotLoaded::Grants));
+    assert_eq!(builder.not_synced(), Some(NotSynced::Grants));
     assert!(!allows(&builder, "reader"));
     let grants = vec![grant("one", &["reader"], "default")];
     builder.update(RuleUpdate::Grants(Change::Snapshot(grants)));
-    assert!(allows(&builder, "reader") && builder.unseen().is_none());
+    assert!(allows(&builder, "reader") && builder.not_synced().is_none());
     let rego = RuleConfig {
         modes: Modes::default().with(LayerId::Rego, Mode::Enforce),
         ..config(Mode::Off, Mode::Enforce)
     };
     builder.update(is(rego));
-    assert_eq!(builder.unseen(), Some(NotLoaded::Policies));
+    assert_eq!(builder.not_synced(), Some(NotSynced::Policies));
     builder.update(RuleUpdate::Config(ClusterConfig::Invalid("bad".into())));
     let mut unused =
         RuleSetBuilder::new(config(Mode::Off, Mode::Off), SessionScope::Workload, 3600);
@@ -157,7 +157,7 @@ fn a_layer_in_audit_mode_does_not_delay_decisions() {
         ..Namespace::default()
     };
     builder.update(RuleUpdate::Namespaces(Change::Snapshot(vec![default])));
-    assert_eq!(builder.unseen(), None);
+    assert_eq!(builder.not_synced(), None);
     assert!(allows(&builder, "reader"));
 }
 
@@ -487,7 +487,7 @@ fn where_rules_come_from_is_said_in_words() {
     };
     assert_eq!(RuleSource::Flags.to_string(), "flags");
     assert_eq!(object.to_string(), "RolegateConfig cluster");
-    assert_eq!(RuleSource::Unseen.to_string(), "not known yet");
+    assert_eq!(RuleSource::NotSynced.to_string(), "not known yet");
     for (source, why) in [
         (RuleSource::Missing, "missing"),
         (RuleSource::Invalid, "invalid"),
@@ -526,7 +526,7 @@ fn policies_count_from_when_they_are_set_until_they_are_taken_back() {
     builder.update(is(asked));
     let generation = builder.rule_set().generation;
     builder.set_rego(Some(Arc::new(Refusing)));
-    assert_eq!(builder.unseen(), None);
+    assert_eq!(builder.not_synced(), None);
     let set = builder.rule_set();
     assert!(set.generation > generation, "kept decisions are outdated");
     assert!(matches!(
@@ -534,7 +534,7 @@ fn policies_count_from_when_they_are_set_until_they_are_taken_back() {
         Decision::Deny(denial) if denial.denied_by == LayerId::Rego.into()
     ));
     builder.set_rego(None);
-    assert_eq!(builder.unseen(), Some(NotLoaded::Policies));
+    assert_eq!(builder.not_synced(), Some(NotSynced::Policies));
     assert!(builder.rule_set().generation > set.generation);
 }
 

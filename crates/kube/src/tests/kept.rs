@@ -66,7 +66,7 @@ async fn threat_28_what_no_rule_reads_is_not_kept_and_is_there_once_one_does() {
     };
     let [one] = &*pods else { panic!("{pods:?}") };
     assert_eq!(labels(one), [("team", "shop")]);
-    assert!(one.annotations.is_empty() && !one.labels.know(&Keys::All));
+    assert!(one.annotations.is_empty() && !one.labels.cover(&Keys::All));
     assert_eq!(one.role_request.role.as_deref(), Some("one"));
 
     // Another rule reads more, also of known pods.

@@ -28,13 +28,13 @@ const CORE_VERSION: &str = "v1";
 const FOREIGN: &[(&str, &str)] = &[
     (
         "templates.gatekeeper.sh",
-        "rolegate does not evaluate Gatekeeper's templates: write their Rego as deny of package \
+        "rolegate does not evaluate Gatekeeper's templates: write their Rego as a deny rule of package \
          kubernetes.admission in a ConfigMap",
     ),
     (
         "constraints.gatekeeper.sh",
-        "rolegate does not evaluate Gatekeeper's constraints: write the template's Rego as deny of package \
-         kubernetes.admission in a ConfigMap",
+        "rolegate does not evaluate Gatekeeper's constraints: write the template's Rego as a deny rule of \
+         package kubernetes.admission in a ConfigMap",
     ),
     (
         "kyverno.io",

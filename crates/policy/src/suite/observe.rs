@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rolegate_core::decision::RuleSet;
-use rolegate_core::layer::{AccessRequest, ActiveLayer, Inputs, Layer, LayerId, Verdict};
+use rolegate_core::layer::{AccessRequest, ActiveLayer, Layer, LayerId, Verdict, WorkloadFields};
 use rolegate_rego::Coverage;
 
 /// Records the grants that allow a role and the evaluated lines of policies.
@@ -61,7 +61,7 @@ impl Layer for Observed {
         verdict
     }
 
-    fn reads(&self) -> Inputs {
+    fn reads(&self) -> WorkloadFields {
         self.layer.reads()
     }
 

@@ -116,7 +116,7 @@ pub(super) fn namespace(input: &VapInput<'_>) -> Vec<Value> {
         names_of("[variables.permitted]", "permittedUsable"),
     ));
     let refused = |key: &str, kind: &str| {
-        let start = format!("annotation {key} of the namespace: it ");
+        let start = format!("annotation {key} of the namespace ");
         format!(
             r#"!variables.{kind}Usable ? {unusable} : !variables.{kind}Expressions.exists(x, a.role.matches(x)) && !({is_based} && variables.{kind}Names.exists(x, {name}.matches(x))) ? {not_allowed} : """#,
             unusable = quote(&format!("{start}cannot be read here")),

@@ -84,7 +84,7 @@ pub(super) fn pod_metadata(input: &VapInput<'_>, pod_labels: &[String]) -> Vec<V
     vec![variable(
         "refusals",
         format!(
-            r#"({}.map(k, "annotation " + k) + {}.map(k, "label " + k)).map(c, c + " decides about the pod's role and cannot come by a binding or a status: write it into the pod itself")"#,
+            r#"({}.map(k, "annotation " + k) + {}.map(k, "label " + k)).map(c, c + " determines the pod's role and cannot be set through a binding or a status: set it on the pod itself")"#,
             changed(&list(annotations), "annotations"),
             changed(&list(pod_labels), "labels"),
         ),
@@ -173,9 +173,9 @@ pub(super) fn scheduling(input: &VapInput<'_>) -> Vec<Value> {
             text("f.?operator"),
         )
     };
-    let not_ready = r#""a pod that tolerates a taint of nodes that are not ready may start before rolegate covers it: remove the toleration, or ask your cluster's administrator""#;
-    let node = r#""a pod that chooses its node may start there before rolegate covers it: leave it out, or ask your cluster's administrator""#;
-    let tolerant = r#""a pod that tolerates everything may start on a node before rolegate covers it: name the taints that it tolerates, or ask your cluster's administrator""#;
+    let not_ready = r#""a pod that tolerates a taint of nodes that are not ready may start on a node before the agent runs: remove the toleration, or ask your cluster's administrator""#;
+    let node = r#""a pod that selects its node may start there before the agent runs: leave it out, or ask your cluster's administrator""#;
+    let tolerant = r#""a pod that tolerates every taint may start on a node before the agent runs: list the taints that it tolerates, or ask your cluster's administrator""#;
     vec![
         variable(
             "maySchedule",

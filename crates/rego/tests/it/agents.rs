@@ -1,12 +1,11 @@
 //! Tests of policies at agents: only the documented input, and the same result as at admission.
 
-use std::net::IpAddr;
-
 use rolegate_core::arn::RoleArn;
 use rolegate_core::labels::Labels;
 use rolegate_core::layer::{AccessRequest, Layer as _, Verdict};
 use rolegate_core::namespace::NamespaceRules;
-use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_core::test_util;
+use rolegate_core::workload::Workload;
 use rolegate_rego::{PolicyStore, RegoLayer, Settings};
 use serde_json::json;
 
@@ -22,21 +21,17 @@ fn pod() -> Workload {
         uid: "u-1".into(),
         node: Some("node-1".into()),
         service_account: "app".into(),
-        addresses: vec![IpAddr::from([10, 0, 0, 1])],
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest::default(),
         labels: text(&[("team", "a")]),
         annotations: text(&[
             ("iam.amazonaws.com/role", "admin"),
             ("example.com/secret", "x"),
         ]),
+        ..test_util::pod(None)
     }
 }
 
 fn verdict(store: &mut PolicyStore, pod: &Workload) -> Verdict {
-    let rules = NamespaceRules::of_labels(Labels::default());
+    let rules = NamespaceRules::from_labels(Labels::default());
     RegoLayer::new(store.snapshot()).evaluate(&AccessRequest {
         workload: pod,
         role: &RoleArn::parse("arn:aws:iam::123456789012:role/admin").unwrap(),

@@ -4,7 +4,7 @@
 
 use rolegate_core::annotation::{ALLOWED_ROLES, DEFAULT_ROLE, MIRROR, PERMITTED, SESSION_NAME};
 use rolegate_core::config::{DATA_LABEL, Subjects};
-use rolegate_core::decision::NotLoaded;
+use rolegate_core::decision::NotSynced;
 use rolegate_core::layer::LayerId;
 use rolegate_core::namespace::NAME_LABEL;
 use serde_json::value::RawValue;
@@ -13,7 +13,7 @@ use super::{Change, Validator, read};
 use crate::admission_review::Operation;
 use crate::field_path::{FieldRef, Malformed, StringMap};
 use crate::json::{Map, Node};
-use crate::outcome::{NotSynced, Violation};
+use crate::outcome::{Undecided, Violation};
 use crate::target::ReviewTarget;
 
 /// The annotation with a policy's status. A change of the status does not change the policy.
@@ -50,7 +50,7 @@ impl Validator<'_> {
             subject,
             ReviewTarget::Rules | ReviewTarget::ConfigMap | ReviewTarget::Namespace
         );
-        if guarded && self.waits_for(&[NotLoaded::Config]) {
+        if guarded && self.waits_for(&[NotSynced::Config]) {
             return Ok(());
         }
         let guarded = match subject {
@@ -78,7 +78,7 @@ impl Validator<'_> {
 
     /// Checks a change of a RoleGrant or the RolegateConfig.
     pub(super) fn rule_object(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
-        if self.waits_for(&[NotLoaded::Config]) {
+        if self.waits_for(&[NotSynced::Config]) {
             return Ok(());
         }
         self.validity(change);
@@ -88,7 +88,7 @@ impl Validator<'_> {
     /// Checks a change of a ConfigMap that contains policies or their data, or contained them
     /// before.
     pub(super) fn config_map(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
-        if self.waits_for(&[NotLoaded::Config]) {
+        if self.waits_for(&[NotSynced::Config]) {
             return Ok(());
         }
         let publisher =
@@ -123,18 +123,18 @@ impl Validator<'_> {
     /// pass only the parts that name the allowed writers, so that an administrator can revert a
     /// configuration whose policies or grants cannot be loaded. Members of `system:masters` may
     /// always write.
-    fn waits_for(&mut self, parts: &[NotLoaded]) -> bool {
+    fn waits_for(&mut self, parts: &[NotSynced]) -> bool {
         let master = self.review.user().is_in("system:masters");
-        let unseen = self
+        let not_synced = self
             .rules
             .rules
-            .unseen
+            .not_synced
             .filter(|_| !master)
             .filter(|part| parts.contains(part));
-        if let Some(part) = unseen {
-            self.outcome.undecided = Some(NotSynced::Rules(part.as_str()));
+        if let Some(part) = not_synced {
+            self.outcome.undecided = Some(Undecided::Rules(part));
         }
-        unseen.is_some()
+        not_synced.is_some()
     }
 
     /// Returns true if the user may write rules. A configuration that is missing or invalid names
@@ -219,7 +219,7 @@ impl Validator<'_> {
     /// that decide about the roles of the namespace's pods.
     pub(super) fn namespace(&mut self, change: &Change<'_>) -> Result<(), Malformed> {
         // Grants determine which labels decide about roles.
-        let parts = [NotLoaded::Config, NotLoaded::Grants];
+        let parts = [NotSynced::Config, NotSynced::Grants];
         if self.waits_for(&parts) || self.is_namespace_writer() {
             return Ok(());
         }
@@ -286,7 +286,7 @@ impl Validator<'_> {
         }
         let reason = format!(
             "a RoleGrant gives roles to a namespace of this name, so only the configuration's \
-             namespaceWriters may make it; choose another name, or {ASK}"
+             namespaceWriters may create it; choose another name, or {ASK}"
         );
         let mode = self.rules.config.modes[LayerId::Grants];
         let fault = Violation::new(
@@ -322,8 +322,8 @@ impl Validator<'_> {
             self.guard(
                 &path,
                 "pod status",
-                "what decides about a pod's role cannot be changed through its status; change the \
-                 pod itself",
+                "annotations and labels that determine a pod's role cannot be changed through its \
+                 status; change the pod itself",
             );
         }
         Ok(())
@@ -345,8 +345,8 @@ impl Validator<'_> {
             self.guard(
                 &path,
                 "binding",
-                "a binding copies this onto its pod, where it decides about the role; write it into \
-                 the pod itself",
+                "a binding copies this to its pod, where it determines the role; set it on the pod \
+                 itself",
             );
         }
         self.chosen_node(change)

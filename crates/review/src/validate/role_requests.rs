@@ -12,7 +12,7 @@ use super::{Change, Validator};
 use crate::audience::is_for_aws;
 use crate::field_path::{FieldRef, Malformed, StringMap};
 use crate::json::Node;
-use crate::outcome::{NotSynced, Violation, ViolationSource};
+use crate::outcome::{Undecided, Violation, ViolationSource};
 use crate::pod_template::{PodShape, ROLE_VARIABLE};
 
 /// Stands for the service account of objects that every account of a namespace can use, such as a
@@ -229,10 +229,10 @@ impl Validator<'_> {
         }
         if let (false, Some(token)) = (asks, shape.tokens.first()) {
             let reason = format!(
-                "a token that AWS accepts for credentials requires a named role, so that it can \
-                 be evaluated; set {ROLE_VARIABLE} in the container to a role that a RoleGrant \
-                 gives to service account {} of namespace {}, or ask your cluster's \
-                 administrator for one",
+                "a pod with a token that AWS accepts for credentials requires a named role, so that \
+                 the role can be evaluated; set {ROLE_VARIABLE} in the container to a role that a \
+                 RoleGrant gives to service account {} of namespace {}, or ask your cluster's \
+                 administrator for a grant",
                 workload.service_account, workload.namespace
             );
             self.unnamed(token, &reason);
@@ -350,9 +350,9 @@ impl Validator<'_> {
             return Ok(());
         }
         let reason = format!(
-            "a token that AWS accepts for credentials names no role that can be evaluated; run \
-             a pod whose {ROLE_VARIABLE} or role annotation names one that a RoleGrant covers, \
-             or ask your cluster's administrator"
+            "AWS accepts the requested token for credentials, but a token request names no role \
+             that could be evaluated; run a pod whose {ROLE_VARIABLE} or role annotation names a \
+             role that a RoleGrant covers, or ask your cluster's administrator"
         );
         self.unnamed(&path, &reason);
         Ok(())
@@ -379,11 +379,11 @@ impl Validator<'_> {
         let violation = |denial: &Denial| violation(denial, is_default, source, keys);
         match explanation.decision {
             Decision::NoRole => {}
-            Decision::Pending => match self.rules.rules.unseen {
-                Some(part) => self.outcome.undecided = Some(NotSynced::Rules(part.as_str())),
+            Decision::Pending => match self.rules.rules.not_synced {
+                Some(part) => self.outcome.undecided = Some(Undecided::Rules(part)),
                 None if self.guards() == Mode::Enforce => {
                     let namespace = workload.namespace.clone();
-                    self.outcome.undecided = Some(NotSynced::Namespace(namespace));
+                    self.outcome.undecided = Some(Undecided::Namespace(namespace));
                 }
                 // While nothing is enforced, a watch that lags must not refuse anything.
                 None => self.outcome.warning(Violation::new(

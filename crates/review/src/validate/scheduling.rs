@@ -19,7 +19,7 @@ const RULE: &str = "scheduling";
 const ASK: &str = "leave it out, or ask your cluster's administrator";
 
 fn chosen() -> String {
-    format!("a pod that selects its node may start there before rolegate covers it; {ASK}")
+    format!("a pod that selects its node may start there before the agent runs; {ASK}")
 }
 
 impl Validator<'_> {
@@ -52,8 +52,8 @@ impl Validator<'_> {
                 path,
                 RULE,
                 &format!(
-                    "a pod that tolerates a taint of nodes that are not ready may start before rolegate \
-                     covers it; {ASK}"
+                    "a pod that tolerates a taint of nodes that are not ready may start on a node \
+                     before the agent runs; {ASK}"
                 ),
             );
         }
@@ -62,8 +62,8 @@ impl Validator<'_> {
                 path,
                 RULE,
                 &format!(
-                    "a pod that tolerates every taint may start on a node before rolegate \
-                     covers it; list the taints that it tolerates, {ASK}"
+                    "a pod that tolerates every taint may start on a node before the agent runs; \
+                     list the taints that it tolerates, {ASK}"
                 ),
             );
         }
@@ -83,7 +83,7 @@ impl Validator<'_> {
                 RULE,
                 &format!(
                     "only schedulers bind pods to nodes: a pod that selects its node may start \
-                     there before rolegate covers it; {ASK}"
+                     there before the agent runs; {ASK}"
                 ),
             );
         }

@@ -51,7 +51,7 @@ fn grant_fault(object: &RawValue, base: Option<&BaseArn>) -> Option<String> {
         Ok(grant) => Grant::from(&grant),
         Err(error) => return Some(format!("cannot parse the RoleGrant: {error}")),
     };
-    let any = BaseArn::of_account("aws", "000000000000").ok();
+    let any = BaseArn::from_account("aws", "000000000000").ok();
     let error = CompiledGrant::compile(&grant, base.or(any.as_ref())).err()?;
     Some(format!("the RoleGrant would grant nothing: {error}"))
 }

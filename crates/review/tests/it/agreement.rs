@@ -9,7 +9,8 @@ use rolegate_core::annotation::{AnnotationKeys, EXTERNAL_ID, MIRROR, ROLE};
 use rolegate_core::decision::{Decision, ReservedRole};
 use rolegate_core::labels::Labels;
 use rolegate_core::layer::LayerId;
-use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_core::test_util::pod;
+use rolegate_core::workload::{RoleRequest, Workload};
 use serde_json::{Value, json};
 
 use crate::world::{NOW, Rules};
@@ -150,13 +151,7 @@ impl Pod {
         };
         Workload {
             namespace: self.namespace.into(),
-            name: "app".into(),
-            uid: "uid".into(),
-            node: Some("node".into()),
             service_account: self.account.unwrap_or("default").into(),
-            addresses: vec![[10, 0, 0, 1].into()],
-            phase: Phase::Running,
-            host_network: false,
             mirror: self.mirror,
             role_request: RoleRequest {
                 role: self.role.as_deref().map(|role| role.trim().into()),
@@ -165,6 +160,7 @@ impl Pod {
             },
             labels: self.labels.iter().copied().collect(),
             annotations: self.annotations(),
+            ..pod(None)
         }
     }
 }
@@ -214,7 +210,7 @@ proptest! {
                 }
             }
             Decision::Pending => {
-                prop_assert_eq!(outcome.undecided.as_ref(), Some(&rolegate_review::NotSynced::Namespace(pod.namespace.into())));
+                prop_assert_eq!(outcome.undecided.as_ref(), Some(&rolegate_review::Undecided::Namespace(pod.namespace.into())));
                 prop_assert!(!outcome.is_allowed());
             }
         }

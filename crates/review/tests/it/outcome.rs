@@ -1,13 +1,13 @@
 //! Responses without synced rules.
 
 use rolegate_core::config::{Modes, RuleConfig};
-use rolegate_core::decision::NotLoaded;
+use rolegate_core::decision::NotSynced;
 use rolegate_core::grant::{Grant, Subject};
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::selector::Selector;
 use rolegate_review::outcome::refusal;
-use rolegate_review::{NotSynced, Outcome, Review, Violation, ViolationSource, validate};
+use rolegate_review::{Outcome, Review, Undecided, Violation, ViolationSource, validate};
 use serde_json::{Value, json};
 
 use crate::world::{NOW, Rules};
@@ -111,7 +111,7 @@ fn a_namespace_that_was_not_seen_yet_is_waited_for() {
     let outcome = rules.validate(&pod("unheard-of", Some("shop-reader")));
     assert_eq!(
         outcome.undecided,
-        Some(NotSynced::Namespace("unheard-of".into()))
+        Some(Undecided::Namespace("unheard-of".into()))
     );
     let answer = answer(&rules, &pod("unheard-of", Some("shop-reader")));
     assert_eq!(answer["response"]["allowed"], false);
@@ -251,7 +251,7 @@ fn threat_07_a_label_cannot_be_planted_while_its_grant_is_broken() {
 fn threat_10_what_is_guarded_waits_until_the_rules_were_seen() {
     let mut rules = Rules::of("annotations");
     rules.config = RuleConfig::default().into();
-    rules.set.unseen = Some(NotLoaded::Config);
+    rules.set.not_synced = Some(NotSynced::Config);
     for (group, kind, namespace) in [
         ("", "Namespace", ""),
         ("rolegate.dev", "RoleGrant", ""),
@@ -324,11 +324,11 @@ fn threat_10_without_a_configuration_guards_are_enforced() {
 fn rules_wait_only_for_what_says_who_may_write() {
     let mut rules = Rules::of("annotations");
     for part in [
-        NotLoaded::Grants,
-        NotLoaded::Policies,
-        NotLoaded::Namespaces,
+        NotSynced::Grants,
+        NotSynced::Policies,
+        NotSynced::Namespaces,
     ] {
-        rules.set.unseen = Some(part);
+        rules.set.not_synced = Some(part);
         for (kind, operation) in [("RolegateConfig", "UPDATE"), ("RoleGrant", "CREATE")] {
             let outcome = rules.validate(&rules_review(kind, operation));
             assert!(outcome.undecided.is_none(), "{kind} {part:?}: {outcome:?}");
@@ -336,7 +336,7 @@ fn rules_wait_only_for_what_says_who_may_write() {
         let mut namespace = pod("", None);
         namespace["request"]["kind"]["kind"] = "Namespace".into();
         let waits = rules.validate(&namespace).undecided.is_some();
-        assert_eq!(waits, part == NotLoaded::Grants, "{part:?}");
+        assert_eq!(waits, part == NotSynced::Grants, "{part:?}");
     }
 }
 

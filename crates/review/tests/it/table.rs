@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rolegate_core::annotation::{EXTERNAL_ID, MIRROR, ROLE, SESSION_NAME};
 use rolegate_core::decision::Decision;
-use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_core::test_util;
+use rolegate_core::workload::{RoleRequest, Workload};
 use rolegate_review::Outcome;
 use rolegate_testkit::cases::{AgentResult, Case, Verdict, load_all};
 use serde_json::Value;
@@ -106,15 +107,10 @@ fn workload(pod: &Value) -> Workload {
     Workload {
         namespace: metadata["namespace"].as_str().unwrap().into(),
         name: metadata["name"].as_str().unwrap_or("app-x7x7x").into(),
-        uid: "uid".into(),
-        node: Some("node".into()),
         service_account: pod["spec"]["serviceAccountName"]
             .as_str()
             .unwrap_or("default")
             .into(),
-        addresses: vec![[10, 0, 0, 1].into()],
-        phase: Phase::Running,
-        host_network: false,
         mirror: annotation(MIRROR).is_some(),
         role_request: RoleRequest {
             role: annotation(ROLE).map(Into::into),
@@ -128,6 +124,7 @@ fn workload(pod: &Value) -> Workload {
             .into_iter()
             .filter_map(|key| Some((key, metadata["annotations"][key].as_str()?)))
             .collect(),
+        ..test_util::pod(None)
     }
 }
 

@@ -57,20 +57,20 @@ Every flag can also be set by an environment variable (shown next to it) or in a
 #[command(args_override_self = true)]
 #[command(after_help = "\
 Examples:
-  In a DaemonSet on the AWS VPC CNI, with roles that namespaces allow:
+  In a DaemonSet on the AWS VPC CNI, with the roles that namespaces allow:
     rolegate agent --base-role-arn=arn:aws:iam::123456789012:role/ --namespace-restrictions \\
       --redirect=auto --host-interface=eni+ --host-ip=$HOST_IP --node=$NODE_NAME
-  With a broker, without rights of its own:
+  With a broker, so that the agent needs no permissions:
     rolegate agent --broker=https://rolegate-broker.rolegate-system.svc:9443 \\
       --redirect=auto --host-interface=eni+ --host-ip=$HOST_IP --node=$NODE_NAME
 
-Exit codes: 0 stopped, 1 failed, 64 wrong usage or configuration.")]
+Exit codes: 0 stopped, 1 failed, 64 invalid usage or configuration.")]
 pub(crate) struct AgentFlags {
     #[command(flatten)]
     pub(crate) given: Given,
     #[command(flatten)]
     pub(crate) rules: RuleFlags,
-    /// Require that the base ARN can be discovered from the node. Without this flag a discovered base ARN is used as well
+    /// Make no decision until the base ARN has been discovered from the node. Without this flag, a base ARN that can be discovered is used as well
     #[arg(long, env = "ROLEGATE_AUTO_DISCOVER_BASE_ARN", help_heading = ROLES)]
     pub(crate) auto_discover_base_arn: bool,
     #[command(flatten)]
@@ -82,7 +82,7 @@ pub(crate) struct AgentFlags {
     /// Set of pods that share a session of a role
     #[arg(long, value_name = "SCOPE", env = "ROLEGATE_SESSION_SCOPE", default_value = "workload", help_heading = SESSIONS)]
     pub(crate) session_scope: SessionScopeFlag,
-    /// Session duration requested from STS, 15m to 12h. More than 1h requires a role that allows it and is not possible with a node's role [default: 1h]
+    /// Session duration requested from STS, 15m to 12h. More than 1h requires that the role allows it and that the agent does not use a node's role, since AWS limits chained roles to 1h [default: 1h]
     #[arg(long, value_name = "TIME", env = "ROLEGATE_SESSION_DURATION", value_parser = duration, conflicts_with = "iam_role_session_ttl", help_heading = SESSIONS)]
     pub(crate) session_duration: Option<Duration>,
     /// kube2iam's form of --session-duration: half of the duration requested from STS
@@ -152,7 +152,7 @@ pub(crate) struct AgentFlags {
     /// Remove the redirect rules at exit. Pods then reach the node's role
     #[arg(long, alias = "iptables-remove", env = "ROLEGATE_REDIRECT_REMOVE_AT_EXIT", help_heading = REDIRECT)]
     pub(crate) redirect_remove_at_exit: bool,
-    /// Directory of pods' network namespaces. The agent tests the redirect from them periodically and confirms the runtime's records of pods on bridges with them. Empty: no tests, and records are confirmed with /run/netns
+    /// Directory of pods' network namespaces. The agent periodically tests the redirect from these namespaces, and uses them to confirm the container runtime's records of pods on bridges. Empty: no tests; records are confirmed with /run/netns
     #[arg(long, value_name = "DIR", env = "ROLEGATE_REDIRECT_CHECK_DIR", default_value = "/run/netns", value_parser = path, help_heading = REDIRECT)]
     pub(crate) redirect_check_dir: PathBuf,
 
@@ -190,10 +190,10 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "FILE", env = "ROLEGATE_CONFIG", help_heading = PROCESS)]
     pub(crate) config: Option<PathBuf>,
 
-    /// Port of metrics and health on all addresses. By default they listen on 127.0.0.1:9090 only, since pods can reach the host's other addresses
+    /// Port of metrics and health checks on all addresses. By default they listen on 127.0.0.1:9090 only, since pods can reach the host's other addresses
     #[arg(long, value_name = "PORT", env = "ROLEGATE_METRICS_PORT", conflicts_with = "metrics_address", help_heading = PROCESS)]
     pub(crate) metrics_port: Option<u16>,
-    /// Address of metrics and health [default: 127.0.0.1:9090]
+    /// Address of metrics and health checks [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDRESS", alias = "prometheus-listen-addr", env = "ROLEGATE_METRICS_ADDRESS", help_heading = PROCESS)]
     pub(crate) metrics_address: Option<SocketAddr>,
     /// Also export metrics under kube2iam's names

@@ -76,7 +76,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     )?;
     bounded("--drain-time", flags.drain_time, MAX_DRAIN_TIME)?;
     if flags.redirect_interval < Duration::from_millis(100) {
-        return Err(invalid("--redirect-interval: give 100ms or more"));
+        return Err(invalid("--redirect-interval: must be at least 100ms"));
     }
     check_max_staleness(flags.max_staleness)?;
     if flags.max_connections_per_pod == 0
@@ -84,7 +84,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         || flags.max_forwards == 0
     {
         return Err(invalid(
-            "--max-connections-per-pod, --max-forwards-per-pod and --max-forwards: give 1 or more",
+            "--max-connections-per-pod, --max-forwards-per-pod and --max-forwards: must be at least 1",
         ));
     }
     let allow = AllowList::new(&flags.metadata_allow)
@@ -124,12 +124,6 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
 
 /// Returns the options of a standalone agent.
 fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<StandaloneOptions> {
-    let rules = flags.rules.config()?;
-    if flags.auto_discover_base_arn && rules.base.is_some() {
-        return Err(invalid(
-            "--auto-discover-base-arn and --base-role-arn: give only one of them",
-        ));
-    }
     let mut engine = flags.sts.engine(EngineOptions::for_node);
     if let Some(ttl) = flags.iam_role_error_ttl {
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
@@ -143,15 +137,10 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<StandaloneOptions>
                 node: flags.node.clone().filter(|node| !node.is_empty()),
             },
         },
-        annotations: flags.keys.keys()?,
+        decisions: flags
+            .deciding()?
+            .options(&flags.given, flags.auto_discover_base_arn, engine)?,
         sts: flags.sts.options(clock.clone())?,
-        base_required: flags.auto_discover_base_arn,
-        rules,
-        given: flags.given.rules().clone(),
-        cluster_config: flags.rules.cluster_config.into(),
-        scope: flags.session_scope.into(),
-        session_seconds: session_seconds(flags)?,
-        engine,
     })
 }
 
@@ -210,7 +199,7 @@ fn broker(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<Option<BrokerOpti
 
 fn bounded(flag: &str, given: Duration, most: Duration) -> anyhow::Result<Duration> {
     if given > most {
-        return Err(invalid(format!("{flag}: give {most:?} or less")));
+        return Err(invalid(format!("{flag}: must be at most {most:?}")));
     }
     Ok(given)
 }

@@ -49,7 +49,7 @@ impl AnnotationFlags {
             ("--namespace-key", &self.namespace_key),
         ] {
             if key.is_empty() || key.len() > MAX_KEY_LENGTH || key.contains(char::is_whitespace) {
-                return Err(invalid(format!("{flag}: give the key of an annotation")));
+                return Err(invalid(format!("{flag}: must be an annotation key")));
             }
         }
         Ok(AnnotationKeys {

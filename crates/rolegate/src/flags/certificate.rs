@@ -57,7 +57,7 @@ impl CertificateFlags {
             }
             (CertificateFrom::Files, _, _) => {
                 return Err(invalid(
-                    "--certificate=files: give --tls-cert and --tls-key",
+                    "--certificate=files: requires --tls-cert and --tls-key",
                 ));
             }
             (_, Some(_), _) => return Err(invalid("--tls-cert: requires --certificate=files")),

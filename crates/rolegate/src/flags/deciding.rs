@@ -1,10 +1,14 @@
 //! The flags of a process that affect its decisions.
 
+use rolegate_authorizer::options::DecisionOptions;
+use rolegate_core::engine::EngineOptions;
 use rolegate_core::session_name::SessionScope;
 use rolegate_inventory::in_force::Deciding;
 
 use crate::flags::annotations::AnnotationFlags;
+use crate::flags::given::Given;
 use crate::flags::given_fields::GivenFields;
+use crate::flags::invalid;
 use crate::flags::rules::RuleFlags;
 
 /// The flags of an agent or broker that affect its decisions.
@@ -32,6 +36,35 @@ impl DecidingFlags {
             scope: self.scope,
             session_seconds: self.session_seconds,
             keys: self.keys.keys()?,
+        })
+    }
+
+    /// Returns the options of an agent or broker that decides by these flags.
+    ///
+    /// # Errors
+    /// Returns a usage error for an invalid flag, and if a base ARN is both given and required to be
+    /// discovered.
+    pub(crate) fn options(
+        &self,
+        given: &Given,
+        auto_discover_base_arn: bool,
+        engine: EngineOptions,
+    ) -> anyhow::Result<DecisionOptions> {
+        let rules = self.rules.config()?;
+        if auto_discover_base_arn && rules.base.is_some() {
+            return Err(invalid(
+                "--auto-discover-base-arn and --base-role-arn: give only one of them",
+            ));
+        }
+        Ok(DecisionOptions {
+            annotations: self.keys.keys()?,
+            rules,
+            given: given.rules().clone(),
+            cluster_config: self.rules.cluster_config.into(),
+            base_required: auto_discover_base_arn,
+            scope: self.scope,
+            session_seconds: self.session_seconds,
+            engine,
         })
     }
 

@@ -30,7 +30,7 @@ pub(crate) struct RuleFlags {
     /// ARN prefix that completes bare role names, such as arn:aws:iam::123456789012:role/k8s/
     #[arg(long, alias = "role-base-arn", value_name = "ARN", env = "ROLEGATE_BASE_ROLE_ARN", help_heading = RULES)]
     base_role_arn: Option<String>,
-    /// Use the cluster's RolegateConfig, which overrides the flags about roles and rules. auto: if its custom resource is installed
+    /// Use of the cluster's RolegateConfig, which overrides the flags about roles and rules. auto: use it if its custom resource definition is installed
     #[arg(long, value_name = "USE", env = "ROLEGATE_CLUSTER_CONFIG", default_value = "auto", help_heading = RULES)]
     pub(crate) cluster_config: ClusterConfigUse,
     /// Role of pods that do not request one, in namespaces without a default of their own
@@ -42,10 +42,10 @@ pub(crate) struct RuleFlags {
     /// Allow only roles that the annotations of the pod's namespace allow. The same as --layer=namespace=enforce
     #[arg(long, env = "ROLEGATE_NAMESPACE_RESTRICTIONS", help_heading = RULES)]
     pub(crate) namespace_restrictions: bool,
-    /// Format of the patterns in --namespace-key
+    /// Format of the role patterns in the annotation of --namespace-key
     #[arg(long, value_name = "FORMAT", env = "ROLEGATE_NAMESPACE_RESTRICTION_FORMAT", default_value = "glob", ignore_case = true, help_heading = RULES)]
     namespace_restriction_format: RestrictionFormat,
-    /// Default for namespaces without annotations
+    /// Verdict for namespaces without annotations about roles
     #[arg(long, value_name = "VERDICT", env = "ROLEGATE_NAMESPACE_RESTRICTIONS_DEFAULT", default_value = "deny", help_heading = RULES)]
     namespace_restrictions_default: RestrictionDefault,
     /// Layer of rules and its mode, such as grants=audit. The layers are namespace, grants and rego. The modes are enforce, audit and off. A layer that is not set is off. Values from all sources are combined. A source may not make a layer less strict than a source of lower precedence
@@ -94,7 +94,7 @@ impl RuleFlags {
         let default_role = self.default_role.as_deref().and_then(given);
         if let Some(role) = default_role {
             // A bare name may have to wait for the base ARN. Its syntax can be checked now.
-            let any = BaseArn::of_account("aws", "000000000000").ok();
+            let any = BaseArn::from_account("aws", "000000000000").ok();
             resolve(role, any.as_ref())
                 .map_err(|error| invalid(format!("--default-role: {error}")))?;
         }

@@ -77,7 +77,7 @@ impl StsFlags {
             .collect::<anyhow::Result<Vec<_>>>()?;
         if roles.len() > MAX_CHAIN_LENGTH {
             return Err(invalid(format!(
-                "--assume-role: give at most {MAX_CHAIN_LENGTH} roles"
+                "--assume-role: a chain has at most {MAX_CHAIN_LENGTH} roles"
             )));
         }
         let ids = self.assume_role_external_id.as_slice();
@@ -89,7 +89,7 @@ impl StsFlags {
         for (role, id) in roles.iter_mut().zip(ids) {
             if !id.is_empty() && !is_external_id(id) {
                 return Err(invalid(
-                    "--assume-role-external-id: give 2 to 1224 letters, digits and _+=,.@:/-",
+                    "--assume-role-external-id: must be 2 to 1224 letters, digits and _+=,.@:/-",
                 ));
             }
             role.external_id = (!id.is_empty()).then(|| id.as_str().into());

@@ -32,7 +32,7 @@ Examples:
   rolegate policy simulate --rules config.yaml
   kubectl apply -f config.yaml
 
-Exit codes: 0 written, 1 the flags are not known, or there is a RolegateConfig already, 64 wrong usage.")]
+Exit codes: 0 written, 1 the flags are not known, or there is a RolegateConfig already, 64 invalid usage.")]
 pub(super) struct AdoptArguments {
     #[command(flatten)]
     output: ObjectOutputFlags,

@@ -46,7 +46,7 @@ pub(super) const LONG_ABOUT: &str = "Validate manifests as the webhook would.\n\
 Reads streams of YAML, JSON, lists, Helm output, and AdmissionReviews, which are validated as they are. \
 The rules are those of the cluster, overlaid with the objects of --rules. Namespaces among the manifests apply \
 as written. Other rules among them do not apply, so that manifests cannot grant their own \
-requests. The objects are validated for an ordinary user. --user and --group, or --as, select another one.\n\n\
+requests. The objects are validated as if an ordinary user applied them. --user and --group, or --as, select another user.\n\n\
 Objects that are not validated, and settings without effect, cause a warning.";
 
 /// Arguments of `rolegate policy check`.
@@ -60,7 +60,7 @@ Examples:
   rolegate policy check -f app.yaml -o sarif > rolegate.sarif
 
 Exit codes: 0 no denial, 1 failed, or nothing to validate, 3 a denial \
-or an unusable rule, 64 wrong usage.")]
+or an unusable rule, 64 invalid usage.")]
 pub(super) struct CheckArguments {
     /// Manifest, directory (recursive) or - for standard input. May be repeated
     #[arg(

@@ -28,7 +28,7 @@ Examples:
   rolegate policy convert > grants.yaml
   rolegate policy convert -f namespaces.yaml --base-role-arn arn:aws:iam::123456789012:role/
 
-Exit codes: 0 written, also if comments name what could not be converted, 1 failed, 64 wrong usage.")]
+Exit codes: 0 written, even if comments list annotations that could not be converted, 1 failed, 64 invalid usage.")]
 pub(super) struct ConvertArguments {
     /// Manifest or directory with namespaces and pods to use instead of the cluster. May be repeated
     #[arg(short, long, value_name = "PATH")]

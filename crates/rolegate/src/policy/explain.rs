@@ -43,7 +43,7 @@ Examples:
   rolegate policy explain --role reader -n shop --service-account api --label app=api
   rolegate policy explain pod/api-0 -n shop --rules dump.yaml --offline -o json
 
-Exit codes: 0 allowed, 1 failed, 3 no credentials, or with several pods one that is refused, 64 wrong usage.")]
+Exit codes: 0 allowed, 1 failed, 3 no credentials, or at least one of several pods is denied, 64 invalid usage.")]
 pub(super) struct ExplainArguments {
     /// Pod, or object that creates pods, in kubectl's syntax: NAME, pod/NAME, pod NAME, deploy/NAME; or pods for all pods of the namespace
     #[arg(value_name = "OBJECT", num_args = 0..=2, conflicts_with_all = ["role", "service_account", "label", "external_id", "session_name"])]

@@ -43,7 +43,7 @@ Examples:
   rolegate policy export --format vap --rules rules/ | kubectl apply --server-side -f -
   rolegate policy export --format crds | kubectl apply -f -
 
-Exit codes: 0 written, 1 failed, or more grants than the format can hold, 64 wrong usage.")]
+Exit codes: 0 written, 1 failed, or more grants than the format can hold, 64 invalid usage.")]
 pub(super) struct ExportArguments {
     /// Kind of objects to write
     #[arg(long, value_name = "FORMAT")]

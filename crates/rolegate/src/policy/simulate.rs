@@ -44,7 +44,7 @@ Examples:
   rolegate policy simulate --rules grants.yaml -f dump.yaml
 
 Exit codes: 0 no running pod loses its role, 1 failed, 3 a pod loses it or is denied when re-created, as \
-configured or if the layers were enforced, 64 wrong usage.")]
+configured or if the layers were enforced, 64 invalid usage.")]
 pub(super) struct SimulateArguments {
     /// Manifest, directory or - with the changed rules. May be repeated
     #[arg(long, value_name = "PATH", required = true)]

@@ -19,7 +19,7 @@ use crate::output::{self, ObjectOutputFlags};
 pub(super) const LONG_ABOUT: &str = "Write minimal grants that cover the running pods.\n\n\
 Writes exactly the roles and external IDs that the pods of each service account use, \
 unless grants cover them already. Roles of web identity are included (AWS_ROLE_ARN of containers, \
-eks.amazonaws.com/role-arn of service accounts), since the webhook validates them. After applying the grants, you can enable the layer grants \
+eks.amazonaws.com/role-arn of service accounts), since the webhook validates them. After applying the grants, you can enforce layer grants \
 (spec.layers.grants of the RolegateConfig) without denying any running pod. Jobs that are not running are included \
 only with --include-finished, and only if their pods still exist.";
 
@@ -31,7 +31,7 @@ Examples:
   rolegate policy simulate --rules grants.yaml
   kubectl get namespaces,pods,serviceaccounts -A -o yaml | rolegate policy suggest -f -
 
-Exit codes: 0 written, none being missing included, 1 failed, 64 wrong usage.")]
+Exit codes: 0 written, or no grant is missing, 1 failed, 64 invalid usage.")]
 pub(super) struct SuggestArguments {
     /// Manifest or directory with rules and pods to use instead of the cluster. May be repeated
     #[arg(short, long, value_name = "PATH")]

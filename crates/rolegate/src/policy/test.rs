@@ -25,9 +25,9 @@ use tester::Tester;
 
 /// The introduction of the help text.
 pub(super) const LONG_ABOUT: &str = "Test rules against objects with expected verdicts, and run tests in Rego.\n\n\
-Runs every PolicyTest in the given files and directories, and every rule named test_… of their \
-Rego as opa test does. Rules named todo_test_… are skipped. A PolicyTest names its rules. If it \
-does not, they are those of --rules, or else all rules in the directories themselves.";
+Runs every PolicyTest in the given files and directories, and every rule named test_… in their \
+Rego modules, as opa test does. Rules named todo_test_… are skipped. A PolicyTest that names no rules \
+uses those of --rules or, without --rules, all rules in the directories themselves.";
 
 /// Arguments of `rolegate policy test`.
 #[derive(Debug, Args)]
@@ -37,7 +37,7 @@ Examples:
   rolegate policy test tests/ --rules platform/rules/ --coverage
   rolegate policy test policies/ --run 'images' -o junit > junit.xml
 
-Exit codes: 0 every test passed, 1 failed, or there is no test, 3 a test failed, 64 wrong usage.")]
+Exit codes: 0 every test passed, 1 failed, or there is no test, 3 a test failed, 64 invalid usage.")]
 pub(super) struct TestArguments {
     /// Files and directories (recursive) with tests and rules
     #[arg(required = true, value_name = "PATH")]

@@ -61,7 +61,7 @@ fn source_and_generation_follow_the_configuration() {
         (flags.generation(), flags.base),
         (None, Some(base("flags/")))
     );
-    assert!(flags.is_loaded);
+    assert!(flags.has_synced);
 
     let two = set(&mut writer, config(2, None, Mode::Enforce));
     assert_eq!(two.generation(), Some(2));

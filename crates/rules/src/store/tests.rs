@@ -1,12 +1,13 @@
 use jiff::Timestamp;
 use rolegate_core::config::Modes;
-use rolegate_core::decision::{Decision, NotLoaded};
+use rolegate_core::decision::{Decision, NotSynced};
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::labels::Labels;
 use rolegate_core::namespace::Namespace;
 use rolegate_core::needs::{Keys, Needs};
 use rolegate_core::rule_set_builder::ClusterConfig;
-use rolegate_core::workload::{Phase, RoleRequest, Workload};
+use rolegate_core::test_util;
+use rolegate_core::workload::Workload;
 use serde_json::json;
 
 use super::*;
@@ -65,23 +66,7 @@ fn namespaces(all: Vec<Replicated>) -> Report {
 }
 
 fn pod() -> Workload {
-    Workload {
-        namespace: "default".into(),
-        name: "app".into(),
-        uid: "1".into(),
-        node: None,
-        service_account: "default".into(),
-        addresses: Vec::new(),
-        phase: Phase::Running,
-        host_network: false,
-        mirror: false,
-        role_request: RoleRequest {
-            role: Some("arn:aws:iam::123456789012:role/reader".into()),
-            ..RoleRequest::default()
-        },
-        labels: Labels::default(),
-        annotations: Labels::default(),
-    }
+    test_util::pod(Some("arn:aws:iam::123456789012:role/reader"))
 }
 
 fn decide(writer: &RuleStoreWriter) -> Decision {
@@ -110,7 +95,7 @@ fn namespace(labels: serde_json::Value) -> Replicated {
 #[test]
 fn nothing_is_decided_before_all_that_policies_need_is_there() {
     let mut writer = writer(RegoConfig::default());
-    assert_eq!(writer.unseen(), Some(NotLoaded::Policies));
+    assert_eq!(writer.not_synced(), Some(NotSynced::Policies));
     assert_eq!(decide(&writer), Decision::Pending);
     writer.apply(maps(vec![map("teams", "agent", NEEDS_A_TEAM)]));
     // An agent's policy reads namespaces, so they are needed too.

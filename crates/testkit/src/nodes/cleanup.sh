@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Removes the remains of a site or a node of a test cluster by its name: network namespaces, cgroups
-# in every hierarchy, and the site's directory. Mounts and processes end with the node's own
+# Removes the remains of a test cluster or of one of its nodes by name: network namespaces, cgroups
+# in every hierarchy, and the cluster's directory. Mounts and processes end with the node's own
 # namespaces.
 #   cleanup.sh NAME            now
 #   cleanup.sh --after NAME    once standard input ends, which is the end of the test process
-#   cleanup.sh --sweep         all sites whose test process is gone
+#   cleanup.sh --sweep         all clusters whose test process is gone
 set -euo pipefail
 shopt -s nullglob
 temporary=${TMPDIR:-/tmp}
@@ -36,8 +36,8 @@ remove() {
 
 # owners: prints each process ID in the names of the remains once.
 owners() {
-	for path in /run/netns/rolegate-site-* /sys/fs/cgroup/{,*/}rolegate-site-* "$temporary"/rolegate-site-*; do
-		path=${path##*/rolegate-site-}
+	for path in /run/netns/rolegate-nodes-* /sys/fs/cgroup/{,*/}rolegate-nodes-* "$temporary"/rolegate-nodes-*; do
+		path=${path##*/rolegate-nodes-}
 		echo "${path%%-*}"
 	done | sort -u
 }
@@ -50,9 +50,9 @@ case ${1:-} in
 	;;
 --sweep)
 	for owner in $(owners); do
-		[ -e "/proc/$owner" ] || remove "rolegate-site-$owner"
+		[ -e "/proc/$owner" ] || remove "rolegate-nodes-$owner"
 	done
 	;;
-rolegate-site-*) remove "$1" ;;
-*) echo "cleanup.sh: say --after NAME, --sweep or the name of a site" >&2 && exit 64 ;;
+rolegate-nodes-*) remove "$1" ;;
+*) echo "cleanup.sh: use --after NAME, --sweep or the name of a cluster" >&2 && exit 64 ;;
 esac

@@ -1,4 +1,4 @@
-//! etcd, kube-apiserver, kube-controller-manager, kube-scheduler and a DNS server in a site's
+//! etcd, kube-apiserver, kube-controller-manager, kube-scheduler and a DNS server in an environment's
 //! network namespace.
 
 use std::net::Ipv4Addr;
@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use rcgen::{KeyPair, PKCS_RSA_SHA256, RsaKeySize};
 
 use super::DEADLINE;
-use super::site::{SITE_ADDRESS, Site};
+use super::environment::{CONTROL_PLANE_ADDRESS, Environment};
 use super::user::Shell;
 use crate::ca::{Authority, Pair};
 use crate::cluster::flag;
@@ -32,13 +32,13 @@ pub(super) struct ControlPlane {
 
 impl ControlPlane {
     /// Starts all components, and waits until the API server responds. `shell` runs kubectl in the
-    /// site.
+    /// environment.
     pub(super) async fn start(
-        site: &Site,
+        environment: &Environment,
         binary: PathBuf,
         shell: impl Fn(&Path) -> anyhow::Result<Shell>,
     ) -> anyhow::Result<Self> {
-        let folder = site.folder();
+        let folder = environment.folder();
         let mut this = Self {
             processes: Vec::new(),
             authority: Authority::new(folder)?,
@@ -49,8 +49,8 @@ impl ControlPlane {
         let key = folder.join("service-accounts.key");
         let pair = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
         std::fs::write(&key, pair.serialize_pem())?;
-        this.processes.push(this.etcd(site)?);
-        let mut apiserver = this.apiserver(site, &key)?;
+        this.processes.push(this.etcd(environment)?);
+        let mut apiserver = this.apiserver(environment, &key)?;
         let ready = ["kubectl", "get", "--raw", "/readyz"];
         apiserver
             .until(DEADLINE, async || {
@@ -60,9 +60,9 @@ impl ControlPlane {
         let started = [
             apiserver,
             // Both exit early if they find no API server.
-            this.controllers(site, &key)?,
-            this.scheduler(site)?,
-            this.names(site)?,
+            this.controllers(environment, &key)?,
+            this.scheduler(environment)?,
+            this.names(environment)?,
         ];
         this.processes.extend(started);
         Ok(this)
@@ -78,34 +78,36 @@ impl ControlPlane {
     ) -> anyhow::Result<PathBuf> {
         let pair = self.authority.client(user, group)?;
         let path = folder.join(format!("{name}.kubeconfig"));
-        let url = format!("https://{SITE_ADDRESS}:{API_PORT}");
+        let url = format!("https://{CONTROL_PLANE_ADDRESS}:{API_PORT}");
         let identity = Identity::Certificate(&pair);
         let content = kubeconfig(&url, self.authority.certificate(), &identity);
         std::fs::write(&path, content.to_string())?;
         Ok(path)
     }
 
-    fn program(&self, site: &Site, name: &str) -> anyhow::Result<Command> {
-        let mut command = site.netns()?.command(&self.binary.display().to_string());
+    fn program(&self, environment: &Environment, name: &str) -> anyhow::Result<Command> {
+        let mut command = environment
+            .netns()?
+            .command(&self.binary.display().to_string());
         command.arg(name);
         Ok(command)
     }
 
-    fn etcd(&self, site: &Site) -> anyhow::Result<Process> {
-        let mut command = self.program(site, "etcd")?;
+    fn etcd(&self, environment: &Environment) -> anyhow::Result<Process> {
+        let mut command = self.program(environment, "etcd")?;
         command
             .args(["--unsafe-no-fsync", "--log-level=warn"])
-            .arg(flag("data-dir", site.folder().join("etcd")));
-        spawn(site, "etcd", &command)
+            .arg(flag("data-dir", environment.folder().join("etcd")));
+        spawn(environment, "etcd", &command)
     }
 
-    fn apiserver(&self, site: &Site, key: &Path) -> anyhow::Result<Process> {
+    fn apiserver(&self, environment: &Environment, key: &Path) -> anyhow::Result<Process> {
         let hosts = [
             "kubernetes",
             "kubernetes.default",
             "kubernetes.default.svc",
             &KUBERNETES_SERVICE.to_string(),
-            &SITE_ADDRESS.to_string(),
+            &CONTROL_PLANE_ADDRESS.to_string(),
         ];
         let serving = self.authority.server("apiserver", &hosts)?;
         let Pair {
@@ -114,15 +116,15 @@ impl ControlPlane {
         } = self
             .authority
             .client("kube-apiserver-kubelet-client", Some("system:masters"))?;
-        let mut command = self.program(site, "kube-apiserver")?;
+        let mut command = self.program(environment, "kube-apiserver")?;
         command
             .args(["--etcd-servers=http://127.0.0.1:2379"])
-            .arg(flag("bind-address", SITE_ADDRESS.to_string()))
-            .arg(flag("advertise-address", SITE_ADDRESS.to_string()))
+            .arg(flag("bind-address", CONTROL_PLANE_ADDRESS.to_string()))
+            .arg(flag("advertise-address", CONTROL_PLANE_ADDRESS.to_string()))
             .arg(flag("secure-port", API_PORT.to_string()))
             .args(["--authorization-mode=Node,RBAC", "--allow-privileged=true"])
             .arg("--enable-admission-plugins=NodeRestriction")
-            // Webhooks are called at their pods, since the site has no kube-proxy.
+            // Webhooks are called at their pods, since the environment has no kube-proxy.
             .arg("--enable-aggregator-routing=true")
             .arg("--service-cluster-ip-range=10.96.0.0/16")
             .arg("--service-account-issuer=https://kubernetes.default.svc.cluster.local")
@@ -138,63 +140,68 @@ impl ControlPlane {
             ))
             .arg(flag("kubelet-client-certificate", certificate))
             .arg(flag("kubelet-client-key", kubelet_key));
-        spawn(site, "apiserver", &command)
+        spawn(environment, "apiserver", &command)
     }
 
-    fn controllers(&self, site: &Site, key: &Path) -> anyhow::Result<Process> {
-        let mut command = self.program(site, "kube-controller-manager")?;
+    fn controllers(&self, environment: &Environment, key: &Path) -> anyhow::Result<Process> {
+        let mut command = self.program(environment, "kube-controller-manager")?;
         command
             .args(["--use-service-account-credentials=true"])
             .arg("--allocate-node-cidrs=false")
             // Created if it does not exist, by default in /usr, which belongs to the machine.
             .arg(flag(
                 "flex-volume-plugin-dir",
-                site.folder().join("volume-plugins"),
+                environment.folder().join("volume-plugins"),
             ))
             .arg(flag("root-ca-file", self.authority.certificate()))
             .arg(flag("service-account-private-key-file", key));
         self.lead(
-            site,
+            environment,
             &mut command,
             "controllers",
             "system:kube-controller-manager",
         )
     }
 
-    fn scheduler(&self, site: &Site) -> anyhow::Result<Process> {
-        let mut command = self.program(site, "kube-scheduler")?;
-        self.lead(site, &mut command, "scheduler", "system:kube-scheduler")
+    fn scheduler(&self, environment: &Environment) -> anyhow::Result<Process> {
+        let mut command = self.program(environment, "kube-scheduler")?;
+        self.lead(
+            environment,
+            &mut command,
+            "scheduler",
+            "system:kube-scheduler",
+        )
     }
 
-    fn names(&self, site: &Site) -> anyhow::Result<Process> {
+    fn names(&self, environment: &Environment) -> anyhow::Result<Process> {
         let kubeconfig = self.kubeconfig(
-            site.folder(),
+            environment.folder(),
             "names",
             "system:names",
             Some("system:masters"),
         )?;
-        let mut command = self.program(site, "names")?;
+        let mut command = self.program(environment, "names")?;
         command
             .arg(flag("kubeconfig", kubeconfig))
-            .arg(flag("listen", format!("{SITE_ADDRESS}:53")));
-        spawn(site, "names", &command)
+            .arg(flag("listen", format!("{CONTROL_PLANE_ADDRESS}:53")));
+        spawn(environment, "names", &command)
     }
 
     /// Starts the controller manager or the scheduler, with their common flags.
     fn lead(
         &self,
-        site: &Site,
+        environment: &Environment,
         command: &mut Command,
         name: &str,
         user: &str,
     ) -> anyhow::Result<Process> {
-        let kubeconfig = self.kubeconfig(site.folder(), name, user, None)?;
+        let kubeconfig = self.kubeconfig(environment.folder(), name, user, None)?;
         command
             .args(["--leader-elect=false", "--bind-address=127.0.0.1"])
             .arg(flag("kubeconfig", &kubeconfig))
             .arg(flag("authentication-kubeconfig", &kubeconfig))
             .arg(flag("authorization-kubeconfig", &kubeconfig));
-        spawn(site, name, command)
+        spawn(environment, name, command)
     }
 
     /// Returns an error with the end of the output if a component has exited.
@@ -208,7 +215,7 @@ impl ControlPlane {
     }
 }
 
-fn spawn(site: &Site, name: &str, command: &Command) -> anyhow::Result<Process> {
-    let log = site.folder().join(format!("{name}.log"));
+fn spawn(environment: &Environment, name: &str, command: &Command) -> anyhow::Result<Process> {
+    let log = environment.folder().join(format!("{name}.log"));
     Process::spawn(name, command, &log).with_context(|| format!("{name} can't be started"))
 }

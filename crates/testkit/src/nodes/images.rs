@@ -8,13 +8,13 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use parking_lot::Mutex;
 
+use super::environment::STS_URL;
 use super::image::{ImageBuilder, PAUSE, inside, run};
-use super::site::STS_URL;
 use crate::scratch::Scratch;
 use crate::{Rolegate, python, repository};
 
 /// The image of tests' pods: a shell, curl, Python with boto3, the AWS CLI. It waits until it is
-/// stopped, and its SDKs use the site's STS.
+/// stopped, and its SDKs use the environment's STS.
 pub const CLIENT: &str = "localhost/client:1";
 
 /// The services included from the SDKs' service descriptions, which have 150 MB.

@@ -8,19 +8,20 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
-use super::site::Site;
+use super::environment::Environment;
 use super::user::{Ran, Shell};
 use super::{CLIENT, DEADLINE, TestCluster, is_ready, list, text};
 use crate::{Rolegate, eventually, hack, repository};
 
 impl TestCluster {
-    /// Returns a shell in the site, as an administrator has it: `kubectl` and `rolegate` in its
-    /// PATH, KUBECONFIG with all permissions, and an empty home as its working directory.
+    /// Returns a shell in the control plane's network, as an administrator has it: `kubectl` and
+    /// `rolegate` in its PATH, KUBECONFIG with all permissions, and an empty home as its working
+    /// directory.
     ///
     /// # Errors
     /// Returns an error if the home cannot be created.
     pub fn shell(&self) -> anyhow::Result<Shell> {
-        shell(&self.site, &self.tools, &self.control_plane.admin)
+        shell(&self.environment, &self.tools, &self.control_plane.admin)
     }
 
     /// Runs kubectl and returns its output.
@@ -67,7 +68,7 @@ impl TestCluster {
     /// # Errors
     /// Returns an error if the API server refuses it.
     pub async fn apply(&self, manifest: &str) -> anyhow::Result<()> {
-        let file = tempfile::NamedTempFile::new_in(self.site.folder())?;
+        let file = tempfile::NamedTempFile::new_in(self.environment.folder())?;
         fs::write(file.path(), manifest)?;
         let path = file.path().display().to_string();
         self.kubectl(&["apply", "-f", &path]).await.map(drop)
@@ -194,7 +195,7 @@ impl TestCluster {
         self.options.cni.host_interface()
     }
 
-    /// Returns a command that opens a shell in the site.
+    /// Returns a command that opens a shell in the control plane's network.
     pub fn how_to_enter(&self) -> String {
         format!(
             "ip netns exec {} env KUBECONFIG={} PATH={}:\"$PATH\" bash",
@@ -240,12 +241,16 @@ impl ClientPod<'_> {
     }
 }
 
-/// Returns a shell in a site, with a kubeconfig.
-pub(super) fn shell(site: &Site, tools: &Path, kubeconfig: &Path) -> anyhow::Result<Shell> {
-    let home = site.folder().join("home");
+/// Returns a shell in the network of a control plane, with a kubeconfig.
+pub(super) fn shell(
+    environment: &Environment,
+    tools: &Path,
+    kubeconfig: &Path,
+) -> anyhow::Result<Shell> {
+    let home = environment.folder().join("home");
     fs::create_dir_all(&home)?;
     let mut enter = std::process::Command::new("ip");
-    enter.args(["netns", "exec", site.name()]);
+    enter.args(["netns", "exec", environment.name()]);
     Ok(Shell::new(enter, tools)
         .env("HOME", &home)
         .env("KUBECONFIG", kubeconfig)
@@ -253,8 +258,8 @@ pub(super) fn shell(site: &Site, tools: &Path, kubeconfig: &Path) -> anyhow::Res
 }
 
 /// Creates the directory of programs for a shell.
-pub(super) fn install_tools(site: &Site, cluster: &Path) -> anyhow::Result<PathBuf> {
-    let folder = site.folder().join("bin");
+pub(super) fn install_tools(environment: &Environment, cluster: &Path) -> anyhow::Result<PathBuf> {
+    let folder = environment.folder().join("bin");
     fs::create_dir(&folder)?;
     let kubectl = folder.join("kubectl");
     let script = format!("#!/bin/sh\nexec '{}' kubectl \"$@\"\n", cluster.display());

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::control_plane::ControlPlane;
-use super::site::{self, SITE_ADDRESS, Site};
+use super::environment::{self, CONTROL_PLANE_ADDRESS, Environment};
 use super::spec::NodeSpec;
 use super::user::{Ran, Shell};
 use super::{Cni, Options};
@@ -45,14 +45,14 @@ struct Power {
 impl TestNode {
     /// Creates a node with an empty disk, powered off.
     pub(super) fn new(
-        site: &Site,
+        environment: &Environment,
         control_plane: &ControlPlane,
         spec: NodeSpec,
         options: &Options,
         tools: &Path,
     ) -> anyhow::Result<Self> {
-        let full_name = format!("{}-{}", site.name(), spec.name);
-        let folder = site.folder().join(&spec.name);
+        let full_name = format!("{}-{}", environment.name(), spec.name);
+        let folder = environment.folder().join(&spec.name);
         fs::create_dir(&folder)?;
         let node = Self {
             full_name,
@@ -74,7 +74,7 @@ impl TestNode {
         fs::write(node.folder.join("before-kubelet"), hook)?;
         fs::write(
             node.folder.join("resolv.conf"),
-            format!("nameserver {SITE_ADDRESS}\n"),
+            format!("nameserver {CONTROL_PLANE_ADDRESS}\n"),
         )?;
         Ok(node)
     }
@@ -123,17 +123,17 @@ impl TestNode {
     }
 
     /// Powers the node on, without waiting until it is ready.
-    pub(super) fn boot(&mut self, site: &Site) -> anyhow::Result<()> {
+    pub(super) fn boot(&mut self, environment: &Environment) -> anyhow::Result<()> {
         ensure!(self.power.is_none(), "{} runs already", self.name());
         let netns = Namespace::new(self.full_name.clone())?;
-        site.connect(&netns, &self.spec)?;
+        environment.connect(&netns, &self.spec)?;
         // Not `ip netns exec`, which mounts a /sys without cgroups.
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net={}", netns.path().display()))
             .args(["unshare", "--mount", "--pid", "--uts", "--ipc"])
             .args(["--fork", "--mount-proc", "--kill-child"]);
-        let script = site::script("node.sh");
+        let script = environment::script("node.sh");
         command
             .arg(script.get_program())
             .args(script.get_args())
@@ -162,7 +162,7 @@ impl TestNode {
     }
 
     /// Powers the node off: all of its processes end at once, without a shutdown. The disk stays.
-    pub(super) fn cut(&mut self, site: &Site) -> anyhow::Result<()> {
+    pub(super) fn cut(&mut self, environment: &Environment) -> anyhow::Result<()> {
         let Some(mut power) = self.power.take() else {
             return Ok(());
         };
@@ -176,10 +176,10 @@ impl TestNode {
             }
         }
         power.process.kill();
-        site.disconnect(&self.spec)?;
+        environment.disconnect(&self.spec)?;
         drop(power.netns);
         // Leftover cgroups would keep containers from starting at the next boot.
-        site::clean(&[&self.full_name])
+        environment::clean(&[&self.full_name])
     }
 
     /// Deletes the disk.
@@ -274,7 +274,7 @@ conf_dir = "/etc/cni/net.d"
             "tlsPrivateKeyFile": serving.key,
             "resolvConf": "/etc/resolv.conf",
             "clusterDomain": "cluster.local",
-            "clusterDNS": [SITE_ADDRESS],
+            "clusterDNS": [CONTROL_PLANE_ADDRESS],
             "staticPodPath": "/etc/kubernetes/manifests",
             "registerWithTaints": taints,
             // Not in /usr, which belongs to the machine.

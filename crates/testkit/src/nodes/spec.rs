@@ -22,7 +22,10 @@ impl NodeSpec {
             (24..30).contains(&prefix),
             "pods need a range of /24 to /29"
         );
-        ensure!((1..200).contains(&number), "a site has 199 nodes at most");
+        ensure!(
+            (1..200).contains(&number),
+            "a cluster has 199 nodes at most"
+        );
         Ok(Self {
             name: format!("node-{number}"),
             address: Ipv4Addr::new(192, 168, 50, 10 + number),

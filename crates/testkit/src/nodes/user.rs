@@ -38,7 +38,8 @@ impl Ran {
     }
 }
 
-/// A bash on a node or in the site, configured and then run. Its background processes end with it.
+/// A bash on a node or in the control plane's network, configured and then run. Its background
+/// processes end with it.
 #[derive(Debug)]
 pub struct Shell {
     command: Command,

@@ -9,10 +9,10 @@ const OTHER: Event = Event::LinkGone(9);
 
 /// A scripted source of events.
 #[derive(Debug, Default)]
-struct FakeEvents(VecDeque<Result<Vec<Event>, AttachmentError>>);
+struct FakeEvents(VecDeque<Result<Vec<Event>, NetlinkError>>);
 
 impl EventSource for FakeEvents {
-    fn read(&mut self) -> Result<Option<Vec<Event>>, AttachmentError> {
+    fn read(&mut self) -> Result<Option<Vec<Event>>, NetlinkError> {
         self.0.pop_front().transpose()
     }
 }
@@ -156,7 +156,7 @@ fn unread_events_make_the_verdict_unknown() {
 fn an_error_of_the_source_counts_as_a_loss() {
     let accepted = Instant::now();
     let mut events = events([]);
-    let error = AttachmentError::Socket(io::ErrorKind::OutOfMemory.into());
+    let error = NetlinkError::Socket(io::ErrorKind::OutOfMemory.into());
     events.source.0.push_back(Err(error));
     assert!(events.catch_up(|_| ()).is_err());
     let reached = reach(&mut events);

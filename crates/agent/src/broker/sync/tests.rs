@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use futures::FutureExt;
 use prometheus_client::registry::Registry;
 use rolegate_core::session::Validity;
-use rolegate_sessions::Current;
+use rolegate_sessions::SessionState;
 
 use super::*;
 use crate::address_verifier::AddressVerifier;
@@ -65,7 +65,10 @@ fn credentials(access_key_id: &str) -> v1::Credentials {
 
 fn credentials_since(access_key_id: &str, from: jiff::Timestamp) -> v1::Credentials {
     let until = from + Duration::from_secs(3600);
-    let validity = Validity { from, until };
+    let validity = Validity {
+        not_before: from,
+        not_after: until,
+    };
     (&Credentials::new(access_key_id, "secret", "token", validity)).into()
 }
 
@@ -139,8 +142,8 @@ impl Fixture {
         let Authorization::Allowed(allowed) = &decided.authorization else {
             return None;
         };
-        match allowed.lease.cell().current(jiff::Timestamp::now()) {
-            Current::Live(session) => Some(session.credentials.access_key_id.to_string()),
+        match allowed.lease.cell().state(jiff::Timestamp::now()) {
+            SessionState::Valid(session) => Some(session.credentials.access_key_id.to_string()),
             _ => None,
         }
     }
@@ -153,9 +156,9 @@ fn the_picture_is_what_the_broker_says() {
     fixture
         .update(update(sessions, vec![pod(1, 1), pod(2, 2)]))
         .unwrap();
-    assert!(!fixture.pod_table.is_settled() && !fixture.readiness.is_ready());
+    assert!(!fixture.pod_table.has_synced() && !fixture.readiness.is_ready());
     fixture.update(complete()).unwrap();
-    assert!(fixture.pod_table.is_settled() && fixture.readiness.is_ready());
+    assert!(fixture.pod_table.has_synced() && fixture.readiness.is_ready());
     assert_eq!(fixture.key(1).as_deref(), Some("ASIA1"));
     // A refresh, and one that failed: the existing session is still served.
     let refreshed = v1::Session {

@@ -55,7 +55,7 @@ fn a_stream_is_complete_once_all_pods_of_its_node_are_decided() {
     assert!(subscription.is_complete());
     let (last, _, complete) = sent(&subscription);
     assert!(!last.is_empty() && complete);
-    assert!(fixture.index.inputs.is_idle());
+    assert!(fixture.index.state.is_idle());
 }
 
 #[test]

@@ -20,7 +20,7 @@ const NAMES: [&str; 2] = ["one", "two"];
 
 /// A layer whose verdict depends on everything that it declares to read, and on nothing else.
 #[derive(Debug, Clone, Copy)]
-struct Reader(Inputs);
+struct Reader(WorkloadFields);
 
 impl Layer for Reader {
     fn id(&self) -> LayerId {
@@ -28,7 +28,7 @@ impl Layer for Reader {
     }
 
     fn evaluate(&self, request: &AccessRequest<'_>) -> Verdict {
-        let Inputs {
+        let WorkloadFields {
             labels,
             pod,
             identity,
@@ -51,12 +51,12 @@ impl Layer for Reader {
         }
     }
 
-    fn reads(&self) -> Inputs {
+    fn reads(&self) -> WorkloadFields {
         self.0
     }
 
     fn lacks(&self, request: &AccessRequest<'_>) -> bool {
-        let lack = |values: &Labels| !values.know(&Keys::All);
+        let lack = |values: &Labels| !values.cover(&Keys::All);
         let (labels, annotations) = (&request.workload.labels, &request.workload.annotations);
         self.0.labels && lack(labels) || self.0.identity && lack(annotations)
     }
@@ -70,7 +70,7 @@ fn pairs() -> impl Strategy<Value = Labels> {
         2 => small("app", "two"),
         2 => Just([("app", "x".repeat(40_000))].into_iter().collect()),
         // The labels that a source stores before it knows that rules read more.
-        1 => Just(Labels::of_object([("app", "one")], &Keys::default())),
+        1 => Just(Labels::from_object([("app", "one")], &Keys::default())),
     ]
 }
 
@@ -183,7 +183,7 @@ prop_compose! {
         let layers: [(Arc<dyn Layer>, Mode); 3] = [
             (Arc::new(NamespaceLayer::default()), modes.0),
             (Arc::new(GrantsLayer::new(&grants, Some(&base))), modes.1),
-            (Arc::new(Reader(Inputs { labels, pod, identity })), modes.2),
+            (Arc::new(Reader(WorkloadFields { labels, pod, identity })), modes.2),
         ];
         let layers = layers.into_iter().filter(|(_, mode)| *mode != Mode::Off);
         let namespaces = NAMESPACES.iter().zip(namespaces).map(|(name, (allowed_roles, labels))| {

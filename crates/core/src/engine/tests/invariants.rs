@@ -76,7 +76,7 @@ proptest! {
                     flying.remove(index);
                     match step {
                         Step::Fail(_, kind) => Event::Failed(name(n), kind),
-                        _ => Event::Fetched(name(n), Validity { from: now, until: now + seconds(3600) }),
+                        _ => Event::Fetched(name(n), Validity { not_before: now, not_after: now + seconds(3600) }),
                     }
                 }
                 Step::Wait(wait) => { now += seconds(wait); Event::Tick }
@@ -101,7 +101,7 @@ proptest! {
         // Once STS responds, every needed session is eventually fetched.
         for round in 0..2000 {
             for key in std::mem::take(&mut flying) {
-                let lifetime = Validity { from: now, until: now + seconds(3600) };
+                let lifetime = Validity { not_before: now, not_after: now + seconds(3600) };
                 for action in engine.handle(Event::Fetched(key, lifetime), now) {
                     if let Action::Fetch(key) = action { flying.push(key); }
                 }

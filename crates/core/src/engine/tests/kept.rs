@@ -56,8 +56,8 @@ fn sessions_that_are_due_at_the_same_instant_are_all_refreshed() {
     let mut engine = Engine::new(EngineOptions::default());
     // A validity so short that the minimum time between two fetches applies, without jitter.
     let lifetime = Validity {
-        from: at(0),
-        until: at(1),
+        not_before: at(0),
+        not_after: at(1),
     };
     let names = ["a", "b", "c"];
     for name in names {

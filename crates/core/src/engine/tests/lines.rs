@@ -72,8 +72,8 @@ impl Simulation {
                 } else {
                     self.served.insert(key.clone());
                     let lifetime = Validity {
-                        from: self.now - self.latency,
-                        until: self.now + seconds(3600),
+                        not_before: self.now - self.latency,
+                        not_after: self.now + seconds(3600),
                     };
                     self.handle(Event::Fetched(key, lifetime));
                 }

@@ -7,8 +7,8 @@ use crate::grant::{SessionRules, Subject, tests::grant};
 use crate::labels::Labels;
 use crate::namespace::NamespaceRules;
 use crate::selector::Selector;
+use crate::test_util::pod;
 use crate::workload::Workload;
-use crate::workload::tests::pod;
 
 fn base() -> BaseArn {
     BaseArn::parse("arn:aws:iam::123456789012:role/").unwrap()
@@ -39,7 +39,7 @@ fn evaluate_in(grants: &[Grant], workload: &Workload, role: &str, namespace: Lab
         workload,
         role: &role,
         is_default: false,
-        namespace: &NamespaceRules::of_labels(namespace),
+        namespace: &NamespaceRules::from_labels(namespace),
         now: Timestamp::UNIX_EPOCH,
     })
 }
@@ -241,7 +241,7 @@ fn the_default_role_needs_no_grant_and_takes_no_external_id() {
             workload: pod,
             role: &resolve("reader", Some(&base())).unwrap(),
             is_default: true,
-            namespace: &NamespaceRules::of_labels(Labels::default()),
+            namespace: &NamespaceRules::from_labels(Labels::default()),
             now: Timestamp::UNIX_EPOCH,
         })
     };
@@ -355,12 +355,12 @@ fn threat_28_a_grant_whose_labels_were_not_kept_is_not_asked() {
             workload: pod,
             role: &role,
             is_default: false,
-            namespace: &NamespaceRules::of_labels(namespace),
+            namespace: &NamespaceRules::from_labels(namespace),
             now: Timestamp::UNIX_EPOCH,
         })
     };
     let other = ["x"].iter().collect();
-    let unknown = Labels::of_object([("app", "api"), ("locked", "")], &other);
+    let unknown = Labels::from_object([("app", "api"), ("locked", "")], &other);
     let whole = Labels::default;
     let pod = |namespace, labels| Workload {
         labels,
@@ -377,6 +377,6 @@ fn threat_28_a_grant_whose_labels_were_not_kept_is_not_asked() {
         unknown.clone()
     ));
     assert!(!lacks(&pod("shop", whole()), "reader", unknown));
-    let known = Labels::of_object([("app", "x")], &needs.pod_labels);
+    let known = Labels::from_object([("app", "x")], &needs.pod_labels);
     assert!(!lacks(&pod("shop", known), "reader", whole()));
 }

@@ -1,5 +1,6 @@
-//! The resources of a test cluster on the machine, all named `rolegate-site-PID-NUMBER`: a network
-//! namespace with a bridge for the nodes, a directory, and the stand-ins for AWS.
+//! The environment of a test cluster: its resources on the machine, all named
+//! `rolegate-nodes-PID-NUMBER`. They are a network namespace with a bridge for the nodes, a
+//! directory, and the stand-ins for AWS.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,8 +17,8 @@ use crate::lab::Namespace;
 use crate::repository;
 
 /// The control plane's address and the nodes' gateway.
-pub const SITE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
-/// The URL of STS in the site.
+pub const CONTROL_PLANE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
+/// The URL of STS in the environment.
 pub const STS_URL: &str = "http://192.168.50.1:8000";
 /// The nodes' network.
 const NETWORK: &str = "192.168.50.1/24";
@@ -25,30 +26,30 @@ const METADATA: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
 const STS_PORT: u16 = 8000;
 /// The bridge of the nodes.
-const BRIDGE: &str = "site";
+const BRIDGE: &str = "nodes";
 
-/// The number of sites of this process, for unique names.
-static SITES: AtomicUsize = AtomicUsize::new(0);
+/// The number of environments of this process, for unique names.
+static ENVIRONMENTS: AtomicUsize = AtomicUsize::new(0);
 
 /// The network namespace and the directory. Dropping it removes them, and everything else on the
-/// machine with the site's name.
+/// machine with the environment's name.
 #[derive(Debug)]
-pub(super) struct Site {
+pub(super) struct Environment {
     name: String,
     folder: PathBuf,
     netns: Option<Namespace>,
     janitor: Child,
 }
 
-impl Site {
+impl Environment {
     pub(super) fn new() -> anyhow::Result<Self> {
         ensure!(
             rustix::process::geteuid().is_root(),
             "test clusters with nodes need root: run these tests with sudo"
         );
         clean(&["--sweep"])?;
-        let number = SITES.fetch_add(1, Ordering::Relaxed);
-        let name = format!("rolegate-site-{}-{number}", std::process::id());
+        let number = ENVIRONMENTS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("rolegate-nodes-{}-{number}", std::process::id());
         let folder = env::temp_dir().join(&name);
         let janitor = janitor(&name)?;
         fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -79,24 +80,26 @@ impl Site {
     }
 
     pub(super) fn netns(&self) -> anyhow::Result<&Namespace> {
-        self.netns.as_ref().context("the site is being removed")
+        self.netns
+            .as_ref()
+            .context("the environment is being removed")
     }
 
     /// Connects a node's namespace to the bridge, with routes in both directions.
     pub(super) fn connect(&self, node: &Namespace, spec: &NodeSpec) -> anyhow::Result<()> {
-        let site = self.netns()?;
+        let environment = self.netns()?;
         let port = &spec.name;
-        site.exec(&format!(
+        environment.exec(&format!(
             "ip link add {port} type veth peer name eth0 netns {}",
             node.name()
         ))?;
-        site.exec(&format!("ip link set {port} master {BRIDGE} up"))?;
+        environment.exec(&format!("ip link set {port} master {BRIDGE} up"))?;
         node.exec(&format!("ip addr add {}/24 dev eth0", spec.address))?;
         node.exec("ip link set eth0 up")?;
-        node.exec(&format!("ip route add default via {SITE_ADDRESS}"))?;
+        node.exec(&format!("ip route add default via {CONTROL_PLANE_ADDRESS}"))?;
         node.sysctl("net/ipv4/ip_forward", "1")?;
-        // Other nodes use the site as their router, which knows all pod ranges.
-        site.exec(&format!(
+        // Other nodes use the environment as their router, which knows all pod ranges.
+        environment.exec(&format!(
             "ip route replace {} via {}",
             spec.pods, spec.address
         ))?;
@@ -111,7 +114,7 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for Environment {
     fn drop(&mut self) {
         drop(self.netns.take());
         drop(self.janitor.stdin.take());
@@ -120,7 +123,7 @@ impl Drop for Site {
 }
 
 /// Starts a child that removes everything with this name once this process exits, in any way,
-/// or the site is dropped.
+/// or the environment is dropped.
 fn janitor(name: &str) -> anyhow::Result<Child> {
     script("cleanup.sh")
         .args(["--after", name])
@@ -153,8 +156,8 @@ pub(super) fn script(name: &str) -> Command {
     command
 }
 
-/// The metadata service and STS of the site, on threads of their own: they outlive the runtime of
-/// the test that started them.
+/// The metadata service and STS of the environment, on threads of their own: they outlive the
+/// runtime of the test that started them.
 #[derive(Debug)]
 pub(super) struct StandIns {
     pub(super) imds: Imds,
@@ -163,20 +166,21 @@ pub(super) struct StandIns {
 }
 
 impl StandIns {
-    /// Starts both in the site's namespace. STS knows the node's credentials and checks signatures.
-    pub(super) fn start(site: &Namespace) -> anyhow::Result<Self> {
+    /// Starts both in the environment's namespace. STS knows the node's credentials and checks
+    /// signatures.
+    pub(super) fn start(environment: &Namespace) -> anyhow::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()?;
-        let (imds, sts) = site.run(|| {
+        let (imds, sts) = environment.run(|| {
             runtime.block_on(async {
                 let imds = Imds::start(METADATA, ImdsOptions::default()).await?;
                 let options = StsOptions {
                     keys: Some([imds.node_key()].into()),
                     ..StsOptions::default()
                 };
-                let sts = Sts::start((SITE_ADDRESS, STS_PORT).into(), options).await?;
+                let sts = Sts::start((CONTROL_PLANE_ADDRESS, STS_PORT).into(), options).await?;
                 anyhow::Ok((imds, sts))
             })
         })??;
