@@ -20,7 +20,7 @@ pub(crate) struct MigrateArguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Translate Helm values of their charts into values of rolegate's chart
+    /// Translate Helm values of kube2iam's and kiam's charts into values of rolegate's chart
     #[command(long_about = values::LONG_ABOUT)]
     Values(Box<values::ValuesArguments>),
 }

@@ -17,7 +17,8 @@ use crate::policy::errors::of_cluster;
 use crate::policy::files as manifests;
 
 /// The introduction of the help text.
-pub(super) const LONG_ABOUT: &str = "Translate Helm values of their charts into values of rolegate's chart.\n\n\
+pub(super) const LONG_ABOUT: &str = "Translate Helm values of kube2iam's and kiam's charts into values of rolegate's \
+chart.\n\n\
 Reads the values of kube2iam's chart or kiam's, of their own repositories or of helm/charts, and prints those of \
 rolegate's chart. What the old chart's templates made of a value counts: kube2iam's chart turns \
 `namespace-restrictions: false` into --namespace-restrictions, which means true. Comments at the top, and standard \
@@ -46,7 +47,7 @@ pub(super) struct ValuesArguments {
     #[arg(long, value_name = "CHART")]
     from: Option<ChartName>,
     /// Find the pods that name no role in this manifest or directory, or with the word cluster in the cluster of the kubeconfig. May be repeated
-    #[arg(long, value_name = "PATH|cluster")]
+    #[arg(long, value_name = "PATH")]
     pods: Vec<PathBuf>,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "yaml")]
