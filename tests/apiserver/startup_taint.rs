@@ -7,7 +7,6 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use rolegate_controller::app::{Controller, ControllerOptions};
 use rolegate_controller::startup_taint::StartupTaintOptions;
-use rolegate_runtime::supervisor::Service as _;
 use rolegate_testkit::{TestPod, eventually};
 use serde_json::json;
 

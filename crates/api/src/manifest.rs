@@ -199,6 +199,21 @@ pub fn read(text: &str) -> Result<Parsed, ManifestError> {
     Ok(parsed)
 }
 
+/// Reads a text that is one document and not necessarily an object, such as the values of a chart.
+/// Returns `None` if there are several documents. Without a document the value is null.
+///
+/// # Errors
+/// Returns a [`ManifestError`] with the line, if known.
+pub fn value(text: &str) -> Result<Option<Value>, ManifestError> {
+    if text.len() > MAX_BYTES {
+        return Err(ManifestError::TooLarge);
+    }
+    let (nodes, _) = read::nodes(text)?;
+    let mut values = nodes.into_iter().map(|(value, _)| value);
+    let first = values.next().unwrap_or_default();
+    Ok(values.next().is_none().then_some(first))
+}
+
 /// The properties of a document apart from its value.
 #[derive(Clone, Copy)]
 struct Origin<'a> {

@@ -189,11 +189,14 @@ pub fn objects(manifests: Vec<Manifests>) -> Vec<Value> {
     documents.map(|document| document.value).collect()
 }
 
-/// Reads one file.
+/// Reads one file, or standard input for `-`.
 ///
 /// # Errors
 /// Returns an error if it cannot be read.
 pub fn bytes(path: &Path) -> Result<Vec<u8>, FileError> {
+    if path.as_os_str() == STDIN {
+        return bounded(std::io::stdin().lock()).map_err(io(path));
+    }
     File::open(path).and_then(bounded).map_err(io(path))
 }
 

@@ -13,6 +13,7 @@ use crate::broker::BrokerFlags;
 use crate::controller::ControllerFlags;
 use crate::demo::DemoArguments;
 use crate::ledger::LedgerArguments;
+use crate::migrate::MigrateArguments;
 use crate::output::OutputFlags;
 use crate::policy::PolicyArguments;
 use crate::redirect::RedirectArguments;
@@ -39,8 +40,8 @@ Examples:
     rolegate redirect check --netns /run/netns/cni-…
 
 Exit codes: 0 done, 1 failed (`redirect check`: pods reach the real metadata service), 2 pods
-are blocked (`redirect check`), 3 a denial or a finding (`policy`), 64 invalid usage or
-configuration, 130 interrupted (`demo`).";
+are blocked (`redirect check`), 3 a denial or a finding (`policy`), or a value that needs a decision
+(`migrate`), 64 invalid usage or configuration, 130 interrupted (`demo`).";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -74,6 +75,9 @@ pub(crate) enum Command {
     /// Explain decisions, check manifests, simulate and suggest rules
     #[command(long_about = crate::policy::LONG_ABOUT)]
     Policy(PolicyArguments),
+    /// Translate the configuration of kube2iam and kiam
+    #[command(long_about = crate::migrate::LONG_ABOUT)]
+    Migrate(MigrateArguments),
     /// Run the whole system on this machine, without AWS and without a cluster
     Demo(DemoArguments),
     /// Print the version and commit of this program
@@ -95,7 +99,8 @@ impl Command {
             | Self::Broker(_)
             | Self::Ledger(_)
             | Self::Controller(_)
-            | Self::Policy(_) => true,
+            | Self::Policy(_)
+            | Self::Migrate(_) => true,
             Self::Redirect(_)
             | Self::Demo(_)
             | Self::Version(_)

@@ -14,6 +14,7 @@ mod environment;
 mod flags;
 mod ledger;
 mod lifecycle;
+mod migrate;
 mod options;
 mod output;
 mod policy;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         Command::Controller(flags) => run::run(*flags),
         Command::Redirect(arguments) => redirect::run(arguments),
         Command::Policy(arguments) => policy::run(arguments),
+        Command::Migrate(arguments) => migrate::run(arguments),
         Command::Demo(arguments) => demo::run(&arguments, cli::definition()),
         Command::Version(arguments) => output::version(arguments.output),
         Command::Options => options::run(),

@@ -15,8 +15,8 @@ use crate::{output, policy};
 const POINTER: &str = "Use \"rolegate options\" for a list of shared flags.";
 
 const ABOUT: &str = "\
-Flags that several commands share. Kubernetes: agent, broker, admission, controller and policy \
-(--as, --as-group, --request-timeout and -v: policy only). Process: agent, broker, admission and \
+Flags that several commands share. Kubernetes: agent, broker, admission, controller, policy and \
+migrate (--as, --as-group, --request-timeout and -v: policy and migrate only). Process: agent, broker, admission and \
 controller. All others: policy. The environment variable of each flag is shown \
 next to it.";
 
@@ -53,6 +53,9 @@ pub(crate) fn with_short_help(definition: Command) -> Command {
         .mut_subcommands(|command| shortened(command, &processes))
         .mut_subcommand("policy", |policy| {
             policy.mut_subcommands(|command| shortened(command, &all))
+        })
+        .mut_subcommand("migrate", |migrate| {
+            migrate.mut_subcommands(|command| shortened(command, &processes))
         })
 }
 

@@ -3,13 +3,13 @@
 mod adopt;
 mod agents;
 mod check;
-mod connect;
+pub(crate) mod connect;
 mod convert;
 mod current;
-mod errors;
+pub(crate) mod errors;
 mod explain;
 mod export;
-mod files;
+pub(crate) mod files;
 mod flags;
 mod simulate;
 mod suggest;

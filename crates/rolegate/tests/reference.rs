@@ -4,13 +4,14 @@
 use std::process::Command;
 
 /// Commands with their own page in `docs/reference`.
-const PAGES: [&str; 7] = [
+const PAGES: [&str; 8] = [
     "agent",
     "broker",
     "redirect",
     "admission",
     "controller",
     "policy",
+    "migrate",
     "ledger",
 ];
 

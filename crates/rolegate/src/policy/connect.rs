@@ -18,7 +18,7 @@ const REQUESTS_LEVEL: u8 = 6;
 ///
 /// # Errors
 /// Returns an error if no cluster is configured.
-pub(super) async fn connect(flags: &ReadingFlags) -> Result<Cluster, ClusterError> {
+pub(crate) async fn connect(flags: &ReadingFlags) -> Result<Cluster, ClusterError> {
     let observer = Verbose {
         level: flags.verbosity(),
     };

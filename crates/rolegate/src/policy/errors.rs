@@ -8,7 +8,7 @@ use rolegate_inventory::load::LoadError;
 use crate::flags::invalid;
 
 /// Returns the error of a file.
-pub(super) fn of_file(error: FileError) -> anyhow::Error {
+pub(crate) fn of_file(error: FileError) -> anyhow::Error {
     match error {
         FileError::StdinTwice => invalid(error.to_string()),
         FileError::Module(_) => with_advice(error, ": use --rules"),
@@ -17,7 +17,7 @@ pub(super) fn of_file(error: FileError) -> anyhow::Error {
 }
 
 /// Returns the error of a cluster.
-pub(super) fn of_cluster(error: ClusterError) -> anyhow::Error {
+pub(crate) fn of_cluster(error: ClusterError) -> anyhow::Error {
     let advice = match error {
         ClusterError::TimedOut { .. } => " (--request-timeout)",
         ClusterError::Forbidden(_) => {

@@ -11,7 +11,7 @@ use super::errors::of_file;
 ///
 /// # Errors
 /// Returns a usage error if standard input is named twice.
-pub(super) fn validate<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::Result<()> {
+pub(crate) fn validate<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::Result<()> {
     files::validate(paths).map_err(of_file)
 }
 
@@ -27,7 +27,7 @@ pub(super) fn read(paths: &[PathBuf], selection: Selection<'_>) -> anyhow::Resul
 ///
 /// # Errors
 /// Returns an error as [`read`] does.
-pub(super) fn objects(paths: &[PathBuf]) -> anyhow::Result<Objects> {
+pub(crate) fn objects(paths: &[PathBuf]) -> anyhow::Result<Objects> {
     Objects::of_files(paths).map_err(of_file)
 }
 
@@ -35,6 +35,6 @@ pub(super) fn objects(paths: &[PathBuf]) -> anyhow::Result<Objects> {
 ///
 /// # Errors
 /// Returns an error if it cannot be read.
-pub(super) fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
     files::bytes(path).map_err(of_file)
 }

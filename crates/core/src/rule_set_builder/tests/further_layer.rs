@@ -34,7 +34,7 @@ fn rules(mode: Mode) -> RuleSet {
     config.modes[LayerId::Rego] = mode;
     builder.update(is(config));
     builder.set_rego(Some(Arc::new(WorkingHours)));
-    assert_eq!(builder.unseen(), None);
+    assert_eq!(builder.not_synced(), None);
     builder.rule_set()
 }
 

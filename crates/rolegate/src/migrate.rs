@@ -1,0 +1,39 @@
+//! `rolegate migrate`: translates the configuration of kube2iam and kiam.
+
+mod values;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+
+/// The introduction of the help text.
+pub(crate) const LONG_ABOUT: &str = "Translate the configuration of kube2iam and kiam.\n\n\
+These commands print, and never write to a cluster.";
+
+/// Arguments of `rolegate migrate`.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Translate Helm values of kube2iam's and kiam's charts into values of rolegate's chart
+    #[command(long_about = values::LONG_ABOUT)]
+    Values(Box<values::ValuesArguments>),
+}
+
+/// Runs one of the actions.
+pub(crate) fn run(arguments: MigrateArguments) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    runtime.block_on(async {
+        match arguments.action {
+            Action::Values(arguments) => values::run(*arguments).await,
+        }
+    })
+}
