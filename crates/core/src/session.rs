@@ -354,6 +354,40 @@ mod tests {
     }
 
     #[test]
+    fn owner_messages_name_the_necessary_change() {
+        let role = RoleArn::parse("arn:aws:iam::123456789012:role/team/reader").unwrap();
+        let untrusted = |external_id| RefusalCause::Untrusted { external_id };
+        for (cause, change) in [
+            (
+                RefusalCause::Missing(MissingAction::TagSession),
+                "the session has tags, so the trust policy of role reader must allow rolegate \
+                 sts:TagSession in addition to sts:AssumeRole",
+            ),
+            (
+                RefusalCause::Missing(MissingAction::SetSourceIdentity),
+                "has a source identity, so the trust policy of role reader must allow rolegate \
+                 sts:SetSourceIdentity",
+            ),
+            (untrusted(false), "allow rolegate's role to assume it"),
+            (untrusted(true), "with this pod's external ID"),
+            (RefusalCause::IdentityPolicy, "allow sts:AssumeRole on role"),
+            (RefusalCause::ExplicitDeny, "check the trust policy of role"),
+        ] {
+            let failure = Failure {
+                kind: FailureKind::Final,
+                code: "AccessDenied".into(),
+                message: "User arn:aws:sts::1:assumed-role/own is not authorized".into(),
+                cause: Some(cause),
+            };
+            let message = failure.owner_message(&role);
+            let start = format!("STS denies role {role} (AccessDenied): ");
+            assert!(message.starts_with(&start), "{message}");
+            assert!(message.contains(change), "{message}");
+            assert!(!message.contains("assumed-role"), "{message}");
+        }
+    }
+
+    #[test]
     fn secrets_are_not_formatted() {
         let validity = Validity {
             from: Timestamp::UNIX_EPOCH,
