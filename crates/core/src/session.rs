@@ -354,6 +354,24 @@ mod tests {
     }
 
     #[test]
+    fn malformed_credentials_are_named() {
+        let long = |length| "a".repeat(length);
+        let (id, secret, token) = (long(256), long(256), long(15 << 10));
+        assert_eq!(check_credentials(&id, &secret, &token), Ok(()));
+        assert_eq!(check_credentials("ASIA", "b/+=", ""), Ok(()));
+        for bad in ["a b", "a\"", "a\\", "a\n", "é", &long((15 << 10) + 1)] {
+            let token = check_credentials("a", "b", bad);
+            assert_eq!(token, Err("a session token"), "{bad}");
+        }
+        for bad in ["", "a b", "a\"", "a\\", "a\n", "é", &long(257)] {
+            let id = check_credentials(bad, "b", "c");
+            assert_eq!(id, Err("an access key's ID"), "{bad}");
+            let secret = check_credentials("a", bad, "c");
+            assert_eq!(secret, Err("a secret access key"), "{bad}");
+        }
+    }
+
+    #[test]
     fn owner_messages_name_the_necessary_change() {
         let role = RoleArn::parse("arn:aws:iam::123456789012:role/team/reader").unwrap();
         let untrusted = |external_id| RefusalCause::Untrusted { external_id };

@@ -119,6 +119,26 @@ async fn stalled_bodies_delay_no_other_request() {
 }
 
 #[tokio::test]
+async fn pods_are_denied_before_their_namespace_is_known() {
+    let review = serde_json::json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {"uid": "u-1", "operation": "CREATE", "name": "app", "namespace": "shop",
+            "kind": {"group": "", "version": "v1", "kind": "Pod"},
+            "object": {"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "app", "annotations": {"iam.amazonaws.com/role": "reader"}},
+                "spec": {"containers": []}},
+            "userInfo": {"username": "jane"}},
+    });
+    let review = review.to_string();
+    let mut stream = connect(start(), 2).await;
+    send(&mut stream, review.len(), &review).await;
+    let answer = answer(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains(r#""allowed":false"#), "{answer}");
+    assert!(answer.contains("namespace shop is not known"), "{answer}");
+}
+
+#[tokio::test]
 async fn one_peer_takes_its_part_of_the_connections_only() {
     let address = start();
     let mut open = Vec::new();

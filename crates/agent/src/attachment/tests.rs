@@ -3,6 +3,7 @@
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::address_verifier::AddressVerifier;
 
 fn open(unrecorded: Unrecorded, results_dir: Option<PathBuf>) -> Attachments {
     let options = AttachmentOptions {
@@ -80,6 +81,17 @@ fn an_address_of_this_host_is_no_pod_s() {
     assert_eq!(attachments.resolve(LOOPBACK).unwrap(), None);
     let verdict = attachments.check("u1", LOOPBACK, Instant::now()).unwrap();
     assert_eq!(verdict, Verdict::Unknown);
+}
+
+#[test]
+fn an_address_of_this_host_needs_no_record() {
+    let attachments = Arc::new(open(Unrecorded::Refuse, None));
+    let verifier = AddressVerifier::new(None, Some(attachments.clone()));
+    attachments.seen(pod("u1"), &[LOOPBACK]);
+    attachments.read_records();
+    assert_eq!(verifier.concern(), None);
+    attachments.missing.store(1, Ordering::Relaxed);
+    assert_eq!(verifier.concern(), attachments.concern());
 }
 
 #[test]
