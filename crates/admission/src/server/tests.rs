@@ -199,6 +199,24 @@ async fn one_peer_takes_its_part_of_the_connections_only() {
 }
 
 #[tokio::test]
+async fn an_idle_connection_makes_room_before_a_busy_one() {
+    let address = start();
+    // A peer that has sent a review may have more connections.
+    let mut busy = connect(address, 2).await;
+    assert!(reviews(&mut busy).await);
+    let mut idle = connect(address, 2).await;
+    let mut unused = Vec::new();
+    for _ in 2..peers::PEER_CONNECTIONS {
+        unused.push(connect(address, 2).await);
+    }
+    send(&mut busy, MAX_BODY_BYTES, "{").await;
+    assert!(reviews(&mut idle).await);
+    let mut next = connect(address, 2).await;
+    assert!(reviews(&mut next).await);
+    assert!(!reviews(&mut idle).await);
+}
+
+#[tokio::test]
 async fn unknown_peers_evict_no_connection_of_an_api_server() {
     let address = start();
     let mut api_server = Vec::new();
