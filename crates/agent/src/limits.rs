@@ -292,8 +292,11 @@ mod tests {
         let now = Instant::now();
         let first = limits.connect(pod("a"), true, at(10)).0;
         assert!(!first.end(now));
-        let _second = limits.connect(pod("a"), true, at(10)).0;
+        let second = limits.connect(pod("a"), true, at(10)).0;
         assert!(first.end(now));
+        assert_eq!(limits.connections(), 2);
+        drop((first, second));
+        assert_eq!(limits.connections(), 0);
     }
 
     #[test]

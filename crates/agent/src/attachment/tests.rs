@@ -57,6 +57,14 @@ fn unread_events_invalidate_earlier_checks() {
     assert_eq!(attachments.generation(), since);
 }
 
+#[test]
+fn lost_events_are_counted() {
+    let attachments = open(Unrecorded::Refuse, None);
+    assert_eq!(attachments.losses().get(), 0);
+    attachments.take_in(&Event::Lost);
+    assert_eq!(attachments.losses().get(), 1);
+}
+
 #[tokio::test]
 async fn a_request_that_waits_for_events_to_be_read_is_woken() {
     let attachments = open(Unrecorded::Refuse, None);

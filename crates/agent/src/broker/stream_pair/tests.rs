@@ -173,3 +173,11 @@ async fn a_standby_to_the_active_broker_is_redialed() {
         assert_eq!(streams.dial_at == redialed, left == 1, "{broker}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn each_attempt_is_a_stream_of_its_own() {
+    let mut streams = streams(1);
+    streams.dial();
+    streams.dial();
+    assert_eq!(streams.streams.len(), 2);
+}
