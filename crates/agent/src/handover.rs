@@ -339,6 +339,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn other_versions_and_missing_sockets_are_rejected() {
+        let tokens = keys();
+        let ring = tokens.hand_over().await.ring().to_bytes();
+        let sockets = [listener(), listener()];
+        let sockets = [sockets[0].as_fd(), sockets[1].as_fd()];
+        for (version, count, is_known) in [
+            (VERSION, SOCKETS, true),
+            (VERSION + 1, SOCKETS, false),
+            (VERSION, SOCKETS - 1, false),
+        ] {
+            let (old, new) = UnixStream::pair().unwrap();
+            let message = [&[version], &ring[..KEY_LENGTH]].concat();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sockets[..count])));
+            let parts = [IoSlice::new(&message)];
+            rustix::net::sendmsg(&old, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+            let received = receive(new.as_fd()).unwrap();
+            assert_eq!(received.is_ok(), is_known, "{version} {count}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_request_alone_does_not_stop_the_old_agent() {
         let folder = tempfile::tempdir().unwrap();
         let place = place(&folder);

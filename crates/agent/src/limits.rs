@@ -284,6 +284,22 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_near_its_limit_closes_connections() {
+        let limits = limits(LimitOptions {
+            connections_per_pod: 2,
+            ..LimitOptions::default()
+        });
+        let now = Instant::now();
+        let first = limits.connect(pod("a"), true, at(10)).0;
+        assert!(!first.end(now));
+        let second = limits.connect(pod("a"), true, at(10)).0;
+        assert!(first.end(now));
+        assert_eq!(limits.connections(), 2);
+        drop((first, second));
+        assert_eq!(limits.connections(), 0);
+    }
+
+    #[test]
     fn a_new_connection_brings_no_further_forwards() {
         let limits = limits(LimitOptions {
             forwards_per_second: 2,

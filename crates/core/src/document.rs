@@ -92,6 +92,21 @@ mod tests {
     }
 
     #[test]
+    fn no_copy_of_a_secret_is_left_in_a_smaller_buffer() {
+        let validity = Validity {
+            from: "2026-11-22T02:00:00Z".parse().unwrap(),
+            until: "2026-11-22T03:00:00Z".parse().unwrap(),
+        };
+        let long = |length| "a".repeat(length);
+        for (id, secret, token) in [(20, 40, 1000), (20, 256, 0), (256, 40, 0)] {
+            let all = Credentials::new(long(id), &long(secret), &long(token), validity);
+            // A buffer that had grown would be larger.
+            let document = credentials(&all);
+            assert_eq!(document.capacity(), 256 + id + secret + token);
+        }
+    }
+
+    #[test]
     fn info_names_the_role_as_a_profile() {
         let role = RoleArn::parse("arn:aws-cn:iam::123456789012:role/team/reader").unwrap();
         let document = info(&role, "2026-11-22T02:00:00Z".parse().unwrap());

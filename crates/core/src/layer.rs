@@ -236,6 +236,7 @@ mod tests {
         for (place, layer) in LayerId::ALL.into_iter().enumerate() {
             assert_eq!(layer as usize, place);
             assert_eq!(LayerId::parse(layer.as_str()), Some(layer));
+            assert_eq!(layer.to_string(), layer.as_str());
         }
         for unknown in ["", "rules", "Grants", "request"] {
             assert_eq!(LayerId::parse(unknown), None, "{unknown}");

@@ -166,3 +166,51 @@ fn permitted(text: &str, base: Option<&BaseArn>) -> Result<Vec<Pattern>, String>
         .map_err(|e| e.to_string())?;
     Ok(vec![whole, named])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(text: &str, format: PatternFormat) -> Result<Vec<Pattern>, String> {
+        allowed(text, None, format)
+    }
+
+    fn list(pattern: &str, count: usize) -> String {
+        serde_json::Value::from(vec![pattern; count]).to_string()
+    }
+
+    #[test]
+    fn annotations_may_have_8_kib() {
+        // Spaces after the list are part of the annotation.
+        let padded = |length: usize| format!("{:length$}", r#"["a"]"#);
+        assert_eq!(allows(&padded(8192), PatternFormat::Glob).unwrap().len(), 1);
+        let error = allows(&padded(8193), PatternFormat::Glob).unwrap_err();
+        assert_eq!(error, "longer than 8192 bytes");
+        let error = permitted(&"a".repeat(8193), None).unwrap_err();
+        assert_eq!(error, "longer than 8192 bytes");
+    }
+
+    #[test]
+    fn long_annotations_are_cut_and_stay_invalid() {
+        for character in ["a", "é", "€", "🦀"] {
+            let kept = rule_text(&character.repeat(20_000));
+            assert!(kept.len() < 8200, "{}", kept.len());
+            assert!(permitted(&kept, None).is_err(), "{character}");
+        }
+    }
+
+    #[test]
+    fn a_list_may_have_256_patterns() {
+        let most = allows(&list("a", 256), PatternFormat::Regexp);
+        assert_eq!(most.unwrap().len(), 256);
+        let error = allows(&list("a", 257), PatternFormat::Regexp).unwrap_err();
+        assert_eq!(error, "more than 256 patterns");
+    }
+
+    #[test]
+    fn patterns_share_the_memory_of_their_list() {
+        let large = "[a-z]{200}";
+        assert!(allows(&list(large, 1), PatternFormat::Regexp).is_ok());
+        assert!(allows(&list(large, 200), PatternFormat::Regexp).is_err());
+    }
+}

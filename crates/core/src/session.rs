@@ -354,6 +354,58 @@ mod tests {
     }
 
     #[test]
+    fn malformed_credentials_are_named() {
+        let long = |length| "a".repeat(length);
+        let (id, secret, token) = (long(256), long(256), long(15 << 10));
+        assert_eq!(check_credentials(&id, &secret, &token), Ok(()));
+        assert_eq!(check_credentials("ASIA", "b/+=", ""), Ok(()));
+        for bad in ["a b", "a\"", "a\\", "a\n", "é", &long((15 << 10) + 1)] {
+            let token = check_credentials("a", "b", bad);
+            assert_eq!(token, Err("a session token"), "{bad}");
+        }
+        for bad in ["", "a b", "a\"", "a\\", "a\n", "é", &long(257)] {
+            let id = check_credentials(bad, "b", "c");
+            assert_eq!(id, Err("an access key's ID"), "{bad}");
+            let secret = check_credentials("a", bad, "c");
+            assert_eq!(secret, Err("a secret access key"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn owner_messages_name_the_necessary_change() {
+        let role = RoleArn::parse("arn:aws:iam::123456789012:role/team/reader").unwrap();
+        let untrusted = |external_id| RefusalCause::Untrusted { external_id };
+        for (cause, change) in [
+            (
+                RefusalCause::Missing(MissingAction::TagSession),
+                "the session has tags, so the trust policy of role reader must allow rolegate \
+                 sts:TagSession in addition to sts:AssumeRole",
+            ),
+            (
+                RefusalCause::Missing(MissingAction::SetSourceIdentity),
+                "has a source identity, so the trust policy of role reader must allow rolegate \
+                 sts:SetSourceIdentity",
+            ),
+            (untrusted(false), "allow rolegate's role to assume it"),
+            (untrusted(true), "with this pod's external ID"),
+            (RefusalCause::IdentityPolicy, "allow sts:AssumeRole on role"),
+            (RefusalCause::ExplicitDeny, "check the trust policy of role"),
+        ] {
+            let failure = Failure {
+                kind: FailureKind::Final,
+                code: "AccessDenied".into(),
+                message: "User arn:aws:sts::1:assumed-role/own is not authorized".into(),
+                cause: Some(cause),
+            };
+            let message = failure.owner_message(&role);
+            let start = format!("STS denies role {role} (AccessDenied): ");
+            assert!(message.starts_with(&start), "{message}");
+            assert!(message.contains(change), "{message}");
+            assert!(!message.contains("assumed-role"), "{message}");
+        }
+    }
+
+    #[test]
     fn secrets_are_not_formatted() {
         let validity = Validity {
             not_before: Timestamp::UNIX_EPOCH,

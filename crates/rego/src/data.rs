@@ -373,3 +373,15 @@ pub(crate) fn of_resource(resource: &str) -> Path {
 pub(crate) fn id(namespace: &str, name: &str) -> Arc<str> {
     format!("{namespace}/{name}").into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deeply_nested_documents_are_rejected() {
+        let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+        assert!(parse(&nested(100)).is_ok());
+        assert!(parse(&nested(200)).is_err());
+    }
+}

@@ -216,6 +216,16 @@ mod tests {
     }
 
     #[test]
+    fn cpu_time_passes_while_a_thread_computes() {
+        let began = own_time();
+        let until = clock() + Duration::from_secs(60);
+        while own_time() == began && clock() < until {
+            std::hint::spin_loop();
+        }
+        assert!(own_time() > began);
+    }
+
+    #[test]
     fn waiting_for_a_processor_extends_wall_time() {
         const LIMIT: Duration = Duration::from_millis(50);
         let ms = Duration::from_millis;

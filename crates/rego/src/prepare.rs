@@ -252,6 +252,12 @@ mod tests {
     }
 
     #[test]
+    fn an_object_after_a_set_is_not_one_of_its_bodies() {
+        let text = "package a\nd[m] { m := 1 }\ndefault settings = {\"x\": 1}";
+        assert_eq!(of(text), None);
+    }
+
+    #[test]
     fn not_bodies_are_empty_comprehensions_where_they_are_imported() {
         let body = "p { not { input.a; [1] } }";
         assert_eq!(of(&format!("package a\n{body}")), None);

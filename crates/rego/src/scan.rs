@@ -187,3 +187,43 @@ fn is_operator(text: &str) -> bool {
             | ":"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keywords_that_are_not_imported_look_like_v1() {
+        for (text, is_v1) in [
+            ("import rego.v1", true),
+            ("p if { true }", true),
+            ("p contains x { x := 1 }", true),
+            ("p contains x if { x := 1 }", true),
+            ("import future.keywords.in\np if { true }", true),
+            ("import future.keywords.contains\np if { true }", true),
+            (
+                "import future.keywords.if\np contains x if { x := 1 }",
+                true,
+            ),
+            ("import data.v1", false),
+            ("import rego.v2", false),
+            ("import rego as v1", false),
+            ("p { rego == v1 }", false),
+            ("p { true }", false),
+            ("p { input.if; input.contains == 1 }", false),
+            ("p { contains(\"a\", \"b\") }", false),
+            ("contains := 1", false),
+            ("contains = 1", false),
+            ("import future.keywords\np contains x if { x := 1 }", false),
+            ("import future.keywords.if\np if { true }", false),
+            (
+                "import future.keywords.contains\np contains x { x := 1 }",
+                false,
+            ),
+        ] {
+            let text = format!("package a\n{text}\n");
+            let source = Source::from_contents("m".into(), text.clone()).unwrap();
+            assert_eq!(scan(&source).unwrap().looks_like_v1, is_v1, "{text}");
+        }
+    }
+}

@@ -22,7 +22,7 @@ const KNOWN_CONNECTIONS: usize = 768;
 /// Maximum number of connections of all unknown peers.
 const UNKNOWN_CONNECTIONS: usize = 256;
 /// Maximum number of connections of one known peer.
-const PEER_CONNECTIONS: usize = 256;
+pub(super) const PEER_CONNECTIONS: usize = 256;
 /// Maximum number of known peers. A cluster has few API servers. Where proxies connect for them,
 /// each proxy that forwards a review counts.
 const MAX_KNOWN_PEERS: usize = 32;

@@ -1,24 +1,35 @@
 use std::net::SocketAddr;
 
+use rolegate_core::arn::BaseArn;
+use rolegate_core::config::RuleConfig;
+use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::layer::LayerId;
+use rolegate_core::namespace::Namespace;
+use rolegate_core::rule_set_builder::{AwsEnvironment, RuleUpdate};
+use rolegate_core::session_name::SessionScope;
+use rolegate_core::workload::Change;
 use rolegate_review::Violation;
+use rolegate_rules::store::{Report, RuleStoreWriter};
+use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::listen;
 use rolegate_runtime::test_util::Exposition;
+use rolegate_runtime::tls::CertificateStore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
 
+/// Returns a webhook that evaluates `rules`.
+fn webhook(rules: RuleStore) -> Arc<Webhook> {
+    let metrics = AdmissionMetrics::register(&mut prometheus_client::registry::Registry::default());
+    Webhook::new(rules, AnnotationKeys::default(), Clock::system(), metrics)
+}
+
 /// Starts the webhook without TLS.
 fn start() -> SocketAddr {
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
-    let webhook = Webhook::new(
-        RuleStore::default(),
-        AnnotationKeys::default(),
-        Clock::system(),
-        AdmissionMetrics::register(&mut prometheus_client::registry::Registry::default()),
-    );
+    let webhook = webhook(RuleStore::default());
     tokio::spawn(serve::serve_evictable(
         listener,
         webhook.limits(),
@@ -119,6 +130,61 @@ async fn stalled_bodies_delay_no_other_request() {
     assert!(answer(&mut same).await.starts_with("HTTP/1.1 200"));
 }
 
+/// Returns the review of a pod with a role in namespace `shop`.
+fn pod() -> String {
+    let review = serde_json::json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {"uid": "u-1", "operation": "CREATE", "name": "app", "namespace": "shop",
+            "kind": {"group": "", "version": "v1", "kind": "Pod"},
+            "object": {"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "app", "annotations": {"iam.amazonaws.com/role": "reader"}},
+                "spec": {"containers": []}},
+            "userInfo": {"username": "jane"}},
+    });
+    review.to_string()
+}
+
+#[tokio::test]
+async fn pods_are_denied_before_their_namespace_is_known() {
+    let review = pod();
+    let mut stream = connect(start(), 2).await;
+    send(&mut stream, review.len(), &review).await;
+    let answer = answer(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains(r#""allowed":false"#), "{answer}");
+    assert!(answer.contains("namespace shop is not known"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn reviews_wait_for_a_new_namespace() {
+    let base = BaseArn::parse("arn:aws:iam::123456789012:role/").ok();
+    let config = RuleConfig {
+        base,
+        ..RuleConfig::default()
+    };
+    let point = EnforcementPoint::Admission;
+    let mut writer = RuleStoreWriter::new(config, point, SessionScope::Workload, 3600);
+    writer.set_aws_environment(AwsEnvironment::default());
+    writer.apply(namespaces(Vec::new()));
+    let webhook = webhook(writer.rules());
+    let body = pod();
+    let review = Review::parse(body.as_bytes()).unwrap();
+    let creating = async {
+        tokio::time::sleep(SYNC_TIMEOUT / 2).await;
+        writer.apply(namespaces(vec![Namespace {
+            name: "shop".into(),
+            allowed_roles: Some(r#"["reader"]"#.into()),
+            ..Namespace::default()
+        }]));
+    };
+    let (outcome, ()) = tokio::join!(webhook.validate(&review), creating);
+    assert!(outcome.is_allowed(), "{outcome:?}");
+}
+
+fn namespaces(all: Vec<Namespace>) -> Report {
+    Report::Rules(RuleUpdate::Namespaces(Change::Snapshot(all)))
+}
+
 #[tokio::test]
 async fn one_peer_takes_its_part_of_the_connections_only() {
     let address = start();
@@ -131,6 +197,24 @@ async fn one_peer_takes_its_part_of_the_connections_only() {
     // The peer's oldest connection made room for its newest.
     assert!(!reviews(&mut open[0]).await);
     assert!(reviews(&mut open[599]).await);
+}
+
+#[tokio::test]
+async fn an_idle_connection_makes_room_before_a_busy_one() {
+    let address = start();
+    // A peer that has sent a review may have more connections.
+    let mut busy = connect(address, 2).await;
+    assert!(reviews(&mut busy).await);
+    let mut idle = connect(address, 2).await;
+    let mut unused = Vec::new();
+    for _ in 2..peers::PEER_CONNECTIONS {
+        unused.push(connect(address, 2).await);
+    }
+    send(&mut busy, MAX_BODY_BYTES, "{").await;
+    assert!(reviews(&mut idle).await);
+    let mut next = connect(address, 2).await;
+    assert!(reviews(&mut next).await);
+    assert!(!reviews(&mut idle).await);
 }
 
 #[tokio::test]
@@ -272,6 +356,71 @@ fn refusals_and_warnings_are_counted_by_layer() {
         r#"layer="rego",mode="audit",result="denied"} 1"#,
     ] {
         assert!(text.contains(counted), "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_webhook_serves_until_the_drain_begins() {
+    let webhook = webhook(RuleStore::default());
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let condition = Readiness::new().condition("certificate");
+    let store = CertificateStore::new("webhook", Clock::system(), condition);
+    let tls = ServerTls::new(Arc::new(store)).unwrap();
+    let drain = Drain::new();
+    let serving = tokio::spawn(webhook.serve(listener, tls, drain.clone()));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!serving.is_finished());
+    drain.drain(Duration::from_secs(1)).await;
+    serving.await.unwrap();
+}
+
+/// A subscriber that keeps the messages of events.
+#[derive(Clone, Default)]
+struct Log(Arc<parking_lot::Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(
+            &mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                if field.name() == "message" {
+                    self.0.lock().push(format!("{value:?}"));
+                }
+            },
+        );
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn denied_requests_are_logged() {
+    let webhook = webhook(RuleStore::default());
+    let body = widget(0);
+    let review = Review::parse(body.as_bytes()).unwrap();
+    let violation = || Violation::new("", LayerId::Grants, "a rule", "a reason");
+    let mut denied = Outcome::default();
+    denied.violations.push(violation());
+    let mut warned = Outcome::default();
+    warned.warnings.push(violation());
+    for (outcome, expected) in [
+        (Outcome::default(), None),
+        (denied, Some("request denied")),
+        (warned, Some("request would be denied")),
+    ] {
+        let log = Log::default();
+        tracing::subscriber::with_default(log.clone(), || webhook.log_outcome(&outcome, &review));
+        assert_eq!(log.0.lock().first().map(String::as_str), expected);
     }
 }
 

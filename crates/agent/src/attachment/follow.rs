@@ -110,3 +110,35 @@ fn watch(folder: &Path) -> Option<AsyncFd<OwnedFd>> {
     inotify::add_watch(&watch, folder, changes).ok()?;
     readable(watch).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_change_of_the_records_is_noticed() {
+        let parent = tempfile::tempdir().unwrap();
+        let [folder, moved] = ["results", "moved"].map(|name| parent.path().join(name));
+        let [record, outside] = [folder.join("eth0"), parent.path().join("eth0")];
+        fs::create_dir(&folder).unwrap();
+        let changes: [&dyn Fn() -> std::io::Result<()>; 7] = [
+            &|| fs::write(&record, "{}"),
+            &|| fs::set_permissions(&record, fs::Permissions::from_mode(0o600)),
+            &|| fs::rename(&record, &outside),
+            &|| fs::rename(&outside, &record),
+            &|| fs::remove_file(&record),
+            &|| fs::rename(&folder, &moved).and_then(|()| fs::rename(&moved, &folder)),
+            &|| fs::remove_dir(&folder),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let watch = watch(&folder).unwrap();
+            change().unwrap();
+            let noticed = tokio::time::timeout(Duration::from_secs(60), watch.readable());
+            assert!(noticed.await.is_ok(), "change {number}");
+        }
+        assert!(watch(&folder).is_none());
+    }
+}

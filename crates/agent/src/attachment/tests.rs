@@ -3,6 +3,7 @@
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::address_verifier::AddressVerifier;
 
 fn open(unrecorded: Unrecorded, results_dir: Option<PathBuf>) -> Attachments {
     let options = AttachmentOptions {
@@ -56,6 +57,14 @@ fn unread_events_invalidate_earlier_checks() {
     assert_eq!(attachments.generation(), since);
 }
 
+#[test]
+fn lost_events_are_counted() {
+    let attachments = open(Unrecorded::Refuse, None);
+    assert_eq!(attachments.losses().get(), 0);
+    attachments.take_in(&Event::Lost);
+    assert_eq!(attachments.losses().get(), 1);
+}
+
 #[tokio::test]
 async fn a_request_that_waits_for_events_to_be_read_is_woken() {
     let attachments = open(Unrecorded::Refuse, None);
@@ -80,6 +89,17 @@ fn an_address_of_this_host_is_no_pod_s() {
     assert_eq!(attachments.resolve(LOOPBACK).unwrap(), None);
     let verdict = attachments.check("u1", LOOPBACK, Instant::now()).unwrap();
     assert_eq!(verdict, Verdict::Unknown);
+}
+
+#[test]
+fn an_address_of_this_host_needs_no_record() {
+    let attachments = Arc::new(open(Unrecorded::Refuse, None));
+    let verifier = AddressVerifier::new(None, Some(attachments.clone()));
+    attachments.seen(pod("u1"), &[LOOPBACK]);
+    attachments.read_records();
+    assert_eq!(verifier.concern(), None);
+    attachments.missing.store(1, Ordering::Relaxed);
+    assert_eq!(verifier.concern(), attachments.concern());
 }
 
 #[test]

@@ -259,13 +259,18 @@ fn frequent_rule_changes_starve_no_pod() {
         fixture.apply(pod(&format!("uid-{number}"), "node-1"));
     }
     let subscription = fixture.serving("node-1", None);
-    let mut denied = HashSet::new();
-    for round in 0..3 {
-        // Each change queues all pods, and there is time for one batch only.
+    // Each change queues all pods, and there is time for one batch only. A slow machine ends a batch
+    // early.
+    let mut denied = 0;
+    for round in 0.. {
         fixture.allow(&format!(r#"["writer-{round}"]"#));
         let pods = (0..300).map(|number| format!("uid-{number}"));
-        denied.extend(pods.filter(|uid| authorization(&subscription, uid) == "denied"));
-        assert_eq!(denied.len(), 300.min((round + 1) * BATCH_SIZE));
+        let now = pods.filter(|uid| authorization(&subscription, uid) == "denied");
+        let before = std::mem::replace(&mut denied, now.count());
+        assert!(denied > before, "{denied} of 300 pods are reached");
+        if denied == 300 {
+            break;
+        }
     }
 }
 

@@ -8,12 +8,13 @@ use rolegate_agent::broker::ClientAuth;
 use rolegate_broker::app::Broker;
 use rolegate_devkit::{KubeApi, KubeApiOptions, Namespace, Pod, StsFailure};
 use rolegate_runtime::clock::Clock;
+use tonic::Code;
 
 use crate::harness::{
     CREDENTIALS, LOOPBACK, TestBrokers, address, furnish, get, measure, metric, pod, until,
 };
 use crate::net::{Load, Network};
-use crate::raw::eventually;
+use crate::raw::{Raw, eventually};
 use crate::serving::key_id;
 use crate::tokens::{AgentPod, minutes, reviewed_again, reviews};
 
@@ -71,6 +72,17 @@ async fn a_killed_brokers_agents_move_to_another_and_no_request_fails() {
     harness.kube.put_pod(pod("newer", 1, 3, "writer"));
     until(&agent, address(1, 3), CREDENTIALS, |it| it.0 == 200).await;
     load.succeeded().await;
+}
+
+#[tokio::test]
+async fn a_stopping_broker_tells_agents_to_reconnect() {
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let tls = harness.tls(Some(harness.node_pair("node-1")));
+    let agent = Raw::serving(&tls, broker.addresses().agents, "node-1").await;
+    let (status, ()) = tokio::join!(agent.end(), broker.stop(Duration::from_secs(5)));
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(status.message(), "this broker is shutting down");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -159,8 +159,13 @@ mod tests {
             match AllowList::new(&[pattern.into()]) {
                 Err(AllowError::Never { instead, .. }) => {
                     assert_eq!(instead.as_deref(), actual, "{pattern}");
-                    let actual = AllowList::new(&[pattern.into()]).unwrap_err().to_string();
-                    assert!(actual.contains("below the version"), "{actual}");
+                    let error = AllowList::new(&[pattern.into()]).unwrap_err().to_string();
+                    assert!(error.contains("below the version"), "{error}");
+                    let advice = match instead {
+                        Some(instead) => format!("; use {instead}"),
+                        None => "such as meta-data/ami-id; iam".to_owned(),
+                    };
+                    assert!(error.contains(&advice), "{error}");
                 }
                 other => panic!("{pattern}: {other:?}"),
             }

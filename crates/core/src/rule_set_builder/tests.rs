@@ -190,6 +190,25 @@ fn each_change_is_a_new_generation_and_no_change_is_none() {
 }
 
 #[test]
+fn each_change_of_namespaces_is_a_new_generation() {
+    let mut builder = builder();
+    let shop = Namespace {
+        name: "shop".into(),
+        ..Namespace::default()
+    };
+    for change in [
+        Change::Snapshot(Vec::new()),
+        Change::Apply(shop.clone()),
+        Change::Delete(shop.clone()),
+        Change::Snapshot(vec![shop]),
+    ] {
+        let before = builder.rule_set().generation;
+        builder.update(RuleUpdate::Namespaces(change));
+        assert!(builder.rule_set().generation > before);
+    }
+}
+
+#[test]
 fn the_cluster_is_a_tag_of_every_session() {
     let mut builder = builder();
     builder.update(is(RuleConfig {

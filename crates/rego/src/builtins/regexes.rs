@@ -256,4 +256,17 @@ mod tests {
         }
         assert!(regexes.lock().compiled.len() < 12);
     }
+
+    #[test]
+    fn too_many_matches_are_an_error() {
+        let regexes = Regexes::default();
+        let found = |count: usize| {
+            let text = Value::from("a".repeat(count));
+            let arguments = [Value::from("a"), text, Value::from(-1)];
+            find_submatches(&regexes, &arguments)
+        };
+        let most = found(MAX_ELEMENTS).unwrap();
+        assert_eq!(most.as_array().unwrap().len(), MAX_ELEMENTS);
+        assert!(found(MAX_ELEMENTS + 1).is_err());
+    }
 }

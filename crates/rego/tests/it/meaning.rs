@@ -75,6 +75,8 @@ fn what_a_negated_call_reads_is_looked_up_before() {
         format!("not count({absent}) > 1"),
         format!("not f({absent})"),
         format!("not [{absent}] == [\"a\"]"),
+        format!("not f({{{absent}}})"),
+        format!("not f({{\"k\": {absent}}})"),
         format!("not input.request.object[{absent}]"),
         format!("count([1 | not startswith({absent}, \"a\")]) == 1"),
         "not f(absent)".into(),

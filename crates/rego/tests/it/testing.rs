@@ -25,6 +25,7 @@ deny[msg] {
 fn results(store: &PolicyStore) -> Vec<String> {
     let tests = store.run_tests(now(), &Arc::default(), |_| true).unwrap();
     let actual = tests.iter().map(|test| {
+        assert_eq!(test.entry, "main.rego");
         let name = test.name.rsplit('.').next().unwrap_or_default();
         let result = match &test.result {
             RegoResult::Passed => "passed".to_owned(),
@@ -159,6 +160,20 @@ fn only_observed_policies_record_coverage() {
         seen.covered.contains(&5) && seen.not_covered.contains(&10),
         "{seen:?}"
     );
+}
+
+#[test]
+fn tests_may_use_more_memory_than_reviews() {
+    let large = "count([r | n := numbers.range(1, 20)[_]; r := numbers.range(n, n + 50000)]) == 20";
+    let tests = format!("package any_test\n\ntest_large {{ {large} }}\n");
+    let passed = results(&store([policy("tests", ADMISSION, &tests)]));
+    assert_eq!(passed, ["3 test_large passed"]);
+    let deny = format!("package kubernetes.admission\n\ndeny[\"x\"] {{ {large} }}\n");
+    let findings = evaluate(
+        &store([policy("p", ADMISSION, &deny)]).snapshot(),
+        &pod_review(json!({}), json!({})),
+    );
+    assert!(format!("{findings:?}").contains("memory"), "{findings:?}");
 }
 
 #[test]

@@ -145,3 +145,40 @@ async fn stale_brokers_are_replaced_by_fresh_ones() {
     assert!(matches!(left, Some(PairEvent::Activated)), "{left:?}");
     assert_eq!(streams.serving, Some(first));
 }
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_can_wait_leave_half_of_the_queue() {
+    let mut streams = streams(1);
+    assert!(!streams.has_room(), "no broker is connected");
+    let (_id, orders) = streams.up("a");
+    let outcomes = || from_agent::Body::Outcomes(v1::Outcomes::default());
+    while streams.has_room() && streams.send(outcomes()) {}
+    assert_eq!(orders.len(), MAX_QUEUED_MESSAGES / 2);
+    while streams.send(outcomes()) {}
+    assert_eq!(orders.len(), MAX_QUEUED_MESSAGES);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standby_to_the_active_broker_is_redialed() {
+    for (broker, left) in [("a", 1), ("b", 2)] {
+        let mut streams = streams(1);
+        let (active, _first) = streams.up("a");
+        let (_, _second) = streams.up(broker);
+        advance(REBALANCE_INTERVAL).await;
+        let redialed = Instant::now();
+        streams.spread();
+        assert_eq!(
+            (streams.serving, streams.streams.len()),
+            (Some(active), left)
+        );
+        assert_eq!(streams.dial_at == redialed, left == 1, "{broker}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_attempt_is_a_stream_of_its_own() {
+    let mut streams = streams(1);
+    streams.dial();
+    streams.dial();
+    assert_eq!(streams.streams.len(), 2);
+}

@@ -52,6 +52,37 @@ fn a_session_that_arrives_without_a_user_is_kept_if_it_lives() {
 }
 
 #[test]
+fn unused_sessions_are_dropped_while_all_calls_are_in_flight() {
+    let mut engine = Engine::new(EngineOptions {
+        in_flight: 1,
+        ..EngineOptions::default()
+    });
+    engine.handle(wanted("a"), at(0));
+    engine.handle(Event::Fetched(key("a"), hour(0)), at(0));
+    engine.handle(Event::Released(key("a")), at(1));
+    assert_eq!(engine.handle(wanted("b"), at(2)), fetch("b"));
+    let gone = [Action::Forget(key("a"))];
+    assert_eq!(engine.handle(Event::Tick, at(1728)), gone);
+}
+
+#[test]
+fn a_new_pod_causes_the_fetch_of_an_expired_session() {
+    let mut engine = Engine::new(EngineOptions::default());
+    // A validity shorter than the minimum time between two fetches.
+    let lifetime = Validity {
+        from: at(0),
+        until: at(1),
+    };
+    engine.handle(wanted("a"), at(0));
+    engine.handle(Event::Fetched(key("a"), lifetime), at(0));
+    assert_eq!(engine.handle(wanted("a"), at(0)), []);
+    assert_eq!(engine.handle(wanted("a"), at(1)), fetch("a"));
+    // After an error, the wait applies to new pods as well.
+    engine.handle(Event::Failed(key("a"), FailureKind::Final), at(1));
+    assert_eq!(engine.handle(wanted("a"), at(2)), []);
+}
+
+#[test]
 fn sessions_that_are_due_at_the_same_instant_are_all_refreshed() {
     let mut engine = Engine::new(EngineOptions::default());
     // A validity so short that the minimum time between two fetches applies, without jitter.
