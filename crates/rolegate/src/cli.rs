@@ -1,6 +1,7 @@
 //! The command line as a whole.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, CommandFactory, Parser, Subcommand};
@@ -11,13 +12,11 @@ use crate::advice::has_flag;
 use crate::agent::AgentFlags;
 use crate::broker::BrokerFlags;
 use crate::controller::ControllerFlags;
-use crate::demo::DemoArguments;
 use crate::ledger::LedgerArguments;
-use crate::migrate::MigrateArguments;
 use crate::output::OutputFlags;
-use crate::policy::PolicyArguments;
 use crate::redirect::RedirectArguments;
-use crate::reference::ReferenceArguments;
+#[cfg(feature = "tools")]
+use crate::tools::Tool;
 
 const ABOUT: &str = "Least-privilege AWS roles for Kubernetes pods";
 
@@ -43,6 +42,11 @@ Exit codes: 0 done, 1 failed (`redirect check`: pods reach the real metadata ser
 are blocked (`redirect check`), 3 a denial or a finding (`policy`), or a value that needs a decision
 (`migrate`), 64 invalid usage or configuration, 130 interrupted (`demo`).";
 
+/// The end of the help of a program without tools.
+const WITHOUT_TOOLS: &str = "\
+This program has the commands that run in a cluster. `policy`, `migrate`, `demo` and `completion` are in the
+complete program, whose image has the same name with `-tools` after its version.";
+
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(name = "rolegate", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER)]
@@ -62,7 +66,8 @@ pub(crate) enum Command {
     #[command(long_about = crate::admission::LONG_ABOUT)]
     Admission(Box<AdmissionFlags>),
     /// Decide and hold sessions on behalf of the agents of all nodes
-    #[command(long_about = crate::broker::LONG_ABOUT)]
+    // kiam's manifests start `/kiam server`.
+    #[command(long_about = crate::broker::LONG_ABOUT, alias = "server")]
     Broker(Box<BrokerFlags>),
     /// Show which sessions a broker sent to which pods
     #[command(long_about = crate::ledger::LONG_ABOUT)]
@@ -72,21 +77,13 @@ pub(crate) enum Command {
     Controller(Box<ControllerFlags>),
     /// Show, apply, remove or check the rules that redirect pods to the agent
     Redirect(RedirectArguments),
-    /// Explain decisions, check manifests, simulate and suggest rules
-    #[command(long_about = crate::policy::LONG_ABOUT)]
-    Policy(PolicyArguments),
-    /// Translate the configuration of kube2iam and kiam
-    #[command(long_about = crate::migrate::LONG_ABOUT)]
-    Migrate(MigrateArguments),
-    /// Run the whole system on this machine, without AWS and without a cluster
-    Demo(DemoArguments),
+    #[cfg(feature = "tools")]
+    #[command(flatten)]
+    Tool(Tool),
     /// Print the version and commit of this program
     Version(OutputFlags),
     /// Print the flags that several commands share
     Options,
-    /// Print the reference of commands and flags as Markdown
-    #[command(hide = true)]
-    Reference(ReferenceArguments),
 }
 
 impl Command {
@@ -98,14 +95,10 @@ impl Command {
             | Self::Admission(_)
             | Self::Broker(_)
             | Self::Ledger(_)
-            | Self::Controller(_)
-            | Self::Policy(_)
-            | Self::Migrate(_) => true,
-            Self::Redirect(_)
-            | Self::Demo(_)
-            | Self::Version(_)
-            | Self::Options
-            | Self::Reference(_) => false,
+            | Self::Controller(_) => true,
+            #[cfg(feature = "tools")]
+            Self::Tool(tool) => tool.holds_secrets(),
+            Self::Redirect(_) | Self::Version(_) | Self::Options => false,
         }
     }
 }
@@ -116,9 +109,25 @@ pub(crate) fn definition() -> clap::Command {
         .version(VERSION.as_str())
         .mut_subcommands(with_switches)
         .mut_subcommands(with_plain_name);
+    let definition = if cfg!(feature = "tools") {
+        definition
+    } else {
+        definition.after_help(WITHOUT_TOOLS)
+    };
     PROCESSES.iter().fold(definition, |definition, name| {
         definition.mut_subcommand(name, with_first_flags)
     })
+}
+
+/// Returns the name of the program in help texts. kubectl runs `kubectl-rolegate` as its plug-in
+/// `kubectl rolegate`; links of other names, such as kube2iam's, are for old manifests only.
+pub(crate) fn program_name(program: Option<&OsString>) -> &'static str {
+    let name = program.and_then(|program| Path::new(program).file_name());
+    if name.is_some_and(|name| name == "kubectl-rolegate") {
+        "kubectl rolegate"
+    } else {
+        "rolegate"
+    }
 }
 
 /// The output of `--version`.
@@ -184,7 +193,8 @@ fn switch(flag: Arg) -> Arg {
 /// Returns the command line that prints the help of the command in the arguments.
 pub(crate) fn help_of(arguments: &[OsString]) -> String {
     let definition = Cli::command();
-    let (mut command, mut text) = (&definition, "rolegate".to_owned());
+    let mut command = &definition;
+    let mut text = program_name(arguments.first()).to_owned();
     for name in arguments.iter().skip(1) {
         let Some(inner) = command.find_subcommand(name) else {
             break;
@@ -248,7 +258,7 @@ mod tests {
                     other => panic!("{other:?}"),
                 },
                 match parse(&["policy", "explain", "--role=x"]) {
-                    Command::Policy(arguments) => arguments.rules_of_explain().unwrap(),
+                    Command::Tool(Tool::Policy(arguments)) => arguments.rules_of_explain().unwrap(),
                     other => panic!("{other:?}"),
                 },
             ];

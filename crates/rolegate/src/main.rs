@@ -2,27 +2,38 @@
 //!
 //! Each command has one file: flags → options → run. The crates below hold the implementation.
 
+// Parts that several tools share stay in the program of nodes, where link-time optimization drops them.
+#![cfg_attr(not(feature = "tools"), allow(dead_code))]
+
 mod admission;
 mod advice;
 mod agent;
 mod broker;
 mod cli;
+#[cfg(feature = "tools")]
+mod completion;
 mod config_file;
 mod controller;
+#[cfg(feature = "tools")]
 mod demo;
 mod environment;
 mod flags;
 mod ledger;
 mod lifecycle;
+#[cfg(feature = "tools")]
 mod migrate;
 mod options;
 mod output;
+#[cfg(feature = "tools")]
 mod policy;
 mod progress;
 mod redirect;
+#[cfg(feature = "tools")]
 mod reference;
 mod run;
 mod sources;
+#[cfg(feature = "tools")]
+mod tools;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -78,12 +89,10 @@ fn main() -> ExitCode {
         Command::Ledger(arguments) => ledger::run(&arguments),
         Command::Controller(flags) => run::run(*flags),
         Command::Redirect(arguments) => redirect::run(arguments),
-        Command::Policy(arguments) => policy::run(arguments),
-        Command::Migrate(arguments) => migrate::run(arguments),
-        Command::Demo(arguments) => demo::run(&arguments, cli::definition()),
+        #[cfg(feature = "tools")]
+        Command::Tool(tool) => tool.run(),
         Command::Version(arguments) => output::version(arguments.output),
         Command::Options => options::run(),
-        Command::Reference(arguments) => reference::run(&arguments, cli::definition()),
     };
     ended.unwrap_or_else(|error| failed(&error, json, &help))
 }
@@ -108,7 +117,8 @@ fn failed(error: &anyhow::Error, json: bool, help: &str) -> ExitCode {
 
 /// Parses the command, and its arguments with those from other sources.
 fn command(arguments: Vec<OsString>) -> Result<(Command, Vec<OsString>), clap::Error> {
-    let definition = options::with_short_help(cli::definition());
+    let definition =
+        options::with_short_help(cli::definition()).bin_name(cli::program_name(arguments.first()));
     let mut definition = environment::without_service_links(definition);
     if let Err(why) = flags::kubernetes::refuse_token_argument(&arguments) {
         return Err(definition.error(ErrorKind::InvalidValue, why));

@@ -9,7 +9,9 @@ use clap::{Args, Command};
 use crate::flags::annotations::AnnotationFlags;
 use crate::flags::kubernetes::ReadingFlags;
 use crate::flags::log::LogFlags;
-use crate::{output, policy};
+use crate::output;
+#[cfg(feature = "tools")]
+use crate::policy;
 
 /// The last line of a help text that omits shared flags.
 const POINTER: &str = "Use \"rolegate options\" for a list of shared flags.";
@@ -33,7 +35,7 @@ struct SharedFlags {
 
 /// Prints the shared flags.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
-    let command = policy::SharedFlags::augment_args(Command::new("options"));
+    let command = with_policy_flags(Command::new("options"));
     // The annotation keys are among the flags of policy commands already.
     let mut command = LogFlags::augment_args(ReadingFlags::augment_args(command))
         .disable_help_flag(true)
@@ -47,16 +49,27 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
 /// Returns the definition with shared flags hidden in the help of commands.
 pub(crate) fn with_short_help(definition: Command) -> Command {
     let processes = ids(SharedFlags::augment_args(Command::new("")));
-    let mut all = ids(policy::SharedFlags::augment_args(Command::new("")));
+    let mut all = ids(with_policy_flags(Command::new("")));
     all.extend(processes.iter().cloned());
     definition
         .mut_subcommands(|command| shortened(command, &processes))
-        .mut_subcommand("policy", |policy| {
-            policy.mut_subcommands(|command| shortened(command, &all))
+        .mut_subcommands(|command| {
+            if command.get_name() == "policy" {
+                command.mut_subcommands(|command| shortened(command, &all))
+            } else {
+                command
+            }
         })
         .mut_subcommand("migrate", |migrate| {
             migrate.mut_subcommands(|command| shortened(command, &processes))
         })
+}
+
+/// Adds the flags that policy commands share, if this program has these commands.
+fn with_policy_flags(command: Command) -> Command {
+    #[cfg(feature = "tools")]
+    let command = policy::SharedFlags::augment_args(command);
+    command
 }
 
 /// Flags by field and heading, since another command may have a field of the same name.

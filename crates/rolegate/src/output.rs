@@ -164,10 +164,17 @@ pub(crate) fn value(format: Format, value: &Value) -> anyhow::Result<()> {
 
 /// Prints the version of this program.
 pub(crate) fn version(format: Format) -> anyhow::Result<ExitCode> {
-    let Version { version, revision } = Version::CURRENT;
+    let Version {
+        version,
+        revision,
+        date,
+    } = Version::CURRENT;
     match format {
         Format::Text | Format::Wide => raw(&format!("rolegate {}\n", Version::CURRENT))?,
-        format => value(format, &json!({"version": version, "revision": revision}))?,
+        format => value(
+            format,
+            &json!({"version": version, "revision": revision, "date": date}),
+        )?,
     }
     Ok(ExitCode::SUCCESS)
 }

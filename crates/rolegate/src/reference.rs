@@ -1,8 +1,10 @@
 //! `rolegate reference`: generates the reference of commands and flags from their definition.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Arg, Args, Command};
 
 /// Arguments of `rolegate reference`.
@@ -11,13 +13,21 @@ pub(crate) struct ReferenceArguments {
     /// The command
     #[arg(value_name = "COMMAND", default_value = "agent")]
     command: String,
+    /// Write manual pages of all commands into this folder, and print nothing
+    #[arg(long, value_name = "FOLDER", conflicts_with = "command")]
+    man: Option<PathBuf>,
 }
 
-/// Prints the reference of one command of `definition` as Markdown.
+/// Prints the reference of one command of `definition` as Markdown, or writes manual pages of all.
 pub(crate) fn run(
     arguments: &ReferenceArguments,
     mut definition: Command,
 ) -> anyhow::Result<ExitCode> {
+    if let Some(folder) = &arguments.man {
+        clap_mangen::generate_to(with_page_names(definition, None), folder)
+            .with_context(|| format!("cannot write manual pages into {}", folder.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     definition.build();
     let command = definition
         .find_subcommand(&arguments.command)
@@ -26,6 +36,15 @@ pub(crate) fn run(
         })?;
     crate::output::raw(&markdown(command, 1)?)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives each command the name of its manual page, such as `rolegate-policy-explain`.
+fn with_page_names(command: Command, parent: Option<&str>) -> Command {
+    let name = command.get_name();
+    let name = parent.map_or_else(|| name.to_owned(), |parent| format!("{parent}-{name}"));
+    command
+        .display_name(name.clone())
+        .mut_subcommands(|inner| with_page_names(inner, Some(&name)))
 }
 
 fn markdown(command: &Command, level: usize) -> Result<String, std::fmt::Error> {

@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 use std::thread::JoinHandle;
 
@@ -85,7 +86,57 @@ fn every_command_tells_the_version_of_the_program() {
     let (_, text, _) = run(&["version", "-o", "json"]);
     let told: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(told["version"], env!("CARGO_PKG_VERSION"));
+    assert!(told["date"].is_string(), "{text}");
     assert_eq!(run(&["version", "-o", "name"]).0, USAGE);
+}
+
+#[test]
+fn kubectl_runs_it_as_a_plug_in() {
+    let called =
+        |name: &str, arguments: &[&str]| outcome(command(arguments).arg0(name).output().unwrap());
+    let plug_in = "/usr/local/bin/kubectl-rolegate";
+    let (code, help, _) = called(plug_in, &["policy", "explain", "--help"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        help.contains("Usage: kubectl rolegate policy explain"),
+        "{help}"
+    );
+    let (code, _, text) = called(plug_in, &["policy", "explain"]);
+    assert_eq!(code, USAGE);
+    assert!(
+        text.ends_with("try 'kubectl rolegate policy explain --help'.\n"),
+        "{text}"
+    );
+    let (_, version, _) = called(plug_in, &["--version"]);
+    assert!(version.starts_with("rolegate "), "{version}");
+    // Links of other names are for manifests of kube2iam and kiam.
+    let (_, help, _) = called("/kiam", &["server", "--help"]);
+    assert!(help.contains("Usage: rolegate broker"), "{help}");
+}
+
+#[test]
+fn shells_and_man_know_all_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, script, _) = run(&["completion", shell]);
+        assert_eq!(code, Some(0));
+        for word in ["explain", "host-interface"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let (code, text, _) = run(&["reference", "--man", path]);
+    assert_eq!((code, &*text), (Some(0), ""));
+    for (page, word) in [
+        ("rolegate.1", "rolegate\\-agent(1)"),
+        ("rolegate-policy-explain.1", "Explain why"),
+    ] {
+        let text = std::fs::read_to_string(folder.path().join(page)).unwrap();
+        assert!(text.contains(word), "{page}: {text}");
+    }
+    let (code, _, text) = run(&["reference", "--man", &format!("{path}/nowhere")]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("nowhere"), "{text}");
 }
 
 #[test]
@@ -285,6 +336,7 @@ fn a_closed_reader_ends_commands_quietly() {
     for arguments in [
         &["reference", "agent"][..],
         &["options"],
+        &["completion", "bash"],
         &["policy", "export", "--format=crds"],
         &["policy", "--help"],
         &["demo", "--once", "--loopback"],

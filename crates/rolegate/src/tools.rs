@@ -1,0 +1,51 @@
+//! Commands for people and for builds, which nothing in a cluster runs: the feature `tools`.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::completion::CompletionArguments;
+use crate::demo::DemoArguments;
+use crate::migrate::MigrateArguments;
+use crate::policy::PolicyArguments;
+use crate::reference::ReferenceArguments;
+use crate::{cli, completion, demo, migrate, policy, reference};
+
+/// The commands of the feature.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tool {
+    /// Explain decisions, check manifests, simulate and suggest rules
+    #[command(long_about = crate::policy::LONG_ABOUT)]
+    Policy(PolicyArguments),
+    /// Translate the configuration of kube2iam and kiam
+    #[command(long_about = crate::migrate::LONG_ABOUT)]
+    Migrate(MigrateArguments),
+    /// Run the whole system on this machine, without AWS and without a cluster
+    Demo(DemoArguments),
+    /// Print the completion script of a shell
+    Completion(CompletionArguments),
+    /// Print the reference of commands and flags
+    #[command(hide = true)]
+    Reference(ReferenceArguments),
+}
+
+impl Tool {
+    /// Returns whether the process has secrets in memory. The demo has only invented ones.
+    pub(crate) fn holds_secrets(&self) -> bool {
+        matches!(self, Self::Policy(_) | Self::Migrate(_))
+    }
+
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Returns an error if the command fails.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Policy(arguments) => policy::run(arguments),
+            Self::Migrate(arguments) => migrate::run(arguments),
+            Self::Demo(arguments) => demo::run(&arguments, cli::definition()),
+            Self::Completion(arguments) => completion::run(&arguments, cli::definition()),
+            Self::Reference(arguments) => reference::run(&arguments, cli::definition()),
+        }
+    }
+}
