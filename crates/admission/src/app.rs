@@ -101,7 +101,7 @@ impl Service for Admission {
 
     async fn start(options: AdmissionOptions) -> Result<Self, StartError> {
         let mut supervisor = Supervisor::new();
-        let mut metrics = Metrics::new();
+        let mut metrics = Metrics::new().with_readiness(supervisor.readiness());
         let connection = Connection::new(&options.client).await?;
         info!(api_server = connection.url(), "watching");
 

@@ -103,7 +103,7 @@ impl Service for Agent {
 
     async fn start(options: AgentOptions) -> Result<Self, StartError> {
         let mut supervisor = Supervisor::new();
-        let mut metrics = Metrics::new();
+        let mut metrics = Metrics::new().with_readiness(supervisor.readiness());
         let wanted = options.addresses();
         let clock = options.clock;
         let imds = Imds::new(&options.metadata_addr)?;

@@ -85,7 +85,7 @@ impl Service for Broker {
 
     async fn start(options: BrokerOptions) -> Result<Self, StartError> {
         let mut supervisor = Supervisor::new();
-        let mut metrics = Metrics::new();
+        let mut metrics = Metrics::new().with_readiness(supervisor.readiness());
         let broker_metrics = BrokerMetrics::register(metrics.ours());
         let imds = Imds::new(&options.metadata_addr)?;
         let connection = Connection::new(&options.client).await?;

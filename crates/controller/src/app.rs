@@ -99,7 +99,7 @@ impl Service for Controller {
 
     async fn start(mut options: ControllerOptions) -> Result<Self, StartError> {
         let mut supervisor = Supervisor::new();
-        let mut metrics = Metrics::new();
+        let mut metrics = Metrics::new().with_readiness(supervisor.readiness());
         let connection = Connection::new(&options.client).await?;
 
         // Further tasks that exactly one replica must do are added here.
