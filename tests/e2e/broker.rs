@@ -3,7 +3,7 @@
 //! namespaces as nodes that reach the brokers by different addresses.
 
 mod failover;
-mod harness;
+pub(crate) mod harness;
 mod moving;
 mod outages;
 mod rights;

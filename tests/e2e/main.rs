@@ -10,6 +10,7 @@
 
 mod admission;
 mod agrees;
+mod alerts;
 mod ask;
 mod asking;
 mod bridge;

@@ -95,7 +95,7 @@ impl Service for AdmissionService {
         options: AdmissionOptions,
         supervisor: &mut Supervisor,
     ) -> Result<(Self, Addresses), StartError> {
-        let mut metrics = Metrics::new();
+        let mut metrics = Metrics::new().with_readiness(supervisor.readiness());
         let connection = Connection::new(&options.client).await?;
         info!(api_server = connection.url(), "watching");
 

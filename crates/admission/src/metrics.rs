@@ -1,5 +1,6 @@
 //! The webhook's metrics.
 
+use std::ops::Deref;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -70,6 +71,9 @@ impl AdmissionMetrics {
             decisions: DecisionMetrics::register(registry, EnforcementPoint::Admission),
             closed: Family::default(),
         };
+        for limit in [Limit::Each, Limit::Known, Limit::UnknownPeers] {
+            drop(metrics.closed(limit));
+        }
         registry.register(
             "admission_connections_closed",
             "Connections closed because a limit was reached",
@@ -91,13 +95,17 @@ impl AdmissionMetrics {
         self.decisions.denied(by.as_str());
     }
 
-    pub(crate) fn connection_closed(&self, limit: Limit) {
+    fn closed(&self, limit: Limit) -> impl Deref<Target = Counter> {
         let limit = match limit {
             Limit::Each => "peer",
             Limit::Known | Limit::Total => "known",
             Limit::UnknownPeers => "unknown_peers",
         };
-        self.closed.get_or_create(&[("limit", limit)]).inc();
+        self.closed.get_or_create(&[("limit", limit)])
+    }
+
+    pub(crate) fn connection_closed(&self, limit: Limit) {
+        self.closed(limit).inc();
     }
 
     pub(crate) fn audited(&self, by: ViolationSource) {

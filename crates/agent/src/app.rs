@@ -99,7 +99,7 @@ impl Service for AgentService {
         options: AgentOptions,
         supervisor: &mut Supervisor,
     ) -> Result<(Self, Addresses), StartError> {
-        let mut metrics = Metrics::new();
+        let mut metrics = Metrics::new().with_readiness(supervisor.readiness());
         let wanted = options.addresses();
         let clock = options.clock;
         let imds = Imds::new(&options.metadata_addr)?;

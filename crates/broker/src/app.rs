@@ -79,7 +79,7 @@ impl Service for BrokerService {
         options: BrokerOptions,
         supervisor: &mut Supervisor,
     ) -> Result<(Self, Addresses), StartError> {
-        let mut metrics = Metrics::new();
+        let mut metrics = Metrics::new().with_readiness(supervisor.readiness());
         let broker_metrics = BrokerMetrics::register(metrics.ours());
         let imds = Imds::new(&options.metadata_addr)?;
         let connection = Connection::new(&options.client).await?;

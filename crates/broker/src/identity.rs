@@ -67,6 +67,19 @@ pub enum AuthnRejection {
 }
 
 impl AuthnRejection {
+    /// All reasons.
+    pub const ALL: [Self; 9] = [
+        Self::Unknown,
+        Self::Audience,
+        Self::Account,
+        Self::Unbound,
+        Self::Gone,
+        Self::Node,
+        Self::Address,
+        Self::Ended,
+        Self::Nothing,
+    ];
+
     /// Returns the value of the metric label.
     pub fn reason(self) -> &'static str {
         match self {

@@ -1,5 +1,6 @@
 //! The broker's metrics.
 
+use std::ops::Deref;
 use std::sync::atomic::AtomicI64;
 
 use prometheus_client::metrics::counter::Counter;
@@ -8,8 +9,25 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use rolegate_runtime::http2::{Limit, Usage};
 
+use crate::identity::AuthnRejection;
+
 type Label = [(&'static str, &'static str); 1];
 type TwoLabels = [(&'static str, &'static str); 2];
+
+/// The reason for refusing a stream of a node that has the maximum number of streams or connections.
+pub(crate) const CROWDED: &str = "crowded";
+/// The reason for refusing a stream of a node that activates streams too often.
+pub(crate) const BEGINS: &str = "begins";
+
+/// The outcomes of requests of kiam's agents.
+const KIAM_OUTCOMES: [&str; 6] = [
+    "served",
+    "denied",
+    "failed",
+    "unavailable",
+    "unknown",
+    "refused",
+];
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Port {
@@ -96,6 +114,14 @@ impl BrokerMetrics {
             metrics.closed.clone(),
         );
         metrics.set_streams(0, 0);
+        // At 0, since the increase of a series that appears with its first event is not seen.
+        let rejections = AuthnRejection::ALL.map(AuthnRejection::reason);
+        for reason in rejections.into_iter().chain([CROWDED, BEGINS]) {
+            drop(metrics.refused.get_or_create(&[("reason", reason)]));
+        }
+        for outcome in KIAM_OUTCOMES {
+            drop(metrics.kiam.get_or_create(&[("outcome", outcome)]));
+        }
         metrics
     }
 
@@ -116,11 +142,18 @@ impl BrokerMetrics {
         };
         gauge("authenticated").set(count(usage.authenticated));
         gauge("unauthenticated").set(count(usage.unauthenticated));
+        for limit in Limit::ALL {
+            drop(self.closed(port, limit));
+        }
+    }
+
+    fn closed(&self, port: Port, limit: Limit) -> impl Deref<Target = Counter> {
+        let labels = [("port", port.as_str()), ("limit", limit.as_str())];
+        self.closed.get_or_create(&labels)
     }
 
     pub(crate) fn connection_closed(&self, port: Port, limit: Limit) {
-        let labels = [("port", port.as_str()), ("limit", limit.as_str())];
-        self.closed.get_or_create(&labels).inc();
+        self.closed(port, limit).inc();
     }
 
     pub(crate) fn set_pods(&self, pods: usize) {
@@ -174,13 +207,17 @@ mod tests {
             r#"broker_streams{use="serving"} 2"#,
             r#"broker_streams{use="warm"} 3"#,
             r#"broker_refused_total{reason="token"} 1"#,
+            r#"broker_refused_total{reason="gone"} 0"#,
+            r#"broker_refused_total{reason="crowded"} 0"#,
             r#"broker_connections{port="agents",state="authenticated"} 3"#,
             r#"broker_connections{port="agents",state="unauthenticated"} 4"#,
             r#"broker_connections_closed_total{port="agents",limit="rate"} 1"#,
+            r#"broker_connections_closed_total{port="agents",limit="authenticated"} 0"#,
             r#"broker_connections_closed_total{port="kiam",limit="authenticated"} 1"#,
             "pods 7",
             "broker_address_claimed_twice_total 1",
             r#"broker_kiam_requests_total{outcome="served"} 1"#,
+            r#"broker_kiam_requests_total{outcome="refused"} 0"#,
             "broker_kiam_connections 1",
         ]);
         drop(user);

@@ -33,7 +33,7 @@ use zeroize::Zeroizing;
 use crate::agent_pods::Agents;
 use crate::identity::{AuthenticatedNode, AuthnRejection};
 use crate::index::StreamCommand;
-use crate::metrics::BrokerMetrics;
+use crate::metrics::{BEGINS, BrokerMetrics, CROWDED};
 use crate::subscription::{ACTIVATION_RATE, MAX_PER_NODE, Subscription};
 use crate::token_reviewer::TokenReviewer;
 use authn::{REAUTH_INTERVAL, Reauthentication};
@@ -140,7 +140,7 @@ impl Connection {
     /// node. It is closed if the node has reached its limit of streams or connections.
     fn permit(&self, node: &Arc<str>) -> Result<Permit<Arc<str>>, Status> {
         let crowded = |of: &str| {
-            self.service.parts.metrics.refused("crowded");
+            self.service.parts.metrics.refused(CROWDED);
             self.auth.close();
             Status::resource_exhausted(format!("the limit of {of} is reached"))
         };
@@ -170,7 +170,7 @@ impl Connection {
         if self.service.activations.take(node) {
             return Ok(());
         }
-        self.service.parts.metrics.refused("begins");
+        self.service.parts.metrics.refused(BEGINS);
         Err(Status::resource_exhausted(
             "too many new streams from this node: try again in a few seconds",
         ))

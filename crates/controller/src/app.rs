@@ -96,7 +96,7 @@ impl Service for ControllerService {
         mut options: ControllerOptions,
         supervisor: &mut Supervisor,
     ) -> Result<(Self, Addresses), StartError> {
-        let mut metrics = Metrics::new();
+        let mut metrics = Metrics::new().with_readiness(supervisor.readiness());
         let connection = Connection::new(&options.client).await?;
 
         let leader_tasks = leader_tasks(&mut options, &connection, metrics.ours(), supervisor);

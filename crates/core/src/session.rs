@@ -162,6 +162,9 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Final, Self::Throttled, Self::Temporary];
+
     /// Returns the value for metric labels.
     pub fn reason(self) -> &'static str {
         match self {

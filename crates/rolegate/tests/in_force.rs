@@ -194,8 +194,7 @@ async fn an_open_agent_says_so() {
             &["200 OK", "[!] layers: no rule layer is enforced"],
         )
         .await;
-    let info =
-        "rolegate_rules_info{source=\"flags\",namespace=\"off\",grants=\"off\",rego=\"off\"} 1";
+    let info = "rolegate_rules_info{source=\"flags\",namespace_layer=\"off\",grants_layer=\"off\",rego_layer=\"off\"} 1";
     agent
         .page(
             "/metrics",
@@ -236,7 +235,7 @@ async fn each_process_says_which_rules_are_in_force() {
             ignored["flags"],
             json!(["ROLEGATE_BASE_ROLE_ARN", "--namespace-restrictions"])
         );
-        let info = "rolegate_rules_info{source=\"rolegateconfig\",namespace=\"enforce\",";
+        let info = "rolegate_rules_info{source=\"rolegateconfig\",namespace_layer=\"enforce\",";
         process.page("/metrics", &[info, &metric(generation)]).await;
         assert!(!process.events().iter().any(is_open));
 

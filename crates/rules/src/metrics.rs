@@ -165,11 +165,13 @@ fn encode_info(
     encoder: &mut DescriptorEncoder<'_>,
     in_force: &RulesInForce,
 ) -> Result<(), fmt::Error> {
-    let source = ("source", source(in_force.source));
+    let source = ("source".to_owned(), source(in_force.source));
+    // Not the layer's name alone: Prometheus's own label `namespace`, of the scraped pod, would
+    // replace that of the layer.
     let modes = in_force
         .modes
         .iter()
-        .map(|(layer, mode)| (layer.as_str(), mode.as_str()));
+        .map(|(layer, mode)| (format!("{}_layer", layer.as_str()), mode.as_str()));
     let labels: Vec<_> = [source].into_iter().chain(modes).collect();
     let mut metric = encoder.encode_descriptor(INFO.0, INFO.1, None, MetricType::Gauge)?;
     ConstGauge::new(1i64).encode(metric.encode_family(&labels)?)

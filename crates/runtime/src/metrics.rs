@@ -2,12 +2,16 @@
 
 mod format;
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use crate::process::ProcessCollector;
+use crate::readiness::Readiness;
 use crate::version::Version;
 
 pub use format::Format;
@@ -41,6 +45,14 @@ impl Metrics {
             build,
         );
         Self { ours, common }
+    }
+
+    /// Adds `rolegate_ready`, the result of `/readyz`.
+    #[must_use]
+    pub fn with_readiness(mut self, readiness: &Readiness) -> Self {
+        self.ours
+            .register_collector(Box::new(Ready(readiness.clone())));
+        self
     }
 
     /// Returns the registry of metrics named `rolegate_*` (registered without the prefix).
@@ -79,12 +91,36 @@ impl Metrics {
     }
 }
 
+#[derive(Debug)]
+struct Ready(Readiness);
+
+impl Collector for Ready {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let help = "1 if the process is ready, 0 otherwise";
+        let metric = encoder.encode_descriptor("ready", help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::from(self.0.is_ready())).encode(metric)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use prometheus_client::metrics::counter::Counter;
     use prometheus_client::metrics::gauge::ConstGauge;
 
     use super::*;
+
+    #[test]
+    fn readiness_is_a_metric() {
+        let readiness = Readiness::new();
+        let metrics = Metrics::new().with_readiness(&readiness);
+        let has = |line: &str| metrics.encode().unwrap().lines().any(|found| found == line);
+        let block = readiness.block("pods not loaded");
+        assert!(has("rolegate_ready 0"));
+        drop(block);
+        assert!(has("rolegate_ready 1"));
+        readiness.condition("redirect").fail("rules are gone");
+        assert!(has("rolegate_ready 0"));
+    }
 
     #[test]
     fn everything_is_in_one_text() {

@@ -12,7 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use rolegate_core::engine::Counts;
-use rolegate_core::session::{Failure, SessionKey};
+use rolegate_core::session::{Failure, FailureKind, SessionKey};
 use rolegate_runtime::histogram::AtomicHistogram;
 
 use crate::kube2iam::Kube2iamCalls;
@@ -68,6 +68,11 @@ impl SessionMetrics {
             in_flight: Gauge::default(),
             kube2iam: None,
         };
+        // At 0, since the increase of a series that appears with its first call is not seen.
+        for failure in FailureKind::ALL.map(Some).into_iter().chain([None]) {
+            let labels = [("outcome", outcome(failure))];
+            drop(metrics.calls.get_or_create(&labels));
+        }
         registry.register(
             "sts_request_duration_seconds",
             "Duration of AssumeRole calls, by outcome",
@@ -101,7 +106,7 @@ impl SessionMetrics {
     }
 
     pub(crate) fn call(&self, key: &SessionKey, failure: Option<&Failure>, took: Duration) {
-        let outcome = failure.map_or("success", |failure| failure.kind.reason());
+        let outcome = outcome(failure.map(|failure| failure.kind));
         self.calls
             .get_or_create(&[("outcome", outcome)])
             .observe(took);
@@ -125,4 +130,9 @@ impl SessionMetrics {
         self.rate.set(counts.rate);
         self.in_flight.set(as_gauge(counts.in_flight));
     }
+}
+
+/// Returns the label `outcome` of a call.
+fn outcome(failure: Option<FailureKind>) -> &'static str {
+    failure.map_or("success", FailureKind::reason)
 }

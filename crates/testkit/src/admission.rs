@@ -207,15 +207,10 @@ impl TestAdmission {
         };
         let mut admission = spawn(anywhere, &certificate, &flags, &kubeconfig)?;
         let line = admission.wait_for_line("webhook=", DEADLINE).await?;
-        let address = |name: &str| -> anyhow::Result<SocketAddr> {
-            let mut words = line.split_whitespace();
-            let address = words.find_map(|word| word.strip_prefix(name));
-            Ok(address.with_context(|| line.clone())?.parse()?)
-        };
         Ok(Self {
             addresses: Addresses {
-                webhook: address("webhook=")?,
-                admin: address("admin=")?,
+                webhook: address(&line, "webhook=")?,
+                admin: address(&line, "admin=")?,
             },
             admission,
             controller: None,
@@ -326,6 +321,16 @@ impl TestAdmission {
         get(self.addresses.admin, "/metrics").await
     }
 
+    /// Returns the controller's metrics.
+    ///
+    /// # Errors
+    /// Returns an error if the controller does not run or the port does not respond.
+    pub async fn controller_metrics(&mut self) -> anyhow::Result<String> {
+        let controller = self.controller.as_mut().context("no controller")?;
+        let line = controller.wait_for_line("admin=", DEADLINE).await?;
+        get(address(&line, "admin=")?, "/metrics").await
+    }
+
     /// Waits until the API server calls the webhook: a binding that gives a role is denied with any
     /// rules, or causes a warning while no layer is enforced.
     ///
@@ -367,10 +372,18 @@ impl TestAdmission {
     }
 }
 
-/// Sends an HTTP GET and reads to the end of the connection.
+/// Returns the address after `name` in a line of a log.
+fn address(line: &str, name: &str) -> anyhow::Result<SocketAddr> {
+    let mut words = line.split_whitespace();
+    let address = words.find_map(|word| word.strip_prefix(name));
+    Ok(address.with_context(|| line.to_owned())?.parse()?)
+}
+
+/// Sends an HTTP GET and reads to the end of the connection. Metrics are in the text format.
 async fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let headers = "Host: a\r\nAccept: text/plain\r\nConnection: close";
+    let request = format!("GET {path} HTTP/1.1\r\n{headers}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;

@@ -17,6 +17,7 @@ pub mod nodes;
 mod objects;
 pub mod process;
 pub mod promlint;
+pub mod promtool;
 pub mod python;
 pub mod request;
 mod scratch;

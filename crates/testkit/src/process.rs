@@ -5,9 +5,9 @@
 //! lives as long as the process.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -21,6 +21,26 @@ use crate::eventually;
 const TAIL_LINES: usize = 30;
 /// Time that a process may take to exit after SIGTERM.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs a program to completion with `input` as its standard input, and returns its output.
+///
+/// # Errors
+/// Returns an error if it cannot be run.
+pub(crate) fn piped(command: &mut Command, input: &str) -> anyhow::Result<Output> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    let output = thread::scope(|scope| {
+        // If the program exits early, it reports the reason itself.
+        scope.spawn(move || stdin.write_all(input.as_bytes()));
+        child.wait_with_output()
+    })?;
+    Ok(output)
+}
 
 /// A running child process. Dropping it kills it. If a test panics, the end of its output is
 /// printed.

@@ -25,16 +25,16 @@ use crate::fixture::{self, DEADLINE, Pod, start_imds, start_imds_with};
 use crate::shim::Sts;
 
 /// The namespace of brokers and agents.
-pub(super) const HOME: &str = "rolegate-system";
+pub(crate) const HOME: &str = "rolegate-system";
 /// The name by which agents connect to the brokers.
-pub(super) const HOST: &str = "rolegate-broker.rolegate-system.svc";
+pub(crate) const HOST: &str = "rolegate-broker.rolegate-system.svc";
 /// The brokers' port.
-pub(super) const PORT: u16 = 9443;
+pub(crate) const PORT: u16 = 9443;
 /// The audience of agents' tokens.
-pub(super) const AUDIENCE: &str = "rolegate";
+pub(crate) const AUDIENCE: &str = "rolegate";
 
 /// A cluster with only the brokers' manifests, so that agents have no rights.
-pub(super) async fn cluster() -> anyhow::Result<&'static Cluster> {
+pub(crate) async fn cluster() -> anyhow::Result<&'static Cluster> {
     static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
     CLUSTER
         .get_or_try_init(async || {
@@ -46,17 +46,17 @@ pub(super) async fn cluster() -> anyhow::Result<&'static Cluster> {
 }
 
 /// Applies the brokers' manifests to a cluster.
-pub(super) async fn install(cluster: &Cluster) -> anyhow::Result<()> {
+pub(crate) async fn install(cluster: &Cluster) -> anyhow::Result<()> {
     let manifests = ["crds", "rolegate-broker", "rolegate-agent-broker"];
     cluster.install(&manifests).await
 }
 
 /// The machines that run brokers. Harnesses in one cluster differ by their name, which is the
 /// prefix of their nodes and namespaces, and by the `third` octet of pods' addresses.
-pub(super) struct BrokerHarness {
-    pub(super) cluster: &'static Cluster,
-    pub(super) sts: Sts,
-    pub(super) lab: Lab,
+pub(crate) struct BrokerHarness {
+    pub(crate) cluster: &'static Cluster,
+    pub(crate) sts: Sts,
+    pub(crate) lab: Lab,
     name: &'static str,
     third: u8,
     kubeconfig: PathBuf,
@@ -68,28 +68,28 @@ pub(super) struct BrokerHarness {
 
 /// A node without rights: its metadata service has no role, and it can reach neither the API server
 /// nor STS.
-pub(super) struct Node {
-    pub(super) name: String,
+pub(crate) struct Node {
+    pub(crate) name: String,
     /// The brokers' end of the link to the node.
     link: String,
-    pub(super) uid: String,
-    pub(super) lab: Lab,
-    pub(super) imds: Imds,
+    pub(crate) uid: String,
+    pub(crate) lab: Lab,
+    pub(crate) imds: Imds,
     /// The pod of the node's agent, and the token that is projected into it.
-    pub(super) agent: PodObject,
-    pub(super) token: String,
+    pub(crate) agent: PodObject,
+    pub(crate) token: String,
     /// A listener at the addresses of the API server and STS: no call may arrive.
     tripwire: TcpListener,
     dir: TempDir,
 }
 
 impl BrokerHarness {
-    pub(super) async fn new(name: &'static str, third: u8) -> anyhow::Result<Self> {
+    pub(crate) async fn new(name: &'static str, third: u8) -> anyhow::Result<Self> {
         Self::within(cluster().await?, name, third).await
     }
 
     /// Creates a harness in another cluster, to which the brokers' manifest was applied.
-    pub(super) async fn within(
+    pub(crate) async fn within(
         cluster: &'static Cluster,
         name: &'static str,
         third: u8,
@@ -98,7 +98,7 @@ impl BrokerHarness {
     }
 
     /// Does the same with this STS.
-    pub(super) async fn with_sts(
+    pub(crate) async fn with_sts(
         cluster: &'static Cluster,
         name: &'static str,
         third: u8,
@@ -131,18 +131,18 @@ impl BrokerHarness {
     }
 
     /// Returns the full name of one of this harness's namespaces or nodes.
-    pub(super) fn named(&self, name: &str) -> String {
+    pub(crate) fn named(&self, name: &str) -> String {
         format!("{}-{name}", self.name)
     }
 
     /// Returns the authorities of brokers' certificates.
-    pub(super) fn ca(&self) -> PathBuf {
+    pub(crate) fn ca(&self) -> PathBuf {
         self.dir.path().join("ca.crt")
     }
 
     /// Starts broker 1 or 2 with the flags of the shipped manifest and these, and waits until it is
     /// ready.
-    pub(super) async fn broker(&self, number: u8, flags: &[&str]) -> anyhow::Result<Rolegate> {
+    pub(crate) async fn broker(&self, number: u8, flags: &[&str]) -> anyhow::Result<Rolegate> {
         let node = self.lab.node();
         let mut command = node.command(&Rolegate::path()?.display().to_string());
         let (certificate, key) = &self.pair;
@@ -173,20 +173,20 @@ impl BrokerHarness {
     }
 
     /// Sends a request to a broker's operators' port.
-    pub(super) fn admin(&self, number: u8, path: &str) -> anyhow::Result<Reply> {
+    pub(crate) fn admin(&self, number: u8, path: &str) -> anyhow::Result<Reply> {
         let address = SocketAddr::from(([10, 9, 0, number], 9092));
         ask::get_at(self.lab.node(), address, path)
     }
 
     /// Returns a number of a broker's metrics; 0 if the series does not exist yet.
-    pub(super) fn metric(&self, number: u8, series: &str) -> anyhow::Result<u64> {
+    pub(crate) fn metric(&self, number: u8, series: &str) -> anyhow::Result<u64> {
         let metrics = self.admin(number, "/metrics")?.body;
         let value = metrics.lines().find_map(|line| line.strip_prefix(series));
         Ok(value.map_or(Ok(0), |value| value.trim().parse())?)
     }
 
     /// Runs `rolegate ledger` for a broker.
-    pub(super) fn ledger(&self, number: u8, arguments: &[&str]) -> anyhow::Result<Output> {
+    pub(crate) fn ledger(&self, number: u8, arguments: &[&str]) -> anyhow::Result<Output> {
         let address = format!("--address=127.0.0.{number}:9091");
         let ledger: Vec<&str> = ["ledger", &address]
             .iter()
@@ -197,7 +197,7 @@ impl BrokerHarness {
     }
 
     /// Creates node `number` with its agent's pod.
-    pub(super) async fn node(&self, number: u8) -> anyhow::Result<Node> {
+    pub(crate) async fn node(&self, number: u8) -> anyhow::Result<Node> {
         let roleless = ImdsOptions {
             node_role: None,
             ..ImdsOptions::default()
@@ -206,7 +206,7 @@ impl BrokerHarness {
     }
 
     /// Does the same, with a metadata service that has these `options`.
-    pub(super) async fn node_with(&self, number: u8, options: ImdsOptions) -> anyhow::Result<Node> {
+    pub(crate) async fn node_with(&self, number: u8, options: ImdsOptions) -> anyhow::Result<Node> {
         let name = self.named(&format!("node-{number}"));
         let address = Ipv4Addr::new(10, 9, number, 1);
         let lab = Lab::new()?;
@@ -259,7 +259,7 @@ impl BrokerHarness {
     }
 
     /// Disconnects a node: packets between the node and the brokers are dropped without an error.
-    pub(super) fn cut(&self, node: &Node) -> anyhow::Result<()> {
+    pub(crate) fn cut(&self, node: &Node) -> anyhow::Result<()> {
         let link = &node.link;
         self.lab.node().exec(&format!(
             "nft add table inet cut-{link} {{ \
@@ -270,20 +270,20 @@ impl BrokerHarness {
     }
 
     /// Restores the link.
-    pub(super) fn reconnect(&self, node: &Node) -> anyhow::Result<()> {
+    pub(crate) fn reconnect(&self, node: &Node) -> anyhow::Result<()> {
         let brokers = self.lab.node();
         brokers.exec(&format!("nft delete table inet cut-{}", node.link))?;
         Ok(())
     }
 
     /// Creates a pod's network namespace on a node.
-    pub(super) fn pod(&self, node: &Node, last: u8) -> anyhow::Result<Pod> {
+    pub(crate) fn pod(&self, node: &Node, last: u8) -> anyhow::Result<Pod> {
         let address = format!("10.1.{}.{last}", self.third);
         Pod::new(&node.lab, &address, &self.sts, node.dir.path())
     }
 
     /// Returns the object of a pod in one of this harness's namespaces.
-    pub(super) fn object(
+    pub(crate) fn object(
         &self,
         node: &Node,
         namespace: &str,
@@ -297,14 +297,14 @@ impl BrokerHarness {
 
     /// Starts an agent on the node with the flags of the shipped manifest, and waits until it is
     /// ready.
-    pub(super) async fn agent(&self, node: &Node) -> anyhow::Result<Rolegate> {
+    pub(crate) async fn agent(&self, node: &Node) -> anyhow::Result<Rolegate> {
         let mut agent = self.unready_agent(node, &[])?;
         node.ready(&mut agent).await?;
         Ok(agent)
     }
 
     /// Starts an agent with these flags in addition. It need not become ready.
-    pub(super) fn unready_agent(&self, node: &Node, flags: &[&str]) -> anyhow::Result<Rolegate> {
+    pub(crate) fn unready_agent(&self, node: &Node, flags: &[&str]) -> anyhow::Result<Rolegate> {
         let nowhere = node.tripwire.local_addr()?.port();
         let mut command = node.agent()?;
         command
@@ -320,7 +320,7 @@ impl BrokerHarness {
     }
 
     /// Opens the connections of a standalone agent: to the API server and to STS.
-    pub(super) fn way_out(&self, node: &Node) -> anyhow::Result<[Forward; 2]> {
+    pub(crate) fn way_out(&self, node: &Node) -> anyhow::Result<[Forward; 2]> {
         let node = node.lab.node();
         Ok([
             Forward::new(node, self.cluster.port())?,
@@ -330,7 +330,7 @@ impl BrokerHarness {
 
     /// Starts the shipped standalone agent, which authenticates to the API server with `token`, and
     /// waits until it is ready.
-    pub(super) async fn agent_alone(
+    pub(crate) async fn agent_alone(
         &self,
         node: &Node,
         token: &str,
@@ -350,7 +350,7 @@ impl BrokerHarness {
 
     /// Waits until a pod gets credentials of a role; returns the access key, which STS issued for
     /// that role.
-    pub(super) async fn served(&self, pod: &Pod, role: &str) -> anyhow::Result<String> {
+    pub(crate) async fn served(&self, pod: &Pod, role: &str) -> anyhow::Result<String> {
         let document = eventually(DEADLINE, async || fixture::credentials(pod, role)).await?;
         let key = document["AccessKeyId"].as_str().context("no access key")?;
         let arn = self.sts.role_of(key)?;
@@ -379,7 +379,7 @@ impl Node {
     }
 
     /// Waits until the node's agent is ready.
-    pub(super) async fn ready(&self, agent: &mut Rolegate) -> anyhow::Result<()> {
+    pub(crate) async fn ready(&self, agent: &mut Rolegate) -> anyhow::Result<()> {
         agent
             .until(DEADLINE, async || {
                 let reply = self.admin("/readyz")?;
@@ -390,12 +390,12 @@ impl Node {
     }
 
     /// Sends a request to the operators' port of the node's agent.
-    pub(super) fn admin(&self, path: &str) -> anyhow::Result<Reply> {
+    pub(crate) fn admin(&self, path: &str) -> anyhow::Result<Reply> {
         ask::get_at(self.lab.node(), ADMIN, path)
     }
 
     /// Returns a client with the rights of the node's kubelet.
-    pub(super) fn kubelet(&self, cluster: &Cluster) -> anyhow::Result<Requests> {
+    pub(crate) fn kubelet(&self, cluster: &Cluster) -> anyhow::Result<Requests> {
         let user = User {
             name: format!("system:node:{}", self.name),
             groups: vec!["system:nodes".into(), "system:authenticated".into()],
@@ -404,7 +404,7 @@ impl Node {
     }
 
     /// Returns true if any process on the node called the API server or STS.
-    pub(super) fn called_out(&self) -> bool {
+    pub(crate) fn called_out(&self) -> bool {
         self.tripwire.accept().is_ok()
     }
 }

@@ -40,6 +40,14 @@ pub enum Limit {
 }
 
 impl Limit {
+    /// All limits.
+    pub const ALL: [Self; 4] = [
+        Self::Peer,
+        Self::Rate,
+        Self::Unauthenticated,
+        Self::Authenticated,
+    ];
+
     /// Returns the value of the metric label.
     pub fn as_str(self) -> &'static str {
         match self {
