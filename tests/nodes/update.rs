@@ -10,7 +10,7 @@ use crate::ask::{Asking, CREDENTIALS, DEADLINE};
 
 /// Sends requests without a pause until /tmp/stop exists; prints one line for each failure, then
 /// the number of requests.
-const ASK: &str = r#"n=0
+pub(crate) const ASK: &str = r#"n=0
 while [ ! -e /tmp/stop ]; do
 	n=$((n + 1))
 	curl -sS -m 20 --fail "$0" | grep -q '"AccessKeyId"' || echo "failed: $n"

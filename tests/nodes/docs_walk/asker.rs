@@ -62,6 +62,7 @@ impl<'a> Askers<'a> {
                 namespace: case.namespace,
                 name: case.name,
                 role: case.role,
+                service_account: None,
                 node: Some(case.node),
                 script: Some(&script),
             };

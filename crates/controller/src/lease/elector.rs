@@ -3,9 +3,9 @@
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::rbac::v1::Role;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::{Api, Client};
 use kube::api::{ObjectMeta, PostParams};
 use kube::core::PartialObjectMeta;
+use kube::{Api, Client};
 use rolegate_runtime::clock::Clock;
 use tokio::time::Instant;
 

@@ -215,6 +215,8 @@ pub struct ClientPod<'a> {
     pub name: &'a str,
     /// Its `iam.amazonaws.com/role`.
     pub role: Option<&'a str>,
+    /// Its service account instead of `default`.
+    pub service_account: Option<&'a str>,
     /// The node to run on.
     pub node: Option<&'a str>,
     /// The script that its shell runs instead of waiting.
@@ -235,6 +237,7 @@ impl ClientPod<'_> {
             },
             "spec": {
                 "containers": [{ "name": "client", "image": CLIENT, "command": command }],
+                "serviceAccountName": self.service_account,
                 "nodeSelector": self.node.map(|node| json!({ "kubernetes.io/hostname": node })),
             },
         })

@@ -16,7 +16,8 @@ use super::control_plane::ControlPlane;
 use super::environment::{self, CONTROL_PLANE_ADDRESS, Environment};
 use super::spec::NodeSpec;
 use super::user::{Ran, Shell};
-use super::{Cni, Options};
+use super::{Cni, DEADLINE, Options};
+use crate::eventually;
 use crate::lab::Namespace;
 use crate::process::Process;
 
@@ -109,6 +110,47 @@ impl TestNode {
             .arg(format!("--target={pid}"))
             .args(["--net", "--mount", "--uts", "--ipc", "--pid", "--"]);
         Shell::new(command, &self.tools).run(script).await
+    }
+
+    /// Returns the path of the kubelet's kubeconfig, on the machine and on the node.
+    pub fn kubelet_credential(&self) -> PathBuf {
+        self.folder.join("kubelet.kubeconfig")
+    }
+
+    /// Stops a service of the node as systemd does, and waits until it has started again:
+    /// `kubelet`, `containerd` or `kube-proxy`.
+    ///
+    /// # Errors
+    /// Returns an error if the service does not run, or does not start again.
+    pub async fn restart(&self, service: &str) -> anyhow::Result<()> {
+        let before = self.process(service)?;
+        kill_process(before, Signal::TERM)?;
+        eventually(DEADLINE, async || {
+            let now = self.process(service)?;
+            ensure!(now != before, "{service} has not ended yet");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Returns the machine's ID of a service, or of the first process of a container, by the name
+    /// of its program and its first argument, such as `rolegate agent`.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such process.
+    pub fn process(&self, command: &str) -> anyhow::Result<Pid> {
+        let power = self.power.as_ref().context("the node is off")?;
+        // The parent of a service is its loop in node.sh, the parent of a container is its shim.
+        for parent in children(init(power.process.pid())?)? {
+            for id in children(parent).unwrap_or_default() {
+                let line = fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+                let words: Vec<&str> = line.split('\0').take(2).collect();
+                if words.join(" ").contains(command) {
+                    return Pid::from_raw(id).context("process 0");
+                }
+            }
+        }
+        anyhow::bail!("{} does not run {command}", self.name())
     }
 
     /// Sets the images of the node, loaded at its next boot.
@@ -299,7 +341,13 @@ conf_dir = "/etc/cni/net.d"
 
 /// Returns process 1 of a node by its ID on the machine: the only child of `unshare`.
 fn init(unshare: u32) -> anyhow::Result<i32> {
-    let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"))?;
-    let first = children.split_whitespace().next();
-    Ok(first.context("the node has no process yet")?.parse()?)
+    let first = children(unshare.try_into()?)?.first().copied();
+    first.context("the node has no process yet")
+}
+
+/// Returns the IDs of a process's children.
+fn children(id: i32) -> anyhow::Result<Vec<i32>> {
+    let listed = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+    let ids = listed.split_whitespace().map(str::parse);
+    Ok(ids.collect::<Result<_, _>>()?)
 }

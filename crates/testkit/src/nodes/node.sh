@@ -60,7 +60,15 @@ rm -rf /etc/cni/net.d
 mkdir -p /etc/cni/net.d /etc/kubernetes/manifests /var/lib/kubelet /var/log/pods
 cp "$folder/network.conflist" /etc/cni/net.d/
 
-containerd --config "$folder/containerd.toml" >>"$folder/containerd.log" 2>&1 &
+# service NAME COMMAND...: runs a service, and starts it again when it ends, as systemd does.
+service() {
+	while :; do
+		"${@:2}" >>"$folder/$1.log" 2>&1 || true
+		sleep 1
+	done
+}
+
+service containerd containerd --config "$folder/containerd.toml" &
 ctr() { command ctr --address /run/containerd/containerd.sock --namespace k8s.io "$@"; }
 until ctr version >/dev/null 2>&1; do sleep 0.05; done
 known=$(ctr images list --quiet)
@@ -76,13 +84,11 @@ kubectl() { "$cluster" kubectl --kubeconfig "$folder/kubelet.kubeconfig" "$@"; }
 until kubectl get --raw /readyz >/dev/null 2>&1; do sleep 0.2; done
 
 # No --conntrack-*: the limit applies to the whole kernel.
-"$cluster" kube-proxy --kubeconfig "$folder/proxy.kubeconfig" --proxy-mode nftables \
+service kube-proxy "$cluster" kube-proxy --kubeconfig "$folder/proxy.kubeconfig" --proxy-mode nftables \
 	--hostname-override "$node" --conntrack-max-per-core 0 --conntrack-min 0 \
-	--healthz-bind-address 127.0.0.1:10256 --metrics-bind-address 127.0.0.1:10249 \
-	>>"$folder/kube-proxy.log" 2>&1 &
-"$cluster" kubelet --config "$folder/kubelet.json" --kubeconfig "$folder/kubelet.kubeconfig" \
-	--hostname-override "$node" --node-ip "$address" --cert-dir "$folder/certificates" \
-	>>"$folder/kubelet.log" 2>&1 &
+	--healthz-bind-address 127.0.0.1:10256 --metrics-bind-address 127.0.0.1:10249 &
+service kubelet "$cluster" kubelet --config "$folder/kubelet.json" --kubeconfig "$folder/kubelet.kubeconfig" \
+	--hostname-override "$node" --node-ip "$address" --cert-dir "$folder/certificates" &
 
 # Process 1 inherits the shims of containers, and has to reap them.
 while :; do
