@@ -94,8 +94,8 @@ mod tests {
     #[test]
     fn no_copy_of_a_secret_is_left_in_a_smaller_buffer() {
         let validity = Validity {
-            from: "2026-11-22T02:00:00Z".parse().unwrap(),
-            until: "2026-11-22T03:00:00Z".parse().unwrap(),
+            not_before: "2026-11-22T02:00:00Z".parse().unwrap(),
+            not_after: "2026-11-22T03:00:00Z".parse().unwrap(),
         };
         let long = |length| "a".repeat(length);
         for (id, secret, token) in [(20, 40, 1000), (20, 256, 0), (256, 40, 0)] {

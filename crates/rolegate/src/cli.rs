@@ -338,7 +338,7 @@ mod tests {
         let options = crate::broker::options(*flags).unwrap();
         let kiam = options.kiam.unwrap();
         assert_eq!(kiam.listen, ([0, 0, 0, 0], 9610).into());
-        assert_eq!(kiam.client_ca, std::path::Path::new("/tls/ca.pem"));
+        assert_eq!(kiam.client_ca, Path::new("/tls/ca.pem"));
         assert_eq!(options.sts.region.as_deref(), Some("eu-west-1"));
         assert_eq!(options.sts.chain.len(), 1);
         assert_eq!(

@@ -70,8 +70,8 @@ fn a_new_pod_causes_the_fetch_of_an_expired_session() {
     let mut engine = Engine::new(EngineOptions::default());
     // A validity shorter than the minimum time between two fetches.
     let lifetime = Validity {
-        from: at(0),
-        until: at(1),
+        not_before: at(0),
+        not_after: at(1),
     };
     engine.handle(wanted("a"), at(0));
     engine.handle(Event::Fetched(key("a"), lifetime), at(0));
