@@ -60,7 +60,7 @@ impl FromStr for InterfaceChoice {
 pub struct Detected {
     /// The interfaces.
     pub interface: InterfacePattern,
-    /// What they follow from, as part of a sentence.
+    /// The evidence for them, as part of a sentence.
     pub source: String,
 }
 
@@ -86,7 +86,7 @@ pub enum DetectError {
         path: PathBuf,
         /// The reason why the configuration does not tell.
         reason: CniConfigError,
-        /// What the node's pods show.
+        /// The evidence from the node's pods, as part of a sentence.
         pods: String,
     },
     /// The directory or a file in it cannot be read.
@@ -99,7 +99,7 @@ pub enum DetectError {
     },
 }
 
-/// Where to look for the pods' interfaces of this node.
+/// A search for the pods' interfaces of this node.
 #[derive(Debug, Clone)]
 pub struct Detector {
     /// The directory of CNI configurations, usually [`CNI_CONF_DIR`].

@@ -90,7 +90,7 @@ fn main() -> ExitCode {
         Command::Controller(flags) => run::run(*flags),
         Command::Redirect(arguments) => redirect::run(arguments),
         #[cfg(feature = "tools")]
-        Command::Tool(tool) => tool.run(),
+        Command::Tool(tool) => tool.run(cli::definition),
         Command::Version(arguments) => output::version(arguments.output),
         Command::Options => options::run(),
     };

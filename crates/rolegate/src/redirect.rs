@@ -161,7 +161,7 @@ async fn remove(wait: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes the rules and prints which. `report_none` prints if there were none.
+/// Removes the rules and prints which. `report_none` prints a line if no rule exists.
 async fn remove_once(report_none: bool) -> anyhow::Result<()> {
     let removed = remove_all().await?;
     let mut names: Vec<_> = removed.backends.iter().map(ToString::to_string).collect();

@@ -9,7 +9,7 @@ use crate::demo::DemoArguments;
 use crate::migrate::MigrateArguments;
 use crate::policy::PolicyArguments;
 use crate::reference::ReferenceArguments;
-use crate::{cli, completion, demo, migrate, policy, reference};
+use crate::{completion, demo, migrate, policy, reference};
 
 /// The commands of the feature.
 #[derive(Debug, Subcommand)]
@@ -35,17 +35,17 @@ impl Tool {
         matches!(self, Self::Policy(_) | Self::Migrate(_))
     }
 
-    /// Runs the command.
+    /// Runs the command. `definition` returns that of the whole command line.
     ///
     /// # Errors
     /// Returns an error if the command fails.
-    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+    pub(crate) fn run(self, definition: fn() -> clap::Command) -> anyhow::Result<ExitCode> {
         match self {
             Self::Policy(arguments) => policy::run(arguments),
             Self::Migrate(arguments) => migrate::run(arguments),
-            Self::Demo(arguments) => demo::run(&arguments, cli::definition()),
-            Self::Completion(arguments) => completion::run(&arguments, cli::definition()),
-            Self::Reference(arguments) => reference::run(&arguments, cli::definition()),
+            Self::Demo(arguments) => demo::run(&arguments, definition()),
+            Self::Completion(arguments) => completion::run(&arguments, definition()),
+            Self::Reference(arguments) => reference::run(&arguments, definition()),
         }
     }
 }

@@ -34,7 +34,7 @@ pub enum CniConfigError {
     #[error("pods of its plugin {0:?} bypass the node's network, so nothing can redirect them")]
     Bypass(String),
     /// The interface that the configuration names is invalid.
-    #[error("it names the interface {0:?}, which is no name of an interface")]
+    #[error("it names the interface {0:?}, which is not a valid name")]
     Interface(String),
 }
 
