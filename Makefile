@@ -29,7 +29,7 @@ FUZZ_SECONDS ?= 30
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-nodes test-slow conformance e2e lint fmt bench scale fuzz mutants \
-	image image-check image-test dist version advisories publish-tools publish sign
+	image image-check image-test dist chart version advisories publish-tools publish sign
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -116,6 +116,11 @@ image-test: ## Build the image and run it in containers: programs, redirect, con
 dist: ## Build what a release publishes into DIST: both images, programs, completions, manual pages, checksums
 	@hack/setup build image
 	@hack/dist "$(DIST)"
+
+chart: ## Package the Helm chart into DIST
+	@hack/setup build
+	@mkdir -p "$(DIST)"
+	@"$$(hack/helm)" package charts/rolegate --destination "$(DIST)"
 
 version: ## Print the version
 	@sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1
