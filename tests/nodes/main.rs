@@ -13,6 +13,7 @@ mod chart;
 mod credentials;
 mod dead_node;
 mod docs_walk;
+mod drain;
 mod kinds;
 mod machine;
 mod reboot;
