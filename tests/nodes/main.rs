@@ -16,6 +16,7 @@ mod docs_walk;
 mod drain;
 mod kinds;
 mod machine;
+mod peers;
 mod reboot;
 mod replace;
 mod services;
