@@ -24,6 +24,8 @@ use rolegate_api::{CONFIG_NAME, RolegateConfig};
 const RESOURCE: &str = "rolegateconfigs";
 /// Interval at which the API server is checked for the custom resource definition.
 const POLL_INTERVAL: Duration = Duration::from_secs(60);
+/// Timeout of a request for the resources that the API server serves.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that flags continue to apply after the definition was installed, so that definition and
 /// object can be applied one after the other without denying everything in between.
@@ -45,6 +47,7 @@ pub enum ConfigMode {
 /// | response of the API server | [`ConfigMode::Auto`] | [`ConfigMode::Required`] |
 /// | --- | --- | --- |
 /// | no definition | [`ClusterConfig::Unused`], checked again every minute | [`ClusterConfig::Missing`] |
+/// | forbidden, no definition | `Unused`, checked again every minute | `Missing` |
 /// | forbidden | nothing: there may be a configuration that overrides flags | `Missing` |
 /// | definition deleted | `Missing` | `Missing` |
 /// | permission revoked | nothing: the last configuration remains | nothing |
@@ -145,13 +148,16 @@ where
     /// Sends what follows from an error. Returns the delay before the next attempt, or `None` if
     /// the receiver is closed.
     async fn failed(&mut self, failure: &Failure) -> Option<Duration> {
-        if failure.kind == Kind::NotFound {
+        let is_optional = !self.required && !self.health.is_loaded();
+        let is_forbidden = failure.kind == Kind::Forbidden;
+        // The API server checks permissions first, so it also denies what is not installed.
+        let is_undefined = is_forbidden && is_optional && is_undefined(self.connection).await;
+        if failure.kind == Kind::NotFound || is_undefined {
             // The absence of the definition is itself up-to-date information. If reading is no
             // longer permitted, the definition may have been installed since.
             self.freshness.touch();
         }
-        let is_optional = !self.required && !self.health.is_loaded();
-        if failure.kind == Kind::Forbidden && (self.health.is_loaded() || is_optional) {
+        if is_forbidden && !is_undefined && (self.health.is_loaded() || is_optional) {
             // The last configuration remains in effect until it is stale. A permission that is
             // missing or revoked must not bypass the configuration.
             return Some(self.health.failed(failure));
@@ -178,6 +184,19 @@ where
     /// Sends a state. Returns `None` if the receiver is closed.
     async fn send(&mut self, config: ClusterConfig) -> Option<()> {
         self.messages.send((self.wrap)(config)).await.ok()
+    }
+}
+
+/// Returns `true` if the API server states that it does not serve the custom resource. Every
+/// service account may read what is served, without a permission of its own.
+async fn is_undefined(connection: &Connection) -> bool {
+    let kind = ApiResource::erase::<RolegateConfig>(&());
+    let client = connection.client();
+    let served = client.list_api_group_resources(&kind.api_version);
+    match tokio::time::timeout(DISCOVERY_TIMEOUT, served).await {
+        Ok(Ok(served)) => !served.resources.iter().any(|it| it.name == kind.plural),
+        Ok(Err(kube::Error::Api(status))) => status.code == 404,
+        Ok(Err(_)) | Err(_) => false,
     }
 }
 

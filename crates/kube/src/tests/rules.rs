@@ -213,6 +213,15 @@ async fn a_configuration_that_may_not_be_read_never_lets_flags_count() {
 }
 
 #[tokio::test]
+async fn flags_count_without_crd_even_if_the_configuration_may_not_be_read() {
+    let api = api(KubeApiOptions::default()).await;
+    api.fail_resource("rolegateconfigs", Some(403));
+    let mut harness = config(&api, ConfigMode::Auto).await;
+    assert_eq!(harness.next().await, ClusterConfig::Unused);
+    until(|| harness.readiness.is_ready()).await;
+}
+
+#[tokio::test]
 async fn a_required_configuration_is_missing_without_crd_or_access() {
     for refused in [404, 403] {
         let api = api(KubeApiOptions::default()).await;
