@@ -169,3 +169,19 @@ fn cost(body: Option<&from_agent::Body>) -> u32 {
         _ => 1,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_cost_as_much_as_messages() {
+        let outcomes = |count: usize| {
+            let outcomes = vec![v1::Outcome::default(); count];
+            cost(Some(&from_agent::Body::Outcomes(v1::Outcomes { outcomes })))
+        };
+        assert_eq!([0, 1, 50].map(outcomes), [1, 1, 50]);
+        let activate = from_agent::Body::Activate(v1::Activate {});
+        assert_eq!([Some(&activate), None].map(cost), [1, 1]);
+    }
+}

@@ -261,6 +261,14 @@ async fn hostile_bytes_and_streams_affect_no_other_peer() {
     let twice = Raw::serving(&known, to, "node-1").await;
     twice.hello("node-1").await;
     assert_eq!(twice.end().await.code(), Code::InvalidArgument);
+    let certified = Raw::serving(&known, to, "node-1").await;
+    let token = "x".to_owned();
+    certified
+        .say(from_agent::Body::Reauthenticate(v1::Reauthenticate {
+            token,
+        }))
+        .await;
+    assert_eq!(certified.end().await.code(), Code::InvalidArgument);
     let huge = Raw::serving(&known, to, "node-1").await;
     let token = "x".repeat(128 << 10);
     huge.say(from_agent::Body::Reauthenticate(v1::Reauthenticate {

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use rolegate_devkit::Pod;
-use rolegate_proto::v1::{self, from_agent};
+use rolegate_proto::v1::{self, from_agent, to_agent};
 use rolegate_runtime::clock::Clock;
 use serde_json::json;
 use tonic::Code;
@@ -124,6 +124,36 @@ async fn threat_09_a_stream_does_not_outlive_its_token() {
     show(&renewed, token).await;
     hand.send_replace(minutes(30));
     assert_eq!(renewed.end().await.code(), Code::Unauthenticated);
+}
+
+// One thread, so that the broker reads messages in the order in which they are sent.
+#[tokio::test]
+async fn an_agent_may_start_before_the_broker_knows_its_address() {
+    let harness = TestBrokers::new().await;
+    let broker = harness.broker("broker-a").await;
+    let (tls, to) = (harness.tls(None), broker.addresses().agents);
+    let agent = AgentPod::new(&harness);
+    let pod = |address: &str| {
+        Pod::new("rolegate-system", "agent")
+            .node("node-1")
+            .ip(address)
+            .service_account("rolegate-agent")
+    };
+    harness.kube.put_pod(pod("127.0.0.9"));
+    let token = agent.token(Clock::system().now() + minutes(5));
+    let mut raw = Raw::open(&tls, to).await;
+    let hello = v1::Hello {
+        node: "node-1".into(),
+        token,
+        version: "0".into(),
+    };
+    raw.say(from_agent::Body::Hello(hello)).await;
+    // The broker has read the first message of a later stream, so also that of this one.
+    let certificate = harness.tls(Some(harness.node_pair("node-2")));
+    let _later = Raw::serving(&certificate, to, "node-2").await;
+    harness.kube.put_pod(pod("127.0.0.1"));
+    let welcome = raw.hear().await.unwrap();
+    assert!(matches!(welcome, Some(to_agent::Body::Welcome(_))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
