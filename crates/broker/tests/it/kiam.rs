@@ -297,6 +297,42 @@ async fn rule_04_a_right_withdrawn_while_kiams_agent_waits_is_not_served() {
 }
 
 #[tokio::test]
+async fn a_waiting_request_is_not_answered_for_the_next_pod_at_its_address() {
+    let (harness, _broker, to) = harness().await;
+    let mut one = Kiam::connect(&harness, to, NODE_1).await;
+    one.credentials("127.1.0.1", "reader").await.unwrap();
+    harness.sts.set_latency(Duration::from_secs(2));
+    harness.kube.put_pod(pod("slow", 1, 4, "writer"));
+    eventually("the call", || async { harness.sts.in_flight() > 0 }).await;
+    let mut waiting = one.client.clone();
+    let waiting = tokio::spawn(async move {
+        let request = GetPodCredentialsRequest {
+            ip: "127.1.0.4".into(),
+            role: "writer".into(),
+        };
+        waiting.get_pod_credentials(request).await
+    });
+    assert_eq!(one.role("127.1.0.4").await.unwrap(), "writer");
+    // The next pod has the same role, service account and therefore session.
+    harness.kube.delete_pod("default", "slow");
+    harness.kube.put_pod(pod("next", 1, 4, "writer"));
+    let refused = waiting.await.unwrap().unwrap_err();
+    assert!(refused.message().contains("changed"), "{refused}");
+    harness.sts.set_latency(Duration::ZERO);
+    eventually("the next pod's credentials", || {
+        let mut client = one.client.clone();
+        async move {
+            let request = GetPodCredentialsRequest {
+                ip: "127.1.0.4".into(),
+                role: "writer".into(),
+            };
+            client.get_pod_credentials(request).await.is_ok()
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn threat_09_a_kiam_connection_does_not_outlive_its_certificate() {
     let (clock, hand) = Clock::ahead();
     let (harness, broker, to) = stage_with(clock).await;
