@@ -20,6 +20,7 @@ mod peers;
 mod reboot;
 mod replace;
 mod services;
+mod stolen;
 mod takeover;
 mod update;
 mod user;
