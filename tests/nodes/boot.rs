@@ -48,7 +48,7 @@ async fn first_pod_after_boot_never_gets_the_node_role() -> anyhow::Result<()> {
         let pod = format!("first-{node}");
         let log = eventually(DEADLINE, async || {
             let log = cluster.kubectl(&["logs", &pod]).await?;
-            ensure!(log.contains("no pod of this node"), "{log}");
+            ensure!(log.contains("no pod on this node"), "{log}");
             Ok(log)
         })
         .await?;
