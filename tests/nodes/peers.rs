@@ -63,15 +63,40 @@ spec:
           securityContext: { privileged: true }
 "#;
 
+/// What the manifest also needs if pods share a bridge.
+const RECORDS: &str = r#"          volumeMounts:
+            - name: netns
+              mountPath: /run/netns
+              mountPropagation: HostToContainer
+              readOnly: true
+            - name: cni-results
+              mountPath: /var/lib/cni/results
+              mountPropagation: HostToContainer
+              readOnly: true
+      volumes:
+        - { name: netns, hostPath: { path: /run/netns, type: DirectoryOrCreate } }
+        - { name: cni-results, hostPath: { path: /var/lib/cni/results, type: DirectoryOrCreate } }
+"#;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kube2iams_manifest_serves_with_the_image_changed() -> anyhow::Result<()> {
+    serves(Cni::Ptp, KUBE2IAM).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kube2iams_manifest_serves_on_a_bridge_with_the_runtimes_records() -> anyhow::Result<()> {
+    let manifest = KUBE2IAM.replace("veth+", "cni0") + RECORDS;
+    serves(Cni::Bridge, &manifest).await
+}
+
+async fn serves(cni: Cni, manifest: &str) -> anyhow::Result<()> {
     let options = Options {
         nodes: 1,
-        cni: Cni::Ptp,
+        cni,
         ..Options::default()
     };
     let cluster = TestCluster::start(options).await?;
-    cluster.apply(KUBE2IAM).await?;
+    cluster.apply(manifest).await?;
     cluster
         .rolled_out("kube-system", "daemonset/kube2iam")
         .await?;
