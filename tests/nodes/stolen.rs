@@ -123,11 +123,15 @@ volumes=/var/lib/kubelet/pods/*/volumes
 ca=$(echo $volumes/kubernetes.io~configmap/broker-ca/ca.crt)
 tried=0
 for token in $volumes/kubernetes.io~projected/*/token; do
-	log=$(timeout 10 rolegate agent --redirect=none --node=node-2 --host-ip=192.168.50.11 \
-		--app-port=8999 --metrics-address=127.0.0.1:8998 --runtime-dir= --broker-token="$token" --broker-ca="$ca" \
-		--broker=https://rolegate-broker.rolegate-system.svc:9443 2>&1 || true)
-	grep -q 'rejected this agent' <<<"$log" || { echo "$token: $log" >&2; exit 1; }
-	! grep -qE 'writer|authenticated' <<<"$log" || { echo "$token: $log" >&2; exit 1; }
+	timeout 60 rolegate agent --redirect=none --node=node-2 --host-ip=192.168.50.11 \
+		--app-port=8999 --metrics-address=127.0.0.1:8998 --runtime-dir= \
+		--broker=https://rolegate-broker.rolegate-system.svc:9443 \
+		--broker-token="$token" --broker-ca="$ca" >/run/agent.log 2>&1 &
+	until grep -q 'rejected this agent' /run/agent.log; do
+		kill -0 $! || { cat /run/agent.log; exit 1; }
+		sleep 0.1
+	done
+	kill $! && wait $! || true
 	tried=$((tried + 1))
 done
 echo $tried"#;
