@@ -29,7 +29,7 @@ FUZZ_SECONDS ?= 30
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test test-nodes test-slow conformance e2e lint fmt bench scale fuzz mutants \
-	image image-check image-test dist chart version advisories publish-tools publish sign
+	image image-check image-test dist chart docs version advisories publish-tools publish sign
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -121,6 +121,9 @@ chart: ## Package the Helm chart into DIST
 	@hack/setup build
 	@mkdir -p "$(DIST)"
 	@"$$(hack/helm)" package charts/rolegate --destination "$(DIST)"
+
+docs: ## Build the site of docs/ with a search into DIST/book, and check its links
+	@hack/docs "$(DIST)/book"
 
 version: ## Print the version
 	@sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1
