@@ -16,6 +16,7 @@ mod docs_walk;
 mod drain;
 mod kinds;
 mod machine;
+mod many_pods;
 mod peers;
 mod reboot;
 mod replace;
