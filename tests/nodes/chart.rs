@@ -134,7 +134,10 @@ async fn upgrade_and_rollback_lose_no_request() -> anyhow::Result<()> {
     let agents = "daemonset/rolegate-agent";
     let changes = async {
         let changed = async {
-            let next = ["--set", "agent.podAnnotations.example\\.com/version=2"];
+            let next = [
+                "--set-string",
+                "agent.podAnnotations.example\\.com/version=2",
+            ];
             release(&cluster, "upgrade", &next).await?;
             cluster.rolled_out(NAMESPACE, agents).await?;
             let back = ["rollback", "rolegate", "1", "-n", NAMESPACE, "--wait"];
@@ -202,7 +205,7 @@ async fn uninstall_leaves_nothing() -> anyhow::Result<()> {
             for node in cluster.nodes() {
                 let rules = node.shell("nft list ruleset; ip rule").await?.ok()?;
                 ensure!(!rules.contains("169.254.169.254"), "{rules}");
-                ensure!(!rules.contains("rolegate"), "{rules}");
+                ensure!(!rules.contains("table inet rolegate"), "{rules}");
             }
             Ok(())
         })

@@ -38,7 +38,7 @@ Examples:
   helm get values kiam -n kube-system -o yaml | rolegate migrate values -f -
   rolegate migrate values -f kube2iam-values.yaml --pods cluster
 
-Exit codes: 0 everything carried over or not needed, 1 failed, 3 a value needs a decision, 64 wrong usage.")]
+Exit codes: 0 everything carried over or not needed, 1 failed, 3 a value needs a decision, 64 invalid usage.")]
 pub(super) struct ValuesArguments {
     /// Values file of the old chart, or - for standard input. May be repeated: files are merged as Helm merges them
     #[arg(short, long, value_name = "FILE", required = true)]
