@@ -63,7 +63,7 @@ spec:
           securityContext: { privileged: true }
 "#;
 
-/// What the manifest also needs if pods share a bridge.
+/// The mounts that the manifest also needs if pods share a bridge.
 const RECORDS: &str = r#"          volumeMounts:
             - name: netns
               mountPath: /run/netns
