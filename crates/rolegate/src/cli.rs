@@ -12,6 +12,7 @@ use crate::agent::AgentFlags;
 use crate::broker::BrokerFlags;
 use crate::controller::ControllerFlags;
 use crate::demo::DemoArguments;
+use crate::doctor::DoctorArguments;
 use crate::ledger::LedgerArguments;
 use crate::output::OutputFlags;
 use crate::policy::PolicyArguments;
@@ -35,11 +36,15 @@ Examples:
   Run as kube2iam's DaemonSet does (without a command, `agent` is meant):
     rolegate --base-role-arn=arn:aws:iam::123456789012:role/ --iptables --host-interface=eni+ \\
       --host-ip=$HOST_IP --node=$NODE_NAME
+  Find out what is wrong with an installation, or why a pod gets no credentials:
+    rolegate doctor
+    rolegate doctor --pod NAMESPACE/NAME
   Ask whether pods really cannot reach the node's role:
     rolegate redirect check --netns /run/netns/cni-…
 
 Exit codes: 0 done, 1 failed (for `redirect check`: the real metadata service is open to pods),
-2 pods are blocked (`redirect check`), 3 a refusal or finding (`policy`), 64 wrong usage or
+2 pods are blocked (`redirect check`), 3 a refusal or finding (`policy`,
+`doctor`), 64 wrong usage or
 configuration, 130 interrupted (`demo`).";
 
 /// The command line.
@@ -74,6 +79,9 @@ pub(crate) enum Command {
     /// Explain decisions, check manifests, simulate and suggest rules
     #[command(long_about = crate::policy::LONG_ABOUT)]
     Policy(PolicyArguments),
+    /// Examine the installation, a pod or a node, and name what is wrong
+    #[command(long_about = crate::doctor::LONG_ABOUT)]
+    Doctor(Box<DoctorArguments>),
     /// Run the whole system on this machine, without AWS and without a cluster
     Demo(DemoArguments),
     /// Print the version and commit of this program
@@ -95,7 +103,8 @@ impl Command {
             | Self::Broker(_)
             | Self::Ledger(_)
             | Self::Controller(_)
-            | Self::Policy(_) => true,
+            | Self::Policy(_)
+            | Self::Doctor(_) => true,
             Self::Redirect(_)
             | Self::Demo(_)
             | Self::Version(_)

@@ -10,6 +10,7 @@ mod cli;
 mod config_file;
 mod controller;
 mod demo;
+mod doctor;
 mod environment;
 mod flags;
 mod ledger;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         Command::Controller(flags) => run::run(*flags),
         Command::Redirect(arguments) => redirect::run(arguments),
         Command::Policy(arguments) => policy::run(arguments),
+        Command::Doctor(arguments) => doctor::run(*arguments),
         Command::Demo(arguments) => demo::run(&arguments, cli::definition()),
         Command::Version(arguments) => output::version(arguments.output),
         Command::Options => options::run(),

@@ -15,9 +15,9 @@ use crate::{output, policy};
 const POINTER: &str = "Use \"rolegate options\" for a list of shared flags.";
 
 const ABOUT: &str = "\
-Flags that several commands share. Kubernetes: agent, broker, admission, controller and policy \
-(--as, --as-group, --request-timeout and -v: policy only). Process: agent, broker, admission and \
-controller. All others: policy. The environment variable of each flag is shown \
+Flags that several commands share. Kubernetes: agent, broker, admission, controller, policy and doctor \
+(--as, --as-group, --request-timeout and -v: policy and doctor only). Process: agent, broker, admission and \
+controller. All others: policy and doctor. The environment variable of each flag is shown \
 next to it.";
 
 /// Flags that processes share with policy commands.
@@ -50,7 +50,11 @@ pub(crate) fn with_short_help(definition: Command) -> Command {
     let mut all = ids(policy::SharedFlags::augment_args(Command::new("")));
     all.extend(processes.iter().cloned());
     definition
-        .mut_subcommands(|command| shortened(command, &processes))
+        .mut_subcommands(|command| match command.get_name() {
+            // It decides like policy commands, and is not one of them.
+            "doctor" => shortened(command, &all),
+            _ => shortened(command, &processes),
+        })
         .mut_subcommand("policy", |policy| {
             policy.mut_subcommands(|command| shortened(command, &all))
         })

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 /// Commands with their own page in `docs/reference`.
-const PAGES: [&str; 7] = [
+const PAGES: [&str; 8] = [
     "agent",
     "broker",
     "redirect",
@@ -12,6 +12,7 @@ const PAGES: [&str; 7] = [
     "controller",
     "policy",
     "ledger",
+    "doctor",
 ];
 
 #[test]
