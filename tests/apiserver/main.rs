@@ -12,6 +12,7 @@ mod controller;
 mod crds;
 mod deploy;
 mod deploy_broker;
+mod doctor;
 mod lease;
 mod merge_patch;
 mod parts;

@@ -292,21 +292,7 @@ impl SelfCheck {
     }
 
     fn pick(&mut self) -> Result<Option<PathBuf>, CheckError> {
-        let open = |source| CheckError::Open {
-            path: self.dir.clone(),
-            source,
-        };
-        let own = fs::metadata("/proc/thread-self/ns/net").map_err(open)?;
-        let mut names = fs::read_dir(&self.dir)
-            .map_err(open)?
-            .filter_map(Result::ok)
-            .filter(|entry| {
-                fs::metadata(entry.path())
-                    .is_ok_and(|file| (file.dev(), file.ino()) != (own.dev(), own.ino()))
-            })
-            .map(|entry| entry.file_name())
-            .collect::<Vec<_>>();
-        names.sort();
+        let names = names(&self.dir)?;
         let next = names
             .iter()
             .find(|name| Some(*name) > self.last.as_ref())
@@ -315,6 +301,35 @@ impl SelfCheck {
         self.last.clone_from(&next);
         Ok(next.map(|name| self.dir.join(name)))
     }
+}
+
+/// Returns the network namespaces in `dir`, usually [`NETNS_DIR`], without this host's own.
+///
+/// # Errors
+/// Returns [`CheckError::Open`] if the directory cannot be read.
+pub fn pod_namespaces(dir: &Path) -> Result<Vec<PathBuf>, CheckError> {
+    let names = names(dir)?;
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
+/// Returns the sorted names of the namespaces in a directory, without this host's own.
+fn names(dir: &Path) -> Result<Vec<OsString>, CheckError> {
+    let open = |source| CheckError::Open {
+        path: dir.to_owned(),
+        source,
+    };
+    let own = fs::metadata("/proc/thread-self/ns/net").map_err(open)?;
+    let mut names = fs::read_dir(dir)
+        .map_err(open)?
+        .filter_map(Result::ok)
+        .filter(|entry| {
+            fs::metadata(entry.path())
+                .is_ok_and(|file| (file.dev(), file.ino()) != (own.dev(), own.ino()))
+        })
+        .map(|entry| entry.file_name())
+        .collect::<Vec<_>>();
+    names.sort();
+    Ok(names)
 }
 
 #[cfg(test)]
@@ -467,5 +482,7 @@ mod tests {
         fs::remove_file(folder.path().join("c")).unwrap();
         assert_eq!([next(), next()], ["d", "a"]);
         assert!(SelfCheck::new("/no-such-folder").pick().is_err());
+        let all = pod_namespaces(folder.path()).unwrap();
+        assert_eq!(all, [folder.path().join("a"), folder.path().join("d")]);
     }
 }

@@ -9,6 +9,7 @@
 mod backend;
 pub mod check;
 mod command;
+mod foreign;
 mod ingress;
 mod interface;
 mod monitor;
@@ -22,6 +23,7 @@ use crate::rules::{Family, RoutingRule, Spec};
 use parking_lot::Mutex;
 
 pub use backend::{Backend, Choice, Flavour, UnknownBackend};
+pub use foreign::{ForeignRule, ForeignRules, foreign_rules};
 pub use ingress::ingress_interfaces;
 pub use interface::{
     CNI_CONF_DIR, DetectError, Detected, Detector, InterfaceChoice, all_but_uplink,

@@ -24,7 +24,7 @@ pub struct Case {
     pub name: String,
     /// The file.
     pub file: String,
-    /// The line in the file, from 1.
+    /// The line in the file, from 1; 0 for a case that is not about a line.
     pub line: u64,
     /// The result.
     pub result: CaseResult,
@@ -134,8 +134,16 @@ impl Cases {
 }
 
 impl Case {
+    /// Returns the file and line, for messages.
+    pub(crate) fn place(&self) -> String {
+        match self.line {
+            0 => self.file.clone(),
+            line => format!("{}:{line}", self.file),
+        }
+    }
+
     fn write(&self, out: &mut String, with_passed: bool) -> fmt::Result {
-        let place = plain(&format!("{}:{}", self.file, self.line));
+        let place = plain(&self.place());
         let name = plain(&self.name);
         let mut line = |style: Style, word: &str, details: &[&str], indent: Style| {
             writeln!(
@@ -210,6 +218,14 @@ impl Counts {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn a_case_without_a_line_has_the_place_of_its_file() {
+        let mut case = cases().suites[0].cases[0].clone();
+        assert_eq!(case.place(), "a.yaml:3");
+        case.line = 0;
+        assert_eq!(case.place(), "a.yaml");
+    }
 
     /// Returns one case of each result, with names and messages that formats must escape.
     pub(crate) fn cases() -> Cases {

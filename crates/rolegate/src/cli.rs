@@ -35,16 +35,19 @@ Examples:
   Run as kube2iam's DaemonSet does (the default command is `agent`):
     rolegate --base-role-arn=arn:aws:iam::123456789012:role/ --iptables --host-interface=eni+ \\
       --host-ip=$HOST_IP --node=$NODE_NAME
+  Find out what is wrong with an installation, or why a pod gets no credentials:
+    rolegate doctor
+    rolegate doctor --pod NAMESPACE/NAME
   Check that pods cannot reach the node's role:
     rolegate redirect check --netns /run/netns/cni-…
 
 Exit codes: 0 done, 1 failed (`redirect check`: pods reach the real metadata service), 2 pods
-are blocked (`redirect check`), 3 a denial or a finding (`policy`), or a value that needs a decision
-(`migrate`), 64 invalid usage or configuration, 130 interrupted (`demo`).";
+are blocked (`redirect check`), 3 a denial or a finding (`policy`, `doctor`), or a value that needs a
+decision (`migrate`), 64 invalid usage or configuration, 130 interrupted (`demo`).";
 
 /// The end of the help of a program without tools.
 const WITHOUT_TOOLS: &str = "\
-This program has the commands that run in a cluster. `policy`, `migrate`, `demo` and `completion` are in the
+This program has the commands that run in a cluster. `policy`, `doctor`, `migrate`, `demo` and `completion` are in the
 complete program, whose image has the same name with `-tools` after its version.";
 
 /// The command line.

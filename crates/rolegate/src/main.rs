@@ -16,6 +16,8 @@ mod config_file;
 mod controller;
 #[cfg(feature = "tools")]
 mod demo;
+#[cfg(feature = "tools")]
+mod doctor;
 mod environment;
 mod flags;
 mod ledger;

@@ -17,9 +17,9 @@ use crate::policy;
 const POINTER: &str = "Use \"rolegate options\" for a list of shared flags.";
 
 const ABOUT: &str = "\
-Flags that several commands share. Kubernetes: agent, broker, admission, controller, policy and \
-migrate (--as, --as-group, --request-timeout and -v: policy and migrate only). Process: agent, broker, admission and \
-controller. All others: policy. The environment variable of each flag is shown \
+Flags that several commands share. Kubernetes: agent, broker, admission, controller, policy, doctor and \
+migrate (--as, --as-group, --request-timeout and -v: policy, doctor and migrate only). Process: agent, broker, \
+admission and controller. All others: policy and doctor. The environment variable of each flag is shown \
 next to it.";
 
 /// Flags that processes share with policy commands.
@@ -51,18 +51,19 @@ pub(crate) fn with_short_help(definition: Command) -> Command {
     let processes = ids(SharedFlags::augment_args(Command::new("")));
     let mut all = ids(with_policy_flags(Command::new("")));
     all.extend(processes.iter().cloned());
-    definition
-        .mut_subcommands(|command| shortened(command, &processes))
-        .mut_subcommands(|command| {
-            if command.get_name() == "policy" {
-                command.mut_subcommands(|command| shortened(command, &all))
-            } else {
-                command
+    // By name, since a program without tools has fewer commands.
+    definition.mut_subcommands(|command| {
+        match command.get_name() {
+            // It decides like policy commands, and is not one of them.
+            "doctor" => shortened(command, &all),
+            "policy" => {
+                shortened(command, &processes).mut_subcommands(|command| shortened(command, &all))
             }
-        })
-        .mut_subcommand("migrate", |migrate| {
-            migrate.mut_subcommands(|command| shortened(command, &processes))
-        })
+            "migrate" => shortened(command, &processes)
+                .mut_subcommands(|command| shortened(command, &processes)),
+            _ => shortened(command, &processes),
+        }
+    })
 }
 
 /// Adds the flags that policy commands share, if this program has these commands.

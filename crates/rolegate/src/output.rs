@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use anstream::AutoStream;
 use anyhow::Context;
-use clap::builder::PossibleValue;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use rolegate_core::text::{escape_json, plain};
 use rolegate_inventory::basis::Basis;
@@ -76,6 +76,18 @@ impl ValueEnum for ReportFormat {
             Self::Exchange(format) => Some(PossibleValue::new(format.name).help(format.help)),
         }
     }
+}
+
+/// Parses the formats of reports that are not about lines of manifests.
+pub(crate) fn case_format() -> impl TypedValueParser<Value = ReportFormat> {
+    let formats = ReportFormat::value_variants()
+        .iter()
+        .filter(|format| match format {
+            ReportFormat::Data(_) => true,
+            ReportFormat::Exchange(format) => format.takes_cases(),
+        });
+    PossibleValuesParser::new(formats.filter_map(ValueEnum::to_possible_value))
+        .try_map(|name| ReportFormat::from_str(&name, false))
 }
 
 /// Writes text, with its colours on a terminal only.

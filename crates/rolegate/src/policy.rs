@@ -20,7 +20,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-pub(crate) use flags::SharedFlags;
+pub(crate) use explain::explain_pod;
+pub(crate) use flags::{ReadFlags, SharedFlags};
 
 /// The introduction of the help text.
 pub(crate) const LONG_ABOUT: &str = "Evaluate the rules before they deny anything.\n\n\

@@ -13,6 +13,7 @@ const PAGES: [&str; 8] = [
     "policy",
     "migrate",
     "ledger",
+    "doctor",
 ];
 
 #[test]

@@ -25,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 pub use expiry::{CertificateFile, Expires, ExpiryCollector};
 pub use files::TlsFiles;
 pub use mtls::{ClientAuthorities, ClientNames, ClientTls, ClientTlsError, MutualTls};
-pub use pair::{MAX_PEM_BYTES, PairError, check_pair};
+pub use pair::{MAX_PEM_BYTES, PairError, check_pair, expirations};
 pub use store::CertificateStore;
 
 use crate::drain::Drain;

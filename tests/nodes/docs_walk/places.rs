@@ -153,6 +153,7 @@ pub(super) fn table(cluster: &TestCluster) -> Vec<(&'static str, String)> {
         ("--namespace NAMESPACE", "--namespace cases".to_owned()),
         ("--service-account NAME", "--service-account default".to_owned()),
         ("pod/POD", "pod/not-allowed".to_owned()),
+        ("NAMESPACE/POD", "cases/not-allowed".to_owned()),
         ("LOST", "not-at-aws".to_owned()),
         ("POD", "not-allowed".to_owned()),
         ("-n NAMESPACE", "-n cases".to_owned()),

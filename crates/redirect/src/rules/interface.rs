@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// The comment of the rule that redirects.
+const REDIRECT_COMMENT: &str = "rolegate: redirect to the agent";
+
 /// Maximum length of an interface name on Linux, in bytes.
 const MAX_NAME: usize = 15;
 
@@ -92,6 +95,33 @@ impl InterfacePattern {
         named != self.inverted
     }
 
+    /// Returns the pattern of the redirect in a listing of rolegate's rules, of either backend.
+    pub fn of_listing(listing: &str) -> Option<Self> {
+        let rule = listing
+            .lines()
+            .find(|line| line.contains(REDIRECT_COMMENT))?;
+        let words: Vec<_> = rule.split_whitespace().collect();
+        let place = words
+            .iter()
+            .position(|word| matches!(*word, "iifname" | "-i"));
+        let Some(place) = place else {
+            return "+".parse().ok();
+        };
+        // nft writes `iifname != "eth0"`, iptables `! -i eth0`.
+        let after = words.get(place + 1)?;
+        let before = place.checked_sub(1).and_then(|place| words.get(place));
+        let (not, name) = match *after {
+            "!=" => ("!", *words.get(place + 2)?),
+            name if before == Some(&"!") => ("!", name),
+            name => ("", name),
+        };
+        let name = name.trim_matches('"');
+        let name = name
+            .strip_suffix('*')
+            .map_or(name.to_owned(), |name| format!("{name}+"));
+        format!("{not}{name}").parse().ok()
+    }
+
     /// Returns nft's match expression with a trailing space; empty for all interfaces.
     pub(super) fn nft(&self) -> String {
         if self.name.is_empty() {
@@ -178,5 +208,19 @@ mod tests {
             assert!(text.parse::<InterfacePattern>().is_err(), "{text:?}");
         }
         assert!("fifteencharact_".parse::<InterfacePattern>().is_ok());
+    }
+
+    #[test]
+    fn a_listing_has_the_pattern_of_its_rules() {
+        use crate::rules::{Family, Spec, iptables_restore, nft_script};
+        for text in ["docker0", "eni+", "!eth0", "!eni+", "+"] {
+            let host = Some([10, 0, 0, 1].into());
+            let spec = Spec::new(host, None, 8181, pattern(text)).unwrap();
+            for listing in [nft_script(&spec), iptables_restore(&spec, Family::V4, "")] {
+                let found = InterfacePattern::of_listing(&listing).unwrap();
+                assert_eq!(found.to_string(), text, "{listing}");
+            }
+        }
+        assert_eq!(InterfacePattern::of_listing("table inet rolegate {"), None);
     }
 }

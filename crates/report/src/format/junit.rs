@@ -63,7 +63,7 @@ fn write_case(text: &mut String, of: &Suite, case: &Case) {
                         ("type", xml(&complaint.kind)),
                         ("message", xml(&complaint.message)),
                     ];
-                    let place = format!("{}:{}: {}", case.file, case.line, complaint.message);
+                    let place = format!("{}: {}", case.place(), complaint.message);
                     element(text, "failure", attributes, |text| *text += &xml(&place));
                 }
             }

@@ -26,7 +26,7 @@ fn render(cases: &Cases) -> String {
         };
         // Writing into a String cannot fail.
         let _ = writeln!(text, "{word} {number} - {name}{directive}");
-        let place = plain(&format!("{}:{}", case.file, case.line));
+        let place = plain(&case.place());
         let mut remark = |what: &str| {
             let _ = writeln!(text, "# {place}: {}", plain(what));
         };

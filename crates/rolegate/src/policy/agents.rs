@@ -23,7 +23,7 @@ const HEADING: &str = "Agents";
 
 /// Flags about the location of agents and brokers in a cluster.
 #[derive(Debug, Clone, Args)]
-pub(super) struct AgentsAt {
+pub(crate) struct AgentsAt {
     /// Namespace of the agents whose flags are read
     #[arg(long, value_name = "NAME", default_value = names::NAMESPACE, value_parser = name, help_heading = HEADING)]
     agent_namespace: String,
@@ -64,6 +64,11 @@ impl ProcessFlags {
 }
 
 impl AgentsAt {
+    /// Returns the namespace of the agents.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.agent_namespace
+    }
+
     /// Reads the flags from the cluster.
     ///
     /// # Errors

@@ -18,9 +18,9 @@ use super::errors::refuse_idle;
 use super::files;
 use super::flags::{ReadFlags, RulesFrom};
 use crate::flags::name;
-use crate::output::{self, OutputFlags, Shown};
+use crate::output::{self, Format, OutputFlags, Shown};
 
-use requested::load;
+use requested::{RequestedPod, load};
 use target::{Object, Target};
 use verdict::Verdict;
 
@@ -149,14 +149,11 @@ async fn one(
     arguments: &ExplainArguments,
     object: Option<&Object<'_>>,
 ) -> anyhow::Result<ExitCode> {
-    let (current, asked) = load(arguments, object).await?;
-    let loaded = current.load()?;
-    refuse_idle(&[&loaded.idle])?;
-    let now = Timestamp::now();
-    let explained = asked.explained(&loaded, now)?;
-    current.require_base(&loaded, &Verdict::from(&explained), |loaded| {
-        Ok(Verdict::from(&asked.explained(loaded, now)?))
-    })?;
+    let Explanation {
+        explained,
+        loaded,
+        asked,
+    } = explanation(arguments, object).await?;
     for note in &loaded.notes {
         output::note(note);
     }
@@ -178,6 +175,67 @@ async fn one(
     } else {
         ExitCode::from(EXIT_FINDINGS)
     })
+}
+
+/// An explanation, with the rules and the pod that it is about.
+struct Explanation {
+    explained: Explained,
+    loaded: Loaded,
+    asked: RequestedPod,
+}
+
+/// Loads the rules and the requested pod, and explains the decision.
+async fn explanation(
+    arguments: &ExplainArguments,
+    object: Option<&Object<'_>>,
+) -> anyhow::Result<Explanation> {
+    let (current, asked) = load(arguments, object).await?;
+    let loaded = current.load()?;
+    refuse_idle(&[&loaded.idle])?;
+    let now = Timestamp::now();
+    let explained = asked.explained(&loaded, now)?;
+    current.require_base(&loaded, &Verdict::from(&explained), |loaded| {
+        Ok(Verdict::from(&asked.explained(loaded, now)?))
+    })?;
+    Ok(Explanation {
+        explained,
+        loaded,
+        asked,
+    })
+}
+
+/// Explains the decision about a pod of the cluster, for other commands.
+///
+/// # Errors
+/// Returns an error for rules or a pod that cannot be read, or if the answer is not known.
+pub(crate) async fn explain_pod(
+    read: ReadFlags,
+    namespace: String,
+    name: &str,
+) -> anyhow::Result<Explained> {
+    let arguments = ExplainArguments {
+        object: vec![format!("pod/{name}")],
+        namespace: Some(namespace),
+        all_namespaces: false,
+        denied: false,
+        role: None,
+        service_account: String::new(),
+        label: Vec::new(),
+        external_id: None,
+        session_name: None,
+        from: RulesFrom {
+            rules: Vec::new(),
+            offline: false,
+        },
+        output: OutputFlags {
+            output: Format::Text,
+        },
+        read,
+    };
+    let Target::One(pod) = Target::of(&arguments)? else {
+        anyhow::bail!("{name} is not the name of a pod");
+    };
+    Ok(explanation(&arguments, Some(&pod)).await?.explained)
 }
 
 /// The explanation of one object.

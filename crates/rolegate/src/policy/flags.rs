@@ -17,13 +17,13 @@ const SESSIONS: &str = "Sessions";
 
 /// The rules' own flags, which apply without a `RolegateConfig`, and those about the cluster.
 #[derive(Debug, Args)]
-pub(super) struct ReadFlags {
+pub(crate) struct ReadFlags {
     #[command(flatten)]
     given: Given,
     #[command(flatten)]
-    pub(super) reading: ReadingFlags,
+    pub(crate) reading: ReadingFlags,
     #[command(flatten)]
-    pub(super) agents: AgentsAt,
+    pub(crate) agents: AgentsAt,
     #[command(flatten)]
     decided: DecidedFlags,
 }
@@ -63,7 +63,7 @@ struct DecidedFlags {
 
 /// The flags of this command.
 #[derive(Debug, Clone)]
-pub(super) struct OwnFlags {
+pub(crate) struct OwnFlags {
     /// Their values.
     pub(super) flags: DecidingFlags,
     /// The flags that were given.
@@ -90,7 +90,7 @@ impl ReadFlags {
     ///
     /// # Errors
     /// Returns a usage error for an invalid flag.
-    pub(super) fn own(&self) -> anyhow::Result<OwnFlags> {
+    pub(crate) fn own(&self) -> anyhow::Result<OwnFlags> {
         self.decided.own(&self.given)
     }
 }

@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use regex::Regex;
 use rolegate_inventory::ignore::Pattern;
 use rolegate_inventory::in_force::FlagSources;
@@ -19,7 +18,7 @@ use super::errors::refuse_idle;
 use super::files;
 use super::flags::LocalFlags;
 use crate::flags::invalid;
-use crate::output::{self, Format, ReportFormat};
+use crate::output::{self, Format, ReportFormat, case_format};
 
 use tester::Tester;
 
@@ -58,22 +57,10 @@ pub(super) struct TestArguments {
     #[arg(short, long)]
     verbose: bool,
     /// Format of the report
-    #[arg(short, long, value_name = "FORMAT", default_value = "text", value_parser = format())]
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", value_parser = case_format())]
     output: ReportFormat,
     #[command(flatten)]
     read: LocalFlags,
-}
-
-/// Parses the formats of reports of tests, which are not about lines of manifests.
-fn format() -> impl TypedValueParser<Value = ReportFormat> {
-    let formats = ReportFormat::value_variants()
-        .iter()
-        .filter(|format| match format {
-            ReportFormat::Data(_) => true,
-            ReportFormat::Exchange(format) => format.takes_cases(),
-        });
-    PossibleValuesParser::new(formats.filter_map(ValueEnum::to_possible_value))
-        .try_map(|name| ReportFormat::from_str(&name, false))
 }
 
 /// Runs the command.

@@ -88,7 +88,7 @@ impl CertificateFile {
     /// Reads the file. Errors are left to the component that uses the file.
     pub async fn update(&self) {
         let pem = bounded(&self.path).await.unwrap_or_default();
-        let mut ends = pair::ends(&pem);
+        let mut ends = pair::expirations(&pem);
         let end = match self.part {
             Part::Leaf => ends.next(),
             Part::Authorities => ends.max(),

@@ -130,7 +130,7 @@ fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PairError> {
 }
 
 /// Returns the expiry of each certificate in a PEM that can be parsed.
-pub(super) fn ends(pem: &[u8]) -> impl Iterator<Item = Timestamp> {
+pub fn expirations(pem: &[u8]) -> impl Iterator<Item = Timestamp> {
     let certificates = CertificateDer::pem_slice_iter(pem).map_while(Result::ok);
     certificates.filter_map(|certificate| end(&certificate))
 }
