@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::Api;
+use kube::api::DeleteParams;
 use rolegate_controller::app::{Controller, ControllerOptions};
 use rolegate_controller::certificates::{SelfSigned, Trust};
 use rolegate_controller::lease::LeaseTiming;
@@ -137,7 +138,6 @@ rules:
   resources: [secrets]
   resourceNames: [rolegate-admission-tls]
   verbs: [get, list, watch, update]
-- {{ apiGroups: [""], resources: [services], resourceNames: [rolegate-admission], verbs: [get] }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -221,6 +221,17 @@ apiVersion: v1
 kind: Service
 metadata: { name: rolegate-admission, namespace: certificate-owner }
 spec: { ports: [{ port: 443 }] }
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: { name: services, namespace: certificate-owner }
+rules: [{ apiGroups: [""], resources: [services], verbs: [get] }]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: { name: services, namespace: certificate-owner }
+roleRef: { apiGroup: rbac.authorization.k8s.io, kind: Role, name: services }
+subjects: [{ kind: ServiceAccount, name: default, namespace: certificate-owner }]
 "#;
     fixture.cluster.apply_manifest(service).await.unwrap();
     let self_signed = fixture.self_signed();
@@ -233,6 +244,19 @@ spec: { ports: [{ port: 443 }] }
     .unwrap();
     let owners: Vec<_> = owners.iter().map(|o| (&*o.kind, &*o.name)).collect();
     assert_eq!(owners, [("Service", "rolegate-admission")]);
+
+    // While everything is uninstalled, the controller must not create the Secret again.
+    let services = Api::<Service>::namespaced(fixture.cluster.admin().unwrap(), namespace);
+    let now = DeleteParams::default();
+    services.delete("rolegate-admission", &now).await.unwrap();
+    fixture
+        .secrets()
+        .delete("rolegate-admission-tls", &now)
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let secret = fixture.secrets().get_opt("rolegate-admission-tls").await;
+    assert!(secret.unwrap().is_none());
 }
 
 async fn get(address: std::net::SocketAddr, path: &str) -> String {

@@ -58,7 +58,7 @@ async fn reader<'a>(cluster: &'a TestCluster, node: &'a str) -> anyhow::Result<A
 /// and deletes by itself.
 async fn objects(cluster: &TestCluster) -> anyhow::Result<BTreeSet<String>> {
     let script = r#"kinds=$(kubectl api-resources --verbs=list -o name |
-	grep -vE '^(events|leases\.coordination|endpoint|componentstatuses|pods$|controllerrevisions)' |
+	grep -vE '^(events|leases\.coordination|endpoint|componentstatuses|apiservices|pods$|controllerrevisions)' |
 	paste -sd,)
 kubectl get "$kinds" -A --ignore-not-found \
 	-o 'jsonpath={range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{"\n"}{end}'
@@ -180,6 +180,7 @@ async fn uninstall_leaves_nothing() -> anyhow::Result<()> {
     let kept = BTreeSet::from([
         "CustomResourceDefinition /rolegateconfigs.rolegate.dev".to_owned(),
         "CustomResourceDefinition /rolegrants.rolegate.dev".to_owned(),
+        "CustomResourceDefinition /rolegranttables.rolegate.dev".to_owned(),
         "RoleGrant /kept".to_owned(),
     ]);
     for keep in [true, false] {

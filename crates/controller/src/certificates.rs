@@ -254,16 +254,17 @@ impl Certificates {
         Api::namespaced(self.client.clone(), &self.options.namespace)
     }
 
-    /// Returns `true` if something serves the certificate. The broker is optional.
+    /// Returns `true` if something serves the certificate: its Service exists. A certificate issued
+    /// while everything is uninstalled would stay.
     async fn is_wanted(&self) -> Result<bool, CertificateError> {
-        let Trust::ConfigMap(_) = &self.options.trust else {
-            return Ok(true);
-        };
         let services = Api::<Service>::namespaced(self.client.clone(), &self.options.namespace);
         match services.get_opt(&self.options.service).await {
             Ok(service) => Ok(service.is_some()),
-            // This permission is installed together with the broker.
-            Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
+            // The brokers' permission is installed together with them. The webhook's may be missing
+            // in rights that were written for an earlier version.
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                Ok(matches!(self.options.trust, Trust::Webhook(_)))
+            }
             Err(error) => Err(CertificateError::kube("read the Service")(error)),
         }
     }
@@ -344,7 +345,7 @@ impl Certificates {
     async fn check(&self, pending: &mut Option<Pending>) -> Result<Duration, CertificateError> {
         if !self.is_wanted().await? {
             *pending = None;
-            return Ok(POLL_INTERVAL);
+            return Ok(RETRY_INTERVAL);
         }
         let secret = self
             .secrets()

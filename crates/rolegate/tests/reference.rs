@@ -4,7 +4,7 @@
 use std::process::Command;
 
 /// Commands with their own page in `docs/reference`.
-const PAGES: [&str; 8] = [
+const PAGES: [&str; 9] = [
     "agent",
     "broker",
     "redirect",
