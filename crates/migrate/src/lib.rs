@@ -1,8 +1,8 @@
 //! Translates the Helm values of the charts of kube2iam and kiam into values of rolegate's chart.
 //!
 //! The old charts are translated as their templates rendered them, not as their values read:
-//! [`old_values`] holds the values and reports those that no translation read, [`kube2iam`] and
-//! [`kiam`] are the translations, and [`output`] collects the new values with a note for each value
+//! `old_values` holds the values and reports those that no translation read, `kube2iam` and
+//! `kiam` are the translations, and `output` collects the new values with a note for each value
 //! that changes its meaning, is dropped, or needs a decision. No note contains a secret.
 //!
 //! The crate is pure: the caller reads files and lists pods.
