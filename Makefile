@@ -57,7 +57,8 @@ test-nodes: ## Run the tests on a cluster whose nodes run pods: containerd, kube
 test-slow: ## Run what waits for minutes, such as a node that Kubernetes gives up (as root)
 	@hack/setup build test
 	cargo $(BINARIES)
-	cargo test --locked --workspace $(TEST_FEATURES) --test nodes -- --ignored
+	@# One at a time: 110 pods on a node slow the machine down for every other cluster.
+	cargo test --locked --workspace $(TEST_FEATURES) --test nodes -- --ignored --test-threads=1
 
 conformance: ## Ask OPA's own cases and compare with OPA's answers (CONFORMANCE=write: accept as it is)
 	@hack/opa-cases >/dev/null
