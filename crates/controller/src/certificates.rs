@@ -41,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroize;
 
 use crate::leader_task::LeaderTask;
+use crate::owner::Owner;
 use issue::{Issued, issue};
 use plan::{Action, Authorities, Found, Why, plan};
 use publish::{Published, to_config_map, to_webhook};
@@ -254,19 +255,12 @@ impl Certificates {
         Api::namespaced(self.client.clone(), &self.options.namespace)
     }
 
-    /// Returns `true` if something serves the certificate: its Service exists. A certificate issued
-    /// while everything is uninstalled would stay.
-    async fn is_wanted(&self) -> Result<bool, CertificateError> {
-        let services = Api::<Service>::namespaced(self.client.clone(), &self.options.namespace);
-        match services.get_opt(&self.options.service).await {
-            Ok(service) => Ok(service.is_some()),
-            // The brokers' permission is installed together with them. The webhook's may be missing
-            // in rights that were written for an earlier version.
-            Err(kube::Error::Api(status)) if status.code == 403 => {
-                Ok(matches!(self.options.trust, Trust::Webhook(_)))
-            }
-            Err(error) => Err(CertificateError::kube("read the Service")(error)),
-        }
+    /// Returns the Service that serves the certificate. It owns the objects that this task creates.
+    async fn service(&self) -> Result<Owner, CertificateError> {
+        let services = Api::namespaced(self.client.clone(), &self.options.namespace);
+        Owner::find::<Service>(&services, &self.options.service)
+            .await
+            .map_err(CertificateError::kube("read the Service"))
     }
 
     async fn keep(&self, leading: CancellationToken) {
@@ -343,10 +337,18 @@ impl Certificates {
 
     /// Checks everything and takes the next step. Returns the time until the next check.
     async fn check(&self, pending: &mut Option<Pending>) -> Result<Duration, CertificateError> {
-        if !self.is_wanted().await? {
-            *pending = None;
-            return Ok(RETRY_INTERVAL);
-        }
+        let owner = match (self.service().await?, &self.options.trust) {
+            (Owner::Found(service), _) => Some(service),
+            // The permission may be missing in rights that were written for an earlier version.
+            (Owner::Forbidden, Trust::Webhook(_)) => None,
+            // Nothing serves a certificate, and one that is issued while everything is uninstalled
+            // would stay. The permission for brokers is installed together with them.
+            (Owner::Absent, _) | (Owner::Forbidden, Trust::ConfigMap(_)) => {
+                *pending = None;
+                return Ok(RETRY_INTERVAL);
+            }
+        };
+        let owner = owner.as_ref();
         let secret = self
             .secrets()
             .get_opt(&self.options.secret)
@@ -358,7 +360,7 @@ impl Certificates {
             Action::Keep { until } => {
                 *pending = None;
                 if let Found::Works(current) = &found {
-                    self.publish(&current.authorities).await?;
+                    self.publish(&current.authorities, owner).await?;
                 }
                 let left = Duration::try_from(until.duration_since(now)).unwrap_or_default();
                 return Ok(left.clamp(MIN_CHECK_INTERVAL, POLL_INTERVAL));
@@ -385,7 +387,7 @@ impl Certificates {
             Found::Nothing | Found::Broken(_) => Authorities::default(),
         };
         let authorities = before.with(&next.issued.authority, next.issued.not_after);
-        let published = self.publish(&authorities).await;
+        let published = self.publish(&authorities, owner).await;
         let known = match (&published, next.known) {
             // There are no clients yet, so the authority need not be published first.
             (Ok(Published::Absent), _) => None,
@@ -409,7 +411,9 @@ impl Certificates {
                 return Ok(left.min(POLL_INTERVAL));
             }
         }
-        let written = self.write(secret, &next.issued, &authorities, &why).await;
+        let written = self
+            .write(secret, &next.issued, &authorities, owner, &why)
+            .await;
         if written.is_err() {
             // Kept for the next attempt, unless the Secret has changed by then.
             *pending = Some(next);
@@ -446,29 +450,11 @@ impl Certificates {
         Ok(found)
     }
 
-    /// Returns the Service as the owner of the objects that this task creates: they are deleted with
-    /// it, so uninstalling leaves none behind. `None` if it does not exist or cannot be read.
-    async fn owner(&self) -> Result<Option<OwnerReference>, CertificateError> {
-        let services = Api::<PartialObjectMeta<Service>>::namespaced(
-            self.client.clone(),
-            &self.options.namespace,
-        );
-        let service = match services.get_opt(&self.options.service).await {
-            Ok(service) => service,
-            Err(kube::Error::Api(status)) if status.code == 403 => None,
-            Err(error) => return Err(CertificateError::kube("read the Service")(error)),
-        };
-        let uid = service.and_then(|service| service.metadata.uid);
-        Ok(uid.map(|uid| OwnerReference {
-            api_version: "v1".into(),
-            kind: "Service".into(),
-            name: self.options.service.clone(),
-            uid,
-            ..OwnerReference::default()
-        }))
-    }
-
-    async fn publish(&self, authorities: &Authorities) -> Result<Published, CertificateError> {
+    async fn publish(
+        &self,
+        authorities: &Authorities,
+        owner: Option<&OwnerReference>,
+    ) -> Result<Published, CertificateError> {
         let client = self.client.clone();
         let published = match &self.options.trust {
             Trust::Webhook(name) => to_webhook(&Api::all(client), name, authorities)
@@ -476,7 +462,7 @@ impl Certificates {
                 .map_err(CertificateError::kube("set the webhook's caBundle")),
             Trust::ConfigMap(name) => {
                 let api = Api::namespaced(client, &self.options.namespace);
-                to_config_map(&api, name, authorities, self.owner().await?)
+                to_config_map(&api, name, authorities, owner)
                     .await
                     .map_err(CertificateError::kube("write the ConfigMap of authorities"))
             }
@@ -496,6 +482,7 @@ impl Certificates {
         before: Option<Secret>,
         issued: &Issued,
         authorities: &Authorities,
+        owner: Option<&OwnerReference>,
         why: &Why,
     ) -> Result<(), CertificateError> {
         let exists = before.is_some();
@@ -512,7 +499,7 @@ impl Certificates {
         // An earlier Service of this name is no longer an owner.
         let owners = secret.metadata.owner_references.get_or_insert_default();
         owners.retain(|owner| owner.kind != "Service" || owner.name != self.options.service);
-        owners.extend(self.owner().await?);
+        owners.extend(owner.cloned());
         let data = secret.data.get_or_insert_default();
         let values = [
             (TLS_CRT, issued.certificate.as_bytes()),

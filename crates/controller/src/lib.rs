@@ -6,5 +6,6 @@ pub mod app;
 pub mod certificates;
 pub mod leader_task;
 pub mod lease;
+mod owner;
 pub mod rules;
 pub mod startup_taint;

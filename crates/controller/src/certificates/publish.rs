@@ -59,7 +59,7 @@ pub(super) async fn to_config_map(
     api: &Api<ConfigMap>,
     name: &str,
     authorities: &Authorities,
-    owner: Option<OwnerReference>,
+    owner: Option<&OwnerReference>,
 ) -> kube::Result<Published> {
     let pem = authorities.to_pem();
     let existing = api.get_opt(name).await?;
@@ -71,7 +71,7 @@ pub(super) async fn to_config_map(
         metadata: ObjectMeta {
             name: Some(name.into()),
             labels: Some([(MANAGED_BY.into(), MANAGER.into())].into()),
-            owner_references: owner.map(|owner| vec![owner]),
+            owner_references: owner.cloned().map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
         data: Some([(CA_CRT.into(), pem)].into()),

@@ -2,7 +2,6 @@
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::rbac::v1::Role;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ObjectMeta, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
@@ -11,6 +10,7 @@ use tokio::time::Instant;
 
 use super::LeaseOptions;
 use super::record::{Seen, Step, held, released, step};
+use crate::owner::Owner;
 
 /// One candidate's view of the Lease.
 pub(super) struct Elector {
@@ -51,7 +51,7 @@ impl Elector {
                 let lease = Lease {
                     metadata: ObjectMeta {
                         name,
-                        owner_references: self.owner().await?.map(|owner| vec![owner]),
+                        owner_references: self.owner().await?.references(),
                         ..ObjectMeta::default()
                     },
                     spec: Some(spec),
@@ -71,22 +71,9 @@ impl Elector {
         }
     }
 
-    /// Returns the Role with the Lease's name, which our manifests install, as the Lease's owner:
-    /// uninstalling deletes both. `None` if there is no such Role, or it cannot be read.
-    async fn owner(&self) -> kube::Result<Option<OwnerReference>> {
-        let role = match self.roles.get_opt(&self.options.name).await {
-            Ok(role) => role,
-            Err(kube::Error::Api(status)) if status.code == 403 => None,
-            Err(error) => return Err(error),
-        };
-        let uid = role.and_then(|role| role.metadata.uid);
-        Ok(uid.map(|uid| OwnerReference {
-            api_version: "rbac.authorization.k8s.io/v1".into(),
-            kind: "Role".into(),
-            name: self.options.name.clone(),
-            uid,
-            ..OwnerReference::default()
-        }))
+    /// Returns the Role with the Lease's name, which our manifests install, as the Lease's owner.
+    async fn owner(&self) -> kube::Result<Owner> {
+        Owner::find(&self.roles, &self.options.name).await
     }
 
     /// Releases the Lease if this candidate holds it.

@@ -9,9 +9,7 @@ use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ListParams, PostParams};
-use kube::core::PartialObjectMeta;
 use kube::{Api, Client};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::decision::NotSynced;
@@ -23,6 +21,7 @@ use rolegate_runtime::readiness::Condition;
 use serde_json::Value;
 
 use super::RuleOptions;
+use crate::owner::Owner;
 
 /// Annotation of a webhook configuration that an administrator maintains. The controller leaves it
 /// unchanged.
@@ -225,7 +224,7 @@ impl Registrar {
             let annotations = metadata.annotations.get_or_insert_default();
             annotations.insert(INJECT_CA_FROM.into(), from.clone());
         }
-        metadata.owner_references = self.owner().await?.map(|owner| vec![owner]);
+        metadata.owner_references = self.owner().await?.references();
         let (api, parameters) = (self.api(), PostParams::default());
         api.create(&parameters, &registration).await?;
         tracing::info!(
@@ -235,24 +234,10 @@ impl Registrar {
         Ok(())
     }
 
-    /// Returns the object that owns the webhook configuration; `None` if rolegate was installed
-    /// with other names or the controller may not read it.
-    async fn owner(&self) -> Result<Option<OwnerReference>, kube::Error> {
-        let roles = Api::<PartialObjectMeta<ClusterRole>>::all(self.client.clone());
-        let role = match roles.get_opt(OWNER).await {
-            Ok(role) => role,
-            Err(kube::Error::Api(status)) if status.code == 403 => None,
-            Err(error) => return Err(error),
-        };
-        Ok(role
-            .and_then(|role| role.metadata.uid)
-            .map(|uid| OwnerReference {
-                api_version: "rbac.authorization.k8s.io/v1".into(),
-                kind: "ClusterRole".into(),
-                name: OWNER.into(),
-                uid,
-                ..OwnerReference::default()
-            }))
+    /// Returns the object that owns the webhook configuration. It is absent if rolegate was installed
+    /// with other names.
+    async fn owner(&self) -> kube::Result<Owner> {
+        Owner::find::<ClusterRole>(&Api::all(self.client.clone()), OWNER).await
     }
 
     fn registration<'a>(
