@@ -20,6 +20,7 @@ use netlink_packet_route::route::RouteAttribute;
 use rtnetlink::RouteMessageBuilder;
 use tokio::time::{Instant, sleep};
 
+use crate::check::pod_namespaces;
 use crate::routing::connected;
 use crate::rules::{InterfaceError, InterfacePattern, METADATA_V4};
 use crate::{RedirectError, ingress_interfaces};
@@ -171,9 +172,9 @@ impl Detector {
     /// cannot be found is skipped: it may have just exited.
     async fn pod_interfaces(&self) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
-        let entries = fs::read_dir(&self.netns_dir).into_iter().flatten();
-        for entry in entries.filter_map(Result::ok).take(MAX_PODS) {
-            found.extend(ingress_interfaces(&entry.path()).await.unwrap_or_default());
+        let pods = pod_namespaces(&self.netns_dir).unwrap_or_default();
+        for pod in pods.into_iter().take(MAX_PODS) {
+            found.extend(ingress_interfaces(&pod).await.unwrap_or_default());
         }
         found
     }
