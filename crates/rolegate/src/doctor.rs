@@ -15,6 +15,7 @@ use rolegate_report::EXIT_FINDINGS;
 use crate::flags::{duration, invalid, name};
 use crate::output::{self, Format, ReportFormat, case_format};
 use crate::policy::{ReadFlags, explain_pod};
+use crate::run::block_on;
 
 /// The introduction of the help text.
 pub(crate) const LONG_ABOUT: &str = "Examine the installation, and name what is wrong.\n\n\
@@ -110,11 +111,7 @@ impl ReportFlags {
 
 /// Runs the command.
 pub(crate) fn run(arguments: DoctorArguments) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(async {
+    block_on(async {
         match arguments.subject {
             Some(Subject::Node(arguments)) => Box::pin(node::run(arguments)).await,
             None => Box::pin(remote(arguments)).await,

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::flags::invalid;
 use crate::output::{self, Format, OutputFlags};
+use crate::run::block_on;
 
 /// Timeout of a request to the broker.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,11 +69,7 @@ pub(crate) fn run(arguments: &LedgerArguments) -> anyhow::Result<ExitCode> {
             ));
         }
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    let page = runtime.block_on(async {
+    let page = block_on(async {
         match timeout(REQUEST_TIMEOUT, ask(arguments)).await {
             Ok(page) => page,
             Err(_) => bail!("{} does not respond", arguments.address),

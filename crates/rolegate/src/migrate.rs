@@ -4,8 +4,9 @@ mod values;
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
+
+use crate::run::block_on;
 
 /// The introduction of the help text.
 pub(crate) const LONG_ABOUT: &str = "Translate the configuration of kube2iam and kiam.\n\n\
@@ -27,11 +28,7 @@ enum Action {
 
 /// Runs one of the actions.
 pub(crate) fn run(arguments: MigrateArguments) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(async {
+    block_on(async {
         match arguments.action {
             Action::Values(arguments) => values::run(*arguments).await,
         }

@@ -17,8 +17,9 @@ mod test;
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
+
+use crate::run::block_on;
 
 pub(crate) use explain::explain_pod;
 pub(crate) use flags::{ReadFlags, SharedFlags};
@@ -96,11 +97,7 @@ impl PolicyArguments {
 
 /// Runs one of the actions.
 pub(crate) fn run(arguments: PolicyArguments) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(async {
+    block_on(async {
         match arguments.action {
             Action::Explain(arguments) => explain::run(*arguments).await,
             Action::Check(arguments) => check::run(*arguments).await,

@@ -18,6 +18,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::flags::invalid;
 use crate::output::{self, Format, OutputFlags};
+use crate::run::block_on;
 
 /// Exit code of a check that finds pods blocked.
 const BLOCKED: u8 = 2;
@@ -109,11 +110,7 @@ Exit codes: 0 the agent answers, 1 the real metadata service answers, or failed,
 
 /// Runs one of the actions.
 pub(crate) fn run(arguments: RedirectArguments) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(act(arguments.action))
+    block_on(act(arguments.action))
 }
 
 async fn act(action: Action) -> anyhow::Result<ExitCode> {

@@ -12,6 +12,18 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::flags::invalid;
 use crate::flags::log::LogFlags;
 
+/// Runs the work of a command that is not a process, on this thread.
+///
+/// # Errors
+/// Returns the error of the work, or an error if the runtime cannot be created.
+pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    runtime.block_on(work)
+}
+
 /// The flags of a process.
 pub(crate) trait Process: Sized {
     /// The process that they start.
