@@ -56,48 +56,34 @@ const fn named(name: &'static str, right: Right) -> Right {
     }
 }
 
-const AGENT: &[Right] = &[
+const PODS: &[Right] = &[
     right("", "pods", "list", NO_PODS),
     right("", "pods", "watch", NO_PODS),
-    right("", "namespaces", "list", NO_RULES),
-    right("", "namespaces", "watch", NO_RULES),
-    right(RULES, "rolegateconfigs", "list", NO_RULES),
-    right(RULES, "rolegateconfigs", "watch", NO_RULES),
-    right(RULES, "rolegrants", "list", NO_RULES),
-    right(RULES, "rolegrants", "watch", NO_RULES),
-    right("events.k8s.io", "events", "create", NO_EVENTS),
 ];
 
-const BROKER: &[Right] = &[
-    right("", "pods", "list", NO_PODS),
-    right("", "pods", "watch", NO_PODS),
+/// The rights to follow the rules.
+const READ_RULES: &[Right] = &[
     right("", "namespaces", "list", NO_RULES),
     right("", "namespaces", "watch", NO_RULES),
     right(RULES, "rolegateconfigs", "list", NO_RULES),
     right(RULES, "rolegateconfigs", "watch", NO_RULES),
     right(RULES, "rolegrants", "list", NO_RULES),
     right(RULES, "rolegrants", "watch", NO_RULES),
-    right("events.k8s.io", "events", "create", NO_EVENTS),
-    right(
-        "authentication.k8s.io",
-        "tokenreviews",
-        "create",
-        "agents cannot authenticate by a token",
-    ),
 ];
 
-const ADMISSION: &[Right] = &[
-    right("", "namespaces", "list", NO_RULES),
-    right("", "namespaces", "watch", NO_RULES),
-    right(RULES, "rolegateconfigs", "list", NO_RULES),
-    right(RULES, "rolegateconfigs", "watch", NO_RULES),
-    right(RULES, "rolegrants", "list", NO_RULES),
-    right(RULES, "rolegrants", "watch", NO_RULES),
-    own(named(
-        rolegate_core::names::ADMISSION_TLS,
-        right("", "secrets", "watch", "the webhook has no certificate"),
-    )),
-];
+const EVENTS: &[Right] = &[right("events.k8s.io", "events", "create", NO_EVENTS)];
+
+const TOKEN_REVIEWS: &[Right] = &[right(
+    "authentication.k8s.io",
+    "tokenreviews",
+    "create",
+    "agents cannot authenticate by a token",
+)];
+
+const CERTIFICATE: &[Right] = &[own(named(
+    rolegate_core::names::ADMISSION_TLS,
+    right("", "secrets", "watch", "the webhook has no certificate"),
+))];
 
 const NO_STATUS: &str = "grants and the configuration have no status";
 const NO_LEADER: &str = "no replica becomes the leader, so certificates are not renewed";
@@ -144,14 +130,15 @@ const CONTROLLER: &[Right] = &[
 
 impl Process {
     /// Returns the rights that the process needs. Agents with a broker need none.
-    pub(crate) fn rights(self, is_brokered: bool) -> &'static [Right] {
-        match self {
+    pub(crate) fn rights(self, is_brokered: bool) -> impl Iterator<Item = &'static Right> {
+        let parts: &[&[Right]] = match self {
             Self::Agent if is_brokered => &[],
-            Self::Agent => AGENT,
-            Self::Broker => BROKER,
-            Self::Admission => ADMISSION,
-            Self::Controller => CONTROLLER,
-        }
+            Self::Agent => &[PODS, READ_RULES, EVENTS],
+            Self::Broker => &[PODS, READ_RULES, EVENTS, TOKEN_REVIEWS],
+            Self::Admission => &[READ_RULES, CERTIFICATE],
+            Self::Controller => &[CONTROLLER],
+        };
+        parts.iter().copied().flatten()
     }
 }
 
@@ -254,7 +241,7 @@ mod tests {
                 assert!(granted, "{process:?}: {}", right.named());
             }
         }
-        assert!(Process::Agent.rights(true).is_empty());
+        assert!(Process::Agent.rights(true).next().is_none());
     }
 
     #[test]

@@ -50,7 +50,7 @@ mod tests {
         let mut facts = healthy();
         assert!(check(&facts).is_err());
         let reviewed = |is_allowed| {
-            let rights = Process::Agent.rights(false).iter();
+            let rights = Process::Agent.rights(false);
             let review = rights.map(|right| ReviewedRight {
                 account: "rolegate-system/rolegate-agent".into(),
                 right: right.clone(),
