@@ -213,11 +213,8 @@ pub(crate) fn drop_all(
     names: &[&str],
     why: &str,
 ) {
-    for name in names {
-        let from = of.from(name);
-        if old.take(&from).is_some_and(|value| holds_something(&value)) {
-            out.dropped(&from, why);
-        }
+    for from in take_all(old, of, names) {
+        out.dropped(&from, why);
     }
 }
 
@@ -229,11 +226,30 @@ pub(crate) fn refuse_all(
     names: &[&str],
     why: &str,
 ) {
-    for name in names {
-        let from = of.from(name);
-        if old.take(&from).is_some_and(|value| holds_something(&value)) {
-            out.action(&from, why);
-        }
+    for from in take_all(old, of, names) {
+        out.action(&from, why);
+    }
+}
+
+/// Takes these values of a component, and returns the paths of those that are neither off nor empty.
+fn take_all(old: &mut OldValues, of: &Component, names: &[&str]) -> Vec<String> {
+    let mut paths: Vec<_> = names.iter().map(|name| of.from(name)).collect();
+    paths.retain(|from| old.take(from).is_some_and(|value| holds_something(&value)));
+    paths
+}
+
+/// Sets the ServiceMonitor, with its interval and labels.
+pub(crate) fn service_monitor(
+    out: &mut Output,
+    interval: Option<String>,
+    labels: Map<String, Value>,
+) {
+    out.set("serviceMonitor.enabled", true);
+    if let Some(interval) = interval {
+        out.set("serviceMonitor.interval", interval);
+    }
+    if !labels.is_empty() {
+        out.set("serviceMonitor.labels", labels);
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::common::{
     Component, PULL_SECRETS, drop_all, extra_env, pod_fields, refuse_all, secret_variable,
-    update_strategy,
+    service_monitor, update_strategy,
 };
 use crate::old_values::OldValues;
 use crate::output::Output;
@@ -65,13 +65,7 @@ impl Metrics {
             }
         }
         if monitor {
-            out.set("serviceMonitor.enabled", true);
-            if let Some(interval) = interval {
-                out.set("serviceMonitor.interval", interval);
-            }
-            if !labels.is_empty() {
-                out.set("serviceMonitor.labels", labels);
-            }
+            service_monitor(out, interval, labels);
             if namespace.is_some() {
                 out.action(
                     "prometheus.serviceMonitor.namespace",

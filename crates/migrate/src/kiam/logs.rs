@@ -1,6 +1,6 @@
 //! Logs and metrics of kiam's agent and server.
 
-use crate::common::Component;
+use crate::common::{Component, service_monitor};
 use crate::extra_args::Rendered;
 use crate::old_values::OldValues;
 use crate::output::Output;
@@ -90,13 +90,7 @@ pub(super) fn metrics(old: &mut OldValues, out: &mut Output, of: &Component, is_
     }
     let names = "the metrics have other names (docs/from-kiam.md#metrics)";
     if monitor {
-        out.set("serviceMonitor.enabled", true);
-        if let Some(interval) = interval {
-            out.set("serviceMonitor.interval", interval);
-        }
-        if !labels.is_empty() {
-            out.set("serviceMonitor.labels", labels);
-        }
+        service_monitor(out, interval, labels);
         out.changed(&from("servicemonitor.enabled"), "serviceMonitor", names);
         return;
     }
