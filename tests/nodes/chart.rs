@@ -13,6 +13,17 @@ use crate::update::ask_until_stopped;
 const NAMESPACE: &str = "rolegate-system";
 /// The taint with which nodes register.
 const STARTUP_TAINT: &str = "rolegate.dev/agent-not-ready";
+/// All parts: brokers with the nodes' role, and the webhook.
+const ALL_PARTS: [&str; 8] = [
+    "--set",
+    "broker.enabled=true",
+    "--set",
+    "broker.hostNetwork=true",
+    "--set",
+    "admission.enabled=true",
+    "--set",
+    "config.baseRoleArn=arn:aws:iam::123456789012:role/",
+];
 
 /// Runs `helm ACTION rolegate CHART` with the image that the nodes have, and these further
 /// arguments. Waits until everything is ready.
@@ -95,22 +106,7 @@ async fn chart_installs_and_serves() -> anyhow::Result<()> {
         ensure!(status == 403 || status == 404, "{status} {body}");
     }
 
-    // All parts: brokers with the nodes' role, and the webhook.
-    let all = [
-        &taint[..],
-        &[
-            "--set",
-            "broker.enabled=true",
-            "--set",
-            "broker.hostNetwork=true",
-        ],
-        &["--set", "admission.enabled=true"],
-        &[
-            "--set",
-            "config.baseRoleArn=arn:aws:iam::123456789012:role/",
-        ],
-    ]
-    .concat();
+    let all = [&taint[..], &ALL_PARTS].concat();
     release(&cluster, "upgrade", &all).await?;
     let webhook = ["validatingwebhookconfiguration", "rolegate"];
     eventually(DEADLINE, async || cluster.get(&webhook).await).await?;
@@ -163,20 +159,6 @@ async fn upgrade_and_rollback_lose_no_request() -> anyhow::Result<()> {
 async fn uninstall_leaves_nothing() -> anyhow::Result<()> {
     let cluster = TestCluster::start(Options::default()).await?;
     let before = objects(&cluster).await?;
-    let all = [
-        &[
-            "--set",
-            "broker.enabled=true",
-            "--set",
-            "broker.hostNetwork=true",
-        ][..],
-        &["--set", "admission.enabled=true"],
-        &[
-            "--set",
-            "config.baseRoleArn=arn:aws:iam::123456789012:role/",
-        ],
-    ]
-    .concat();
     let kept = BTreeSet::from([
         "CustomResourceDefinition /rolegateconfigs.rolegate.dev".to_owned(),
         "CustomResourceDefinition /rolegrants.rolegate.dev".to_owned(),
@@ -187,7 +169,12 @@ async fn uninstall_leaves_nothing() -> anyhow::Result<()> {
         let crds = format!("crds.keep={keep}");
         let crds = ["--set", &*crds];
         let take = ["--take-ownership"];
-        release(&cluster, "install", &[&all[..], &crds, &take].concat()).await?;
+        release(
+            &cluster,
+            "install",
+            &[&ALL_PARTS[..], &crds, &take].concat(),
+        )
+        .await?;
         let webhook = ["validatingwebhookconfiguration", "rolegate"];
         eventually(DEADLINE, async || cluster.get(&webhook).await).await?;
         if keep {
@@ -198,7 +185,12 @@ async fn uninstall_leaves_nothing() -> anyhow::Result<()> {
 
         // Rules of the nodes stay without this step, so that pods don't get the nodes' role.
         let remove = ["--set", "agent.mode=remove"];
-        release(&cluster, "upgrade", &[&all[..], &crds, &remove].concat()).await?;
+        release(
+            &cluster,
+            "upgrade",
+            &[&ALL_PARTS[..], &crds, &remove].concat(),
+        )
+        .await?;
         cluster
             .rolled_out(NAMESPACE, "daemonset/rolegate-agent")
             .await?;

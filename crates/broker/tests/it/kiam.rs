@@ -12,6 +12,7 @@ use rolegate_proto::kiam::{
 };
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::ClientTls;
+use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
 use crate::harness::{LOOPBACK, TestBrokers, ledger, metric, pod};
@@ -28,6 +29,7 @@ fn agent(node: u8, address: Ipv4Addr) -> Pod {
         .host_network()
 }
 
+#[derive(Clone)]
 struct Kiam {
     client: KiamServiceClient<Requests>,
     _connection: tokio::task::AbortHandle,
@@ -60,6 +62,25 @@ impl Kiam {
             role: role.into(),
         };
         Ok(self.client.get_pod_credentials(request).await?.into_inner())
+    }
+
+    /// Starts a request for the credentials of a new pod, 127.1.0.4 with the role `writer`, that
+    /// waits for STS.
+    async fn waits_for_sts(
+        &mut self,
+        harness: &TestBrokers,
+    ) -> JoinHandle<Result<Credentials, Status>> {
+        // The node is served; the next requests have no session yet.
+        self.credentials("127.1.0.1", "reader").await.unwrap();
+        harness.sts.set_latency(Duration::from_secs(2));
+        harness.kube.put_pod(pod("slow", 1, 4, "writer"));
+        eventually("the call", || async { harness.sts.in_flight() > 0 }).await;
+        let mut waiting = self.clone();
+        let waiting = tokio::spawn(async move { waiting.credentials("127.1.0.4", "writer").await });
+        // The server handles the requests of a connection one after another, so the previous
+        // request is done.
+        assert_eq!(self.role("127.1.0.4").await.unwrap(), "writer");
+        waiting
     }
 }
 
@@ -273,22 +294,7 @@ async fn kiams_port_wants_a_certificate_of_kiams_authority() {
 async fn rule_04_a_right_withdrawn_while_kiams_agent_waits_is_not_served() {
     let (harness, _broker, to) = harness().await;
     let mut one = Kiam::connect(&harness, to, NODE_1).await;
-    // The node is served; the next requests have no session yet.
-    one.credentials("127.1.0.1", "reader").await.unwrap();
-    harness.sts.set_latency(Duration::from_secs(2));
-    harness.kube.put_pod(pod("slow", 1, 4, "writer"));
-    eventually("the call", || async { harness.sts.in_flight() > 0 }).await;
-    let mut waiting = one.client.clone();
-    let waiting = tokio::spawn(async move {
-        let request = GetPodCredentialsRequest {
-            ip: "127.1.0.4".into(),
-            role: "writer".into(),
-        };
-        waiting.get_pod_credentials(request).await
-    });
-    // The server handles the requests of a connection one after another, so the previous request
-    // is done.
-    assert_eq!(one.role("127.1.0.4").await.unwrap(), "writer");
+    let waiting = one.waits_for_sts(&harness).await;
     harness.kube.put_namespace(
         Namespace::new("default").annotation("iam.amazonaws.com/allowed-roles", r#"["reader"]"#),
     );
@@ -300,19 +306,7 @@ async fn rule_04_a_right_withdrawn_while_kiams_agent_waits_is_not_served() {
 async fn a_waiting_request_is_not_answered_for_the_next_pod_at_its_address() {
     let (harness, _broker, to) = harness().await;
     let mut one = Kiam::connect(&harness, to, NODE_1).await;
-    one.credentials("127.1.0.1", "reader").await.unwrap();
-    harness.sts.set_latency(Duration::from_secs(2));
-    harness.kube.put_pod(pod("slow", 1, 4, "writer"));
-    eventually("the call", || async { harness.sts.in_flight() > 0 }).await;
-    let mut waiting = one.client.clone();
-    let waiting = tokio::spawn(async move {
-        let request = GetPodCredentialsRequest {
-            ip: "127.1.0.4".into(),
-            role: "writer".into(),
-        };
-        waiting.get_pod_credentials(request).await
-    });
-    assert_eq!(one.role("127.1.0.4").await.unwrap(), "writer");
+    let waiting = one.waits_for_sts(&harness).await;
     // The next pod has the same role, service account and therefore session.
     harness.kube.delete_pod("default", "slow");
     harness.kube.put_pod(pod("next", 1, 4, "writer"));
@@ -320,14 +314,8 @@ async fn a_waiting_request_is_not_answered_for_the_next_pod_at_its_address() {
     assert!(refused.message().contains("changed"), "{refused}");
     harness.sts.set_latency(Duration::ZERO);
     eventually("the next pod's credentials", || {
-        let mut client = one.client.clone();
-        async move {
-            let request = GetPodCredentialsRequest {
-                ip: "127.1.0.4".into(),
-                role: "writer".into(),
-            };
-            client.get_pod_credentials(request).await.is_ok()
-        }
+        let mut one = one.clone();
+        async move { one.credentials("127.1.0.4", "writer").await.is_ok() }
     })
     .await;
 }
