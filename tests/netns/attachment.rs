@@ -296,6 +296,59 @@ fn a_bridge_s_address_is_bound_by_the_record_and_by_nothing_else() -> anyhow::Re
 }
 
 #[test]
+fn a_record_identifies_a_pod_without_a_reported_address() -> anyhow::Result<()> {
+    for link in [PodLink::Bridge, PodLink::Veth] {
+        let harness = RedirectHarness::new(Backend::None)?;
+        let fixture = open(&harness, None)?;
+        let pod = harness.lab.pod("10.2.0.7", link)?;
+        let other = harness.lab.pod("10.2.0.8", link)?;
+        talk(&pod)?;
+        for addr in addresses(&pod) {
+            assert_eq!(fixture.recorded_owner(addr), None);
+            assert!(!fixture.adopt(pod_id("pod"), addr)?);
+        }
+        let file = fixture.record(&harness, &pod, "pod")?;
+        for addr in addresses(&pod) {
+            assert_eq!(fixture.recorded_owner(addr).as_deref(), Some("pod"));
+            assert!(!fixture.adopt(pod_id("other"), addr)?, "another UID");
+            assert!(fixture.adopt(pod_id("pod"), addr)?);
+        }
+        assert_eq!(fixture.verdicts("pod", &pod)?, [Verdict::Same; 2]);
+        // The claim ends with the record.
+        std::fs::remove_file(&file)?;
+        fixture.read_records();
+        assert_eq!(fixture.recorded_owner(addresses(&pod)[0]), None);
+        assert_eq!(fixture.verdicts("pod", &pod)?, [Verdict::Unknown; 2]);
+
+        // A record of a dead pod whose address belongs to another pod now, by the kernel's routes
+        // and by a second record.
+        let node = harness.lab.node();
+        let dead = PodName {
+            namespace: "shop",
+            name: "dead",
+            uid: "dead",
+        };
+        let mut stale = other.cni_result(node, dead)?;
+        stale["result"]["ips"] = pod.cni_result(node, dead)?["result"]["ips"].clone();
+        write_record(&file, &stale)?;
+        fixture.read_records();
+        for addr in addresses(&pod) {
+            let adopted = fixture.adopt(pod_id("dead"), addr)?;
+            assert!(!adopted || fixture.check("dead", addr)? != Verdict::Same);
+        }
+        let file = fixture.results.path().join("lab-second-eth0");
+        let name = PodName { uid: "pod", ..dead };
+        write_record(&file, &pod.cni_result(node, name)?)?;
+        fixture.read_records();
+        for addr in addresses(&pod) {
+            assert_eq!(fixture.recorded_owner(addr), None, "two live namespaces");
+            assert!(!fixture.adopt(pod_id("pod"), addr)?);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_new_record_is_followed_without_being_asked() -> anyhow::Result<()> {
     let harness = RedirectHarness::new(Backend::None)?;
     let fixture = open(&harness, None)?;

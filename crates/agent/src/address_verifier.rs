@@ -8,17 +8,23 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rolegate_authorizer::pod::PodEntry;
 use rolegate_core::workload::Workload;
 use rolegate_kube::freshness::FreshnessSet;
 use rolegate_netlink::Error as NetlinkError;
 use rolegate_runtime::staleness::Staleness;
 
 use crate::attachment::{Attachment, Attachments, PodId, Verdict};
+use crate::pod_table::PodTable;
 
 /// The attachments of addresses to this host, as far as a verifier needs them.
 pub(crate) trait AttachmentLookup: fmt::Debug + Send + Sync {
     /// See [`Attachments::seen`].
     fn seen(&self, pod: PodId, addresses: &[IpAddr]);
+    /// See [`Attachments::recorded_owner`].
+    fn recorded_owner(&self, address: IpAddr) -> Option<Arc<str>>;
+    /// See [`Attachments::adopt`].
+    fn adopt(&self, pod: PodId, address: IpAddr) -> Result<bool, NetlinkError>;
     /// See [`Attachments::check`].
     fn check(&self, uid: &str, address: IpAddr, accepted: Instant)
     -> Result<Verdict, NetlinkError>;
@@ -30,13 +36,19 @@ pub(crate) trait AttachmentLookup: fmt::Debug + Send + Sync {
     fn forget(&self, uid: &str);
     /// See [`Attachments::generation`].
     fn generation(&self) -> u64;
-    /// See [`Attachments::concern`].
-    fn concern(&self) -> Option<String>;
 }
 
 impl AttachmentLookup for Attachments {
     fn seen(&self, pod: PodId, addresses: &[IpAddr]) {
         Self::seen(self, pod, addresses);
+    }
+
+    fn recorded_owner(&self, address: IpAddr) -> Option<Arc<str>> {
+        Self::recorded_owner(self, address)
+    }
+
+    fn adopt(&self, pod: PodId, address: IpAddr) -> Result<bool, NetlinkError> {
+        Self::adopt(self, pod, address)
     }
 
     fn check(
@@ -62,10 +74,6 @@ impl AttachmentLookup for Attachments {
 
     fn generation(&self) -> u64 {
         Self::generation(self)
-    }
-
-    fn concern(&self) -> Option<String> {
-        Self::concern(self)
     }
 }
 
@@ -142,16 +150,28 @@ impl AddressVerifier {
         young
     }
 
-    /// Returns a warning about pods' addresses for operators, if any.
-    pub fn concern(&self) -> Option<String> {
-        self.0.attachments.as_ref()?.concern()
-    }
-
     /// Sets the complete list of a pod's addresses. Call it before the pod table publishes them.
     pub(crate) fn seen(&self, pod: &Workload, addresses: &[IpAddr]) {
         if let Some(attachments) = &self.0.attachments {
             attachments.seen(pod.into(), addresses);
         }
+    }
+
+    /// Returns the pod to which the container runtime assigned an address that the API server has
+    /// not reported for any pod. A kubelet that starts many pods reports their addresses seconds
+    /// after their first requests.
+    ///
+    /// The API server's addresses take precedence: call it only for an address without owner.
+    pub(crate) fn recorded(&self, address: IpAddr, pod_table: &PodTable) -> Option<Arc<PodEntry>> {
+        let attachments = self.0.attachments.as_ref()?;
+        let entry = pod_table.pod(&attachments.recorded_owner(address)?)?;
+        let workload = &*entry.workload;
+        // An error from the kernel counts as unknown.
+        let adopted = workload.may_own_addresses()
+            && attachments
+                .adopt(workload.into(), address)
+                .unwrap_or_default();
+        adopted.then_some(entry)
     }
 
     /// Creates the state of a connection from `address` that is accepted now.

@@ -14,6 +14,7 @@
 //! [`Kernel`] queries, [`Bindings`] stores and compares, and [`Attachments`] combines both. The
 //! kernel's events and changes of the records keep it up to date.
 
+mod adopted;
 mod bindings;
 pub mod cni_results;
 mod events;
@@ -162,6 +163,15 @@ pub struct AttachmentOptions {
     pub unrecorded: Unrecorded,
     /// Size of the kernel's event buffer, in bytes. [`EVENT_BUFFER`] except in tests.
     pub event_buffer: usize,
+}
+
+/// The effect of reading the records again.
+#[derive(Debug)]
+struct Reread {
+    /// True if the attachment of an address changed.
+    moved: bool,
+    /// True if the runtime recorded addresses that no request could find before.
+    added: bool,
 }
 
 /// The attachments of this node's pods to the host.
@@ -327,6 +337,10 @@ impl Attachments {
     /// Reads the records again and rebinds all addresses accordingly. Returns whether any address
     /// has moved. It reads files, so it must not be called while serving a request.
     pub fn read_records(&self) -> bool {
+        self.reread().moved
+    }
+
+    fn reread(&self) -> Reread {
         let mut folder = lock(&self.folder);
         let records = match folder.as_mut().map(Folder::read) {
             None => Records::default(),
@@ -340,8 +354,11 @@ impl Attachments {
                 Records::default()
             }
         };
-        *lock(&self.records) = Arc::new(records);
+        let records = Arc::new(records);
+        let earlier = std::mem::replace(&mut *lock(&self.records), records.clone());
         drop(folder);
+        lock(&self.bindings).keep_adopted(|pod, addr| records.names(pod, addr));
+        let added = records.adds_to(&earlier);
         let mut changed = false;
         let mut missing = 0;
         let claims = lock(&self.bindings).claims();
@@ -361,7 +378,10 @@ impl Attachments {
         if changed {
             self.moved();
         }
-        changed
+        Reread {
+            moved: changed,
+            added,
+        }
     }
 
     /// Binds an address to its attachment, and returns whether that differs from the previous one.
@@ -387,8 +407,7 @@ impl Attachments {
             );
         }
         let records = lock(&self.records).clone();
-        let exists = |netns: &str| matches!(self.namespace(netns), Ok(Some(_)));
-        let recorded = match records.assigned(pod, addr, exists) {
+        let recorded = match records.assigned(pod, addr, |netns| self.exists(netns)) {
             Assigned::To(record) if lock(&self.bindings).is_bound_by(&pod.uid, addr, &record) => {
                 return Ok(false);
             }
@@ -417,25 +436,35 @@ impl Attachments {
             Kind::PointToPoint => {}
             Kind::Shared { mac } => *mac = Some(recorded),
             Kind::Bridge { mac, port } => {
-                let Some(namespace) = self.namespace(&record.netns)?.filter(|id| *id >= 0) else {
-                    return Ok(None);
-                };
-                let mut ports = Vec::new();
-                for name in &*record.host_links {
-                    if let Some(link) = self.kernel.host_link(name)?
-                        && link.peer == Some(namespace)
-                        && link.bridge == Some(place.ifindex)
-                    {
-                        ports.push(link.ifindex);
-                    }
-                }
+                let links = self.host_links(record)?.into_iter();
+                let ports: Vec<_> = links
+                    .filter(|link| link.bridge == Some(place.ifindex))
+                    .collect();
                 let [only] = ports.as_slice() else {
                     return Ok(None);
                 };
-                (*mac, *port) = (Some(recorded), Some(*only));
+                (*mac, *port) = (Some(recorded), Some(only.ifindex));
             }
         }
         Ok(Some(place))
+    }
+
+    /// Returns the host's interfaces in a record whose other end is in the recorded namespace.
+    fn host_links(&self, record: &Recorded) -> Result<Vec<HostLink>, NetlinkError> {
+        let Some(namespace) = self.namespace(&record.netns)?.filter(|id| *id >= 0) else {
+            return Ok(Vec::new());
+        };
+        let mut links = Vec::new();
+        for name in &*record.host_links {
+            let link = self.kernel.host_link(name)?;
+            links.extend(link.filter(|link| link.peer == Some(namespace)));
+        }
+        Ok(links)
+    }
+
+    /// Returns whether a network namespace exists.
+    fn exists(&self, netns: &str) -> bool {
+        matches!(self.namespace(netns), Ok(Some(_)))
     }
 
     /// Returns the ID of a network namespace by name, as [`Kernel::namespace`] does.

@@ -110,11 +110,17 @@ impl Workload {
     /// network plugin may have reassigned them), for a pod on the host network (they are the
     /// node's) and for a mirror pod (a kubelet can write any value).
     pub fn own_addresses(&self) -> &[IpAddr] {
-        if self.is_finished() || self.host_network || self.mirror {
-            &[]
-        } else {
+        if self.may_own_addresses() {
             &self.addresses
+        } else {
+            &[]
         }
+    }
+
+    /// Returns true if addresses can identify this pod: it is neither finished nor on the host
+    /// network nor a mirror pod.
+    pub fn may_own_addresses(&self) -> bool {
+        !(self.is_finished() || self.host_network || self.mirror)
     }
 }
 
@@ -184,6 +190,7 @@ mod tests {
             },
         ] {
             assert!(none.own_addresses().is_empty(), "{none:?}");
+            assert!(!none.may_own_addresses(), "{none:?}");
         }
     }
 

@@ -42,10 +42,20 @@ async fn staleness(verifier: AddressVerifier, most: Duration, ready: Condition) 
             ready.fail(format!("last update from the cluster {age:.0?} ago"));
         } else if age > NOTED_STALENESS {
             ready.note(format!("last update from the cluster {age:.0?} ago"));
-        } else if let Some(concern) = verifier.concern() {
-            ready.note(concern);
         } else {
             ready.ok();
+        }
+    }
+}
+
+/// Reports addresses that identify no pod, or not for certain.
+async fn addresses(attachments: Arc<Attachments>, ready: Condition) {
+    let mut ticks = tokio::time::interval(AGE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        match attachments.concern() {
+            Some(concern) => ready.note(concern),
+            None => ready.ok(),
         }
     }
 }
@@ -86,6 +96,9 @@ impl Background<'_> {
             "Number of times that the kernel dropped events about pods' addresses",
             attachments.losses(),
         );
+        let condition = self.supervisor.readiness().condition("pod-addresses");
+        self.supervisor
+            .spawn(addresses(attachments.clone(), condition));
         self.supervisor.spawn(async move {
             // A request may wait for its pod's record, or for events to be read.
             attachments.run(|| pod_table.touch()).await;

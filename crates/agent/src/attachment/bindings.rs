@@ -94,6 +94,22 @@ struct Binding {
     /// True once a record has been seen: a runtime removes it before the pod's object is deleted.
     was_recorded: bool,
     reported: bool,
+    /// True if only the runtime's record claims the address: the API server has not reported it.
+    is_adopted: bool,
+}
+
+impl Binding {
+    fn new(pod: Arc<PodId>, is_adopted: bool) -> Self {
+        Self {
+            pod,
+            home: None,
+            record: None,
+            elsewhere: None,
+            was_recorded: false,
+            reported: false,
+            is_adopted,
+        }
+    }
 }
 
 /// The attachment of each address, for each pod that claims it. Claims are independent: when one
@@ -120,17 +136,27 @@ impl Bindings {
         self.retain(|addr, binding| binding.pod.uid != pod.uid || addresses.contains(&addr));
         for addr in addresses {
             let claims = self.claims.entry(*addr).or_default();
-            if claims.iter().all(|binding| binding.pod.uid != pod.uid) {
-                claims.push(Binding {
-                    pod: pod.clone(),
-                    home: None,
-                    record: None,
-                    elsewhere: None,
-                    was_recorded: false,
-                    reported: false,
-                });
+            match claims.iter_mut().find(|it| it.pod.uid == pod.uid) {
+                Some(binding) => binding.is_adopted = false,
+                None => claims.push(Binding::new(pod.clone(), false)),
             }
         }
+    }
+
+    /// Adds an address that only the container runtime's record claims for a pod. Returns whether
+    /// the claim is new.
+    pub fn adopt(&mut self, pod: PodId, addr: IpAddr) -> bool {
+        let claims = self.claims.entry(addr).or_default();
+        let is_new = claims.iter().all(|binding| binding.pod.uid != pod.uid);
+        if is_new {
+            claims.push(Binding::new(Arc::new(pod), true));
+        }
+        is_new
+    }
+
+    /// Removes the claims of [`adopt`](Self::adopt) that the records no longer support.
+    pub fn keep_adopted(&mut self, is_recorded: impl Fn(&PodId, IpAddr) -> bool) {
+        self.retain(|addr, binding| !binding.is_adopted || is_recorded(&binding.pod, addr));
     }
 
     /// Sets the attachment of an address from the routing table, if only its pod can be there. The

@@ -21,6 +21,9 @@ pub use folder::{Folder, FolderError};
 /// The default directory of libcni's results.
 pub const CNI_RESULTS_DIR: &str = "/var/lib/cni/results";
 
+/// The interface of a pod whose addresses containerd and CRI-O report to the kubelet, which
+/// publishes them in `status.podIPs`.
+const PRIMARY_INTERFACE: &str = "eth0";
 /// The supported kind of file.
 const KIND: &str = "cniCacheV1";
 /// Maximum number of interfaces in one result.
@@ -37,6 +40,9 @@ pub struct Recorded {
     namespace: String,
     /// `K8S_POD_NAME`.
     name: String,
+    /// True for the interface whose addresses become `status.podIPs`. Addresses of other
+    /// interfaces can be chosen by the pod's author, and may repeat those of other pods.
+    is_primary: bool,
     /// The name of the network namespace: the last part of its path.
     pub netns: String,
     /// The MAC address, if the plugin reports it.
@@ -58,7 +64,7 @@ impl Recorded {
     }
 }
 
-/// The owner of an address.
+/// The owner of an address according to the records.
 #[derive(Debug, Clone)]
 pub enum Assigned {
     /// The pod, on this interface.
@@ -108,12 +114,57 @@ impl Records {
             _ => Assigned::Twice,
         }
     }
+
+    /// Returns the UID and the record of the pod to which the runtime assigned `address`, whatever
+    /// the API server knows. Unlike [`assigned`](Self::assigned) this identifies a pod by the
+    /// records alone, so it requires more: the network namespace exists, no other existing one has
+    /// the address, and the record names the UID, because a name may belong to a later pod.
+    pub fn owner(
+        &self,
+        address: IpAddr,
+        mut exists: impl FnMut(&str) -> bool,
+    ) -> Option<(&str, &Arc<Recorded>)> {
+        let mut live = self
+            .0
+            .get(&address)?
+            .iter()
+            .filter(|record| exists(&record.netns));
+        let first = live.next()?;
+        let is_same = |other: &Arc<Recorded>| {
+            other.is_primary && other.netns == first.netns && other.uid == first.uid
+        };
+        let uid = first.uid.as_deref()?;
+        (first.is_primary && live.all(is_same)).then_some((uid, first))
+    }
+
+    /// Returns whether a record names this pod as the owner of `address`.
+    pub fn names(&self, pod: &PodId, address: IpAddr) -> bool {
+        let records = self.0.get(&address).map_or(&[][..], Vec::as_slice);
+        records.iter().any(|record| record.is_of(pod))
+    }
+
+    /// Returns whether any record has this address.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.0.contains_key(&address)
+    }
+
+    /// Returns whether these records assign an address that `earlier` did not, or assign one in
+    /// another way. Records of files that did not change are shared with `earlier`.
+    pub fn adds_to(&self, earlier: &Self) -> bool {
+        self.0.iter().any(|(address, records)| {
+            let before = earlier.0.get(address).map_or(&[][..], Vec::as_slice);
+            let is_new = |of: &Arc<Recorded>| !before.iter().any(|old| Arc::ptr_eq(old, of));
+            records.iter().any(is_new)
+        })
+    }
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Cached {
     kind: String,
+    #[serde(default)]
+    if_name: String,
     #[serde(default)]
     cni_args: Option<Vec<(String, String)>>,
     result: CniResult,
@@ -153,6 +204,7 @@ pub fn parse(file: &[u8]) -> Vec<Recorded> {
     if cached.kind != KIND || interfaces.len() > MAX_INTERFACES || ips.len() > MAX_ADDRESSES {
         return Vec::new();
     }
+    let is_primary = cached.if_name == PRIMARY_INTERFACE;
     let args = cached.cni_args.unwrap_or_default();
     // A duplicate key is ambiguous.
     let arg = |key: &str| {
@@ -192,6 +244,7 @@ pub fn parse(file: &[u8]) -> Vec<Recorded> {
             uid: uid.clone(),
             namespace: namespace.clone(),
             name: name.clone(),
+            is_primary: is_primary && interface.name == PRIMARY_INTERFACE,
             netns: netns.to_owned(),
             mac: mac(&interface.mac),
             host_links: host_links.clone(),

@@ -82,7 +82,8 @@ impl Attachments {
         loop {
             // Subscribed before the read, so that no change is missed in between.
             let watch = self.results_dir.as_deref().and_then(watch);
-            if self.read_records() {
+            let read = self.reread();
+            if read.moved || read.added {
                 on_change();
             }
             tokio::time::sleep(MIN_READ_INTERVAL).await;

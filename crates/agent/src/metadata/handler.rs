@@ -19,7 +19,7 @@ use super::validate::{ValidRequest, validate_request};
 use super::{ImdsV2, MetadataServer, forward};
 use crate::address_verifier::VerifiedAt;
 use crate::attachment::Verdict;
-use crate::credentials::{Attempt, Refusal};
+use crate::credentials::{Attempt, CredentialSource, Refusal};
 use crate::limits::Connection;
 use crate::metrics::{Handler, Outcome};
 use crate::pod_table::Owner;
@@ -320,12 +320,19 @@ impl RequestHandler {
             Reply::refuse(Outcome::UnknownPod, sentence)
         };
         let unknown = |why: &str| Err(Attempt::Wait(refusal(why)));
-        let entry = match self.server.credentials.pod_table.owner(self.peer) {
+        let CredentialSource {
+            pod_table,
+            verifier,
+            ..
+        } = &self.server.credentials;
+        let entry = match pod_table.owner(self.peer) {
             Some(Owner::Pod(entry)) => entry,
             Some(Owner::Disputed) => return unknown(": several live pods claim it"),
-            None => return unknown(""),
+            None => match verifier.recorded(self.peer, pod_table) {
+                Some(entry) => entry,
+                None => return unknown(""),
+            },
         };
-        let verifier = &self.server.credentials.verifier;
         match verifier.check(&entry.workload.uid, self.peer, &self.last_look) {
             Verdict::Same => {}
             Verdict::Changed => {

@@ -9,7 +9,7 @@ use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::pod::{Authorization, DecisionRecord, PodEntry};
 use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_core::test_util::pod;
-use rolegate_core::workload::Workload;
+use rolegate_core::workload::{Phase, Workload};
 use rolegate_runtime::clock::Clock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -242,4 +242,61 @@ async fn a_request_waits_for_its_pod_s_record() {
     fixture.pod_table.touch();
     let answer = pod.answer().await;
     assert!(answer.contains(IDENTIFIED), "{answer}");
+}
+
+#[tokio::test]
+async fn a_recorded_pod_is_served_before_its_address_is_reported() {
+    let fixture = fixture(Verdict::Same, SHORT).await;
+    let Some(Owner::Pod(reported)) = fixture.pod_table.owner(POD) else {
+        panic!("no pod");
+    };
+    let entry = |change: &dyn Fn(&mut Workload)| {
+        let mut workload = (*reported.workload).clone();
+        workload.addresses.clear();
+        change(&mut workload);
+        let decided = DecisionRecord {
+            generation: 0,
+            expires_at: None,
+            authorization: Authorization::NoRole,
+        };
+        Some(Arc::new(PodEntry::new(Arc::new(workload), decided)))
+    };
+    let uid = &reported.workload.uid;
+    let publish = |entry| {
+        let pods = vec![(uid.clone(), entry)];
+        fixture.pod_table.publish(vec![(POD, None)], pods);
+    };
+    let unknown = "no pod on this node";
+    let expect = async |expected: &str| {
+        let answer = fixture.connect().await.ask().await;
+        assert!(answer.contains(expected), "{answer}");
+    };
+    publish(entry(&|_| {}));
+    expect(unknown).await;
+    *fixture.attachments.recorded.lock() = Some(uid.clone());
+    expect(IDENTIFIED).await;
+    // Pods to which no address belongs, whatever the records say.
+    publish(entry(&|pod| pod.mirror = true));
+    expect(unknown).await;
+    publish(entry(&|pod| pod.host_network = true));
+    expect(unknown).await;
+    publish(entry(&|pod| pod.phase = Phase::Succeeded));
+    expect(unknown).await;
+    // An instance that the API server does not know.
+    publish(None);
+    expect(unknown).await;
+    publish(entry(&|_| {}));
+    fixture.attachments.elsewhere.store(true, Ordering::Relaxed);
+    expect(unknown).await;
+    fixture
+        .attachments
+        .elsewhere
+        .store(false, Ordering::Relaxed);
+    fixture.attachments.say(Some(Verdict::Changed));
+    expect("not attached to its pod").await;
+    // Addresses that the API server reports take precedence.
+    fixture.attachments.say(Some(Verdict::Same));
+    let disputed = vec![(POD, Some(Owner::Disputed))];
+    fixture.pod_table.publish(disputed, Vec::new());
+    expect("several live pods").await;
 }

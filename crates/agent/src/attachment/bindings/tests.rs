@@ -318,3 +318,31 @@ fn events_are_told_with_addresses_and_interfaces() {
         assert_eq!(event.to_string(), told);
     }
 }
+
+#[test]
+fn adopted_addresses_last_as_long_as_their_record() {
+    let other = IpAddr::from([10, 1, 0, 6]);
+    let adopted = || {
+        let mut bindings = Bindings::default();
+        bindings.claim(&pod("a"), &[other]);
+        assert!(bindings.adopt((*pod("a")).clone(), ADDR));
+        assert!(!bindings.adopt((*pod("a")).clone(), ADDR));
+        bindings.learn("a", ADDR, own(3));
+        bindings
+    };
+    let now = Instant::now();
+    let same = |bindings: &mut Bindings| bindings.check("a", ADDR, &own(3), now) == Verdict::Same;
+    let mut bindings = adopted();
+    bindings.keep_adopted(|pod, addr| &*pod.uid == "a" && addr == ADDR);
+    assert!(same(&mut bindings));
+    bindings.keep_adopted(|_, _| false);
+    assert!(!same(&mut bindings));
+    assert_eq!(bindings.claims().len(), 1, "the reported address stays");
+    // The API server reports the address, with its attachment known already, or another one.
+    for (reported, stays) in [(ADDR, true), (other, false)] {
+        let mut bindings = adopted();
+        bindings.claim(&pod("a"), &[reported]);
+        bindings.keep_adopted(|_, _| false);
+        assert_eq!(same(&mut bindings), stays, "{reported}");
+    }
+}

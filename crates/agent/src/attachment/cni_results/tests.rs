@@ -107,6 +107,46 @@ fn addresses_of_two_existing_namespaces_belong_to_no_pod() {
 }
 
 #[test]
+fn records_alone_identify_the_pod_of_an_existing_namespace() {
+    let owner = |texts: &[&str], existing: &[&str]| {
+        let records = all(texts);
+        let owner = records.owner(v4(), |netns| existing.contains(&netns));
+        owner.map(|(uid, record)| (uid.to_owned(), record.netns.clone()))
+    };
+    let first = Some(("u1".to_owned(), "cni-1".to_owned()));
+    assert_eq!(owner(&[DUAL], &["cni-1"]), first);
+    assert_eq!(owner(&[DUAL, DUAL], &["cni-1"]), first);
+    assert_eq!(owner(&[DUAL], &[]), None, "a leftover of a dead pod");
+    let second = DUAL.replace("cni-1", "cni-2").replace("u1", "u2");
+    let both = ["cni-1", "cni-2"];
+    assert_eq!(owner(&[DUAL, &second], &both), None, "two live pods");
+    assert_eq!(owner(&[&second, DUAL], &["cni-1"]), first);
+    let same_namespace = DUAL.replace("u1", "u2");
+    assert_eq!(owner(&[DUAL, &same_namespace], &["cni-1"]), None);
+    // A namesake may have followed a pod of which only the name is recorded.
+    let unnamed = DUAL.replace(r#",["K8S_POD_UID","u1"]"#, "");
+    assert_eq!(owner(&[&unnamed], &["cni-1"]), None);
+    // The author of a pod chooses the addresses of its other interfaces.
+    let other = DUAL.replace("eth0", "net1");
+    assert_eq!(owner(&[&other], &["cni-1"]), None);
+    let other = second.replace("eth0", "net1");
+    assert_eq!(owner(&[DUAL, &other], &both), None);
+    assert!(all(&[DUAL]).has(v4()) && !all(&[]).has(v4()));
+}
+
+#[test]
+fn added_records_are_those_of_new_or_rewritten_files() {
+    let [first, second] = [DUAL, &DUAL.replace("u1", "u2")].map(|text| Arc::new(one(text)));
+    let records = |of: &[&Arc<Recorded>]| Records::new(of.iter().copied());
+    let earlier = records(&[&first]);
+    assert!(earlier.adds_to(&Records::default()));
+    assert!(!earlier.adds_to(&earlier) && !Records::default().adds_to(&earlier));
+    assert!(records(&[&first, &second]).adds_to(&earlier));
+    assert!(records(&[&second]).adds_to(&earlier));
+    assert!(!earlier.adds_to(&records(&[&second, &first])));
+}
+
+#[test]
 fn an_address_without_an_interface_is_on_the_only_one_there_is() {
     let unnumbered = DUAL.replace(r#","interface":2"#, "");
     assert_eq!(one(&unnumbered).addresses.len(), 2);
