@@ -9,6 +9,11 @@
 //! descriptors of the pods' and the operators' listening sockets. Agents that predate the ring omit
 //! it, and read only up to the key. The new agent replies with one byte when it listens; otherwise
 //! the old one continues.
+//!
+//! Three things are the same in every version: the socket's path, the version as the first byte, and
+//! the reply, upon which the old agent stops listening. So a new agent that cannot read the rest
+//! replies first, and then opens the ports itself. Connections in the old sockets' queues are reset,
+//! and metadata tokens become invalid, but the update continues.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -45,9 +50,24 @@ pub enum HandoverError {
     /// The other side disconnected, or runs as another user.
     #[error("socket handover failed: {0}")]
     Io(#[from] io::Error),
-    /// The other side uses another version.
-    #[error("the other agent uses an unknown version of the handover protocol")]
-    Unknown,
+    /// The message contradicts its version.
+    #[error("the previous agent sent a malformed handover message")]
+    Malformed,
+}
+
+/// The result of requesting the sockets of a running agent.
+#[derive(Debug)]
+pub enum Offer {
+    /// The sockets and keys.
+    Sockets(Inherited),
+    /// A message of another version, which this agent cannot read. After
+    /// [`Ack::confirm`] the old agent stops listening.
+    OtherVersion {
+        /// The version of the old agent's message.
+        version: u8,
+        /// The acknowledgment to send before the ports are opened.
+        receipt: Ack,
+    },
 }
 
 /// The state that the old agent hands over.
@@ -92,11 +112,11 @@ impl HandoverSocket {
         UnixStream::connect(&self.0).await.is_ok()
     }
 
-    /// Takes the sockets of the running agent. Returns `None` if no agent is running.
+    /// Requests the sockets of the running agent. Returns `None` if no agent is running.
     ///
     /// # Errors
     /// Returns a [`HandoverError`] if the running agent does not hand over.
-    pub async fn take(&self) -> Result<Option<Inherited>, HandoverError> {
+    pub async fn take(&self) -> Result<Option<Offer>, HandoverError> {
         let stream = match UnixStream::connect(&self.0).await {
             Ok(stream) => stream,
             Err(error)
@@ -111,17 +131,24 @@ impl HandoverSocket {
         };
         check_peer(&stream)?;
         let received = stream.async_io(Interest::READABLE, || receive(stream.as_fd()));
-        let (keys, sockets) = within(received).await???;
+        let received = within(received).await???;
+        let receipt = Ack(stream);
+        let (keys, sockets) = match received {
+            Received::This(keys, sockets) => (keys, sockets),
+            Received::Other(version) => {
+                return Ok(Some(Offer::OtherVersion { version, receipt }));
+            }
+        };
         let mut sockets = sockets.into_iter();
         let (Some(pods), Some(admin)) = (sockets.next(), sockets.next()) else {
-            return Err(HandoverError::Unknown);
+            return Err(HandoverError::Malformed);
         };
-        Ok(Some(Inherited {
+        Ok(Some(Offer::Sockets(Inherited {
             pods,
             admin,
             keys,
-            receipt: Ack(stream),
-        }))
+            receipt,
+        })))
     }
 
     /// Waits for the next agent, and returns when it has taken the sockets.
@@ -207,9 +234,15 @@ fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>], keys: &KeyRing) -> i
     }
 }
 
-type Received = Result<(KeyRing, Vec<OwnedFd>), HandoverError>;
+/// The content of an old agent's message.
+enum Received {
+    /// The keys and sockets of a message in this agent's version.
+    This(KeyRing, Vec<OwnedFd>),
+    /// The version of a message in another one.
+    Other(u8),
+}
 
-fn receive(stream: BorrowedFd<'_>) -> io::Result<Received> {
+fn receive(stream: BorrowedFd<'_>) -> io::Result<Result<Received, HandoverError>> {
     let mut version = [0];
     let mut key = Zeroizing::new([0; KEY_LENGTH]);
     let mut ring = Zeroizing::new([0; RING_LENGTH]);
@@ -233,6 +266,13 @@ fn receive(stream: BorrowedFd<'_>) -> io::Result<Received> {
         })
         .flatten()
         .collect();
+    if got.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if version != [VERSION] {
+        let [version] = version;
+        return Ok(Ok(Received::Other(version)));
+    }
     let keys = match got.bytes {
         MESSAGE => KeyRing::from_bytes(&ring),
         // Treated as old, since its age is unknown, so that it is rotated soon.
@@ -240,8 +280,8 @@ fn receive(stream: BorrowedFd<'_>) -> io::Result<Received> {
         _ => None,
     };
     match keys {
-        Some(keys) if version == [VERSION] && sockets.len() == SOCKETS => Ok(Ok((keys, sockets))),
-        _ => Ok(Err(HandoverError::Unknown)),
+        Some(keys) if sockets.len() == SOCKETS => Ok(Ok(Received::This(keys, sockets))),
+        _ => Ok(Err(HandoverError::Malformed)),
     }
 }
 
@@ -290,7 +330,8 @@ mod tests {
         };
         let estate = loop {
             match place.take().await.unwrap() {
-                Some(estate) => break estate,
+                Some(Offer::Sockets(estate)) => break estate,
+                Some(other) => panic!("{other:?}"),
                 None => tokio::task::yield_now().await,
             }
         };
@@ -324,7 +365,9 @@ mod tests {
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sockets)));
         let parts = [IoSlice::new(&short)];
         rustix::net::sendmsg(&old, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
-        let (received, taken) = receive(new.as_fd()).unwrap().unwrap();
+        let Received::This(received, taken) = receive(new.as_fd()).unwrap().unwrap() else {
+            panic!("another version");
+        };
         assert_eq!(taken.len(), SOCKETS);
         let received = TokenKeys::new(received);
         assert!(received.verify(token.as_bytes(), "uid", address, now()));
@@ -344,10 +387,11 @@ mod tests {
         let ring = tokens.hand_over().await.ring().to_bytes();
         let sockets = [listener(), listener()];
         let sockets = [sockets[0].as_fd(), sockets[1].as_fd()];
-        for (version, count, is_known) in [
-            (VERSION, SOCKETS, true),
-            (VERSION + 1, SOCKETS, false),
-            (VERSION, SOCKETS - 1, false),
+        for (version, count, expected) in [
+            (VERSION, SOCKETS, "sockets"),
+            (VERSION + 1, SOCKETS, "version 2"),
+            (VERSION + 1, SOCKETS - 1, "version 2"),
+            (VERSION, SOCKETS - 1, "malformed"),
         ] {
             let (old, new) = UnixStream::pair().unwrap();
             let message = [&[version], &ring[..KEY_LENGTH]].concat();
@@ -356,9 +400,39 @@ mod tests {
             assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sockets[..count])));
             let parts = [IoSlice::new(&message)];
             rustix::net::sendmsg(&old, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
-            let received = receive(new.as_fd()).unwrap();
-            assert_eq!(received.is_ok(), is_known, "{version} {count}");
+            let received = match receive(new.as_fd()).unwrap() {
+                Ok(Received::This(..)) => "sockets".to_owned(),
+                Ok(Received::Other(version)) => format!("version {version}"),
+                Err(_) => "malformed".to_owned(),
+            };
+            assert_eq!(received, expected, "{version} {count}");
         }
+        let (old, new) = UnixStream::pair().unwrap();
+        drop(old);
+        assert!(receive(new.as_fd()).is_err(), "no message at all");
+    }
+
+    /// An agent of another version listens until its successor replies.
+    #[tokio::test]
+    async fn an_agent_of_another_version_is_asked_to_stop_listening() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = place(&folder);
+        let listener = UnixListener::bind(&place.0).unwrap();
+        let old = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(&[VERSION + 1, 7, 7, 7]).await.unwrap();
+            stream.read_u8().await.unwrap()
+        };
+        let new = async {
+            match place.take().await.unwrap() {
+                Some(Offer::OtherVersion { version, receipt }) => {
+                    receipt.confirm().await.unwrap();
+                    version
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(tokio::join!(old, new), (TAKEN, VERSION + 1));
     }
 
     #[tokio::test]

@@ -1,24 +1,30 @@
 //! The listening sockets: opened, or taken over from the previous agent, and handed over to the
 //! next.
 
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rolegate_runtime::readiness::Readiness;
-use rolegate_runtime::serve::listen;
+use rolegate_runtime::serve::{ListenError, listen};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Addresses, StartError};
-use crate::handover::{Ack, HandoverSocket, Inherited};
+use crate::handover::{Ack, HandoverSocket, Inherited, Offer};
 use crate::runtime_folder::RuntimeFolder;
 use crate::token::{KeyRing, TokenKeys};
 
 /// Interval at which a new agent that is not ready yet checks whether the previous one still runs.
 const PREDECESSOR_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Time within which a previous agent of another version must stop listening.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval between attempts to open the ports of such an agent. Pods cannot connect meanwhile.
+const RELEASE_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The listening sockets.
 pub(super) struct Sockets {
@@ -35,12 +41,13 @@ impl Sockets {
         place: Option<&HandoverSocket>,
         readiness: &Readiness,
     ) -> Result<(Self, Option<KeyRing>), StartError> {
-        let inherited = match place {
-            Some(place) => inherit(place, readiness).await,
-            None => None,
+        let previous = match place {
+            Some(place) => succeed(place, readiness).await,
+            None => Previous::None,
         };
-        Ok(match inherited {
-            Some(inherited) => {
+        let released = matches!(previous, Previous::Released);
+        Ok(match previous {
+            Previous::Inherited(inherited) => {
                 let sockets = Self {
                     pods: listener(inherited.pods)?,
                     admin: listener(inherited.admin)?,
@@ -48,10 +55,10 @@ impl Sockets {
                 };
                 (sockets, Some(inherited.keys))
             }
-            None => {
+            Previous::Released | Previous::None => {
                 let sockets = Self {
-                    pods: listen(addresses.pods)?,
-                    admin: listen(addresses.admin)?,
+                    pods: listen_released(addresses.pods, released).await?,
+                    admin: listen_released(addresses.admin, released).await?,
                     receipt: None,
                 };
                 (sockets, None)
@@ -88,10 +95,20 @@ impl Sockets {
     }
 }
 
+/// The previous agent on these ports.
+enum Previous {
+    /// No agent, or one that does not hand over.
+    None,
+    /// It handed over its sockets and keys.
+    Inherited(Inherited),
+    /// It was told to stop listening.
+    Released,
+}
+
 /// Takes over from the previous agent, once this one knows the node's pods.
-async fn inherit(place: &HandoverSocket, readiness: &Readiness) -> Option<Inherited> {
+async fn succeed(place: &HandoverSocket, readiness: &Readiness) -> Previous {
     if !place.is_taken().await {
-        return None;
+        return Previous::None;
     }
     info!("another agent serves this node; taking over when ready");
     // Not earlier: an agent that cannot become ready must not replace one that works.
@@ -102,12 +119,43 @@ async fn inherit(place: &HandoverSocket, readiness: &Readiness) -> Option<Inheri
     };
     tokio::select! {
         () = readiness.ready() => {}
-        () = gone => return None,
+        () = gone => return Previous::None,
     }
-    place.take().await.unwrap_or_else(|error| {
+    let taken = match place.take().await {
+        Ok(None) => return Previous::None,
+        Ok(Some(Offer::Sockets(inherited))) => return Previous::Inherited(inherited),
+        Ok(Some(Offer::OtherVersion { version, receipt })) => {
+            warn!(
+                version,
+                "the previous agent hands over in another version; telling it to stop listening, \
+                 which drops waiting connections and invalidates metadata tokens"
+            );
+            receipt.confirm().await.map(|()| Previous::Released)
+        }
+        Err(error) => Err(error),
+    };
+    taken.unwrap_or_else(|error| {
         warn!(%error, "socket handover from the previous agent failed; this upgrade will drop connections");
-        None
+        Previous::None
     })
+}
+
+/// Opens a port. If a previous agent was told to stop listening on it, waits until it has.
+async fn listen_released(address: SocketAddr, released: bool) -> Result<TcpListener, ListenError> {
+    let opened = async {
+        loop {
+            match listen(address) {
+                Err(error) if released && error.source.kind() == ErrorKind::AddrInUse => {
+                    tokio::time::sleep(RELEASE_CHECK_INTERVAL).await;
+                }
+                done => return done,
+            }
+        }
+    };
+    match tokio::time::timeout(RELEASE_TIMEOUT, opened).await {
+        Ok(done) => done,
+        Err(_) => listen(address),
+    }
 }
 
 fn listener(socket: OwnedFd) -> std::io::Result<TcpListener> {
@@ -124,5 +172,51 @@ pub(super) fn folder(path: &Path) -> Option<Arc<RuntimeFolder>> {
             warn!(%error, "cannot hand over sockets; upgrades will drop connections");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use rolegate_runtime::readiness::Readiness;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// An agent of another version stops listening only after this one's reply.
+    #[tokio::test]
+    async fn ports_of_an_agent_of_another_version_are_opened_once_it_releases_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = RuntimeFolder::open(folder.path()).unwrap();
+        let free = || listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let (pods, admin) = (free(), free());
+        let addresses = Addresses {
+            pods: pods.local_addr().unwrap(),
+            admin: admin.local_addr().unwrap(),
+        };
+        let place = HandoverSocket::new(&runtime, addresses.pods.port());
+        let name = runtime.name(addresses.pods.port(), "sock");
+        let handover = UnixListener::bind(runtime.join(&name)).unwrap();
+        let old = async {
+            // The first connections only check whether an agent is there.
+            loop {
+                let (mut stream, _) = handover.accept().await.unwrap();
+                let _ = stream.write_all(&[99]).await;
+                if stream.read_u8().await.is_ok() {
+                    break;
+                }
+            }
+            tokio::time::sleep(RELEASE_CHECK_INTERVAL * 3).await;
+            drop((pods, admin));
+        };
+        let readiness = Readiness::new();
+        let new = Sockets::open(addresses, Some(&place), &readiness);
+        let ((), opened) = tokio::join!(old, new);
+        let (sockets, keys) = opened.unwrap();
+        assert!(keys.is_none() && sockets.receipt.is_none());
+        assert_eq!(sockets.addresses().unwrap().pods, addresses.pods);
+        assert_eq!(sockets.addresses().unwrap().admin, addresses.admin);
     }
 }
