@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
 use rolegate_authorizer::recorder::{OutcomeReport, RequestOutcome};
-use rolegate_core::decision::Denial;
+use rolegate_core::decision::{Denial, DenialSource};
 use rolegate_core::engine::Cause;
 use rolegate_core::labels::Labels;
 use rolegate_core::session::{Credentials, Failure, SessionKey};
@@ -247,13 +247,14 @@ impl BrokerSync {
             labels: Labels::default(),
             annotations: Labels::default(),
         };
-        let authorization = entry
-            .authorization
-            .ok_or(Malformed("a pod without an authorization"))?;
+        let authorization = match entry.authorization {
+            Some(authorization) => self.authorization(authorization)?,
+            None => unknown_decision(),
+        };
         let decided = DecisionRecord {
             generation: 0,
             expires_at: None,
-            authorization: self.authorization(authorization)?,
+            authorization,
         };
         let pending = matches!(decided.authorization, Authorization::Pending);
         if let Some(shown) = &mut self.shown {
@@ -303,6 +304,21 @@ impl BrokerSync {
                 })
             }
         })
+    }
+}
+
+/// Denies the role of a pod whose decision is of a kind that only later versions know. Its neighbors
+/// are not affected.
+fn unknown_decision() -> Authorization {
+    let denial = Denial::new(
+        "",
+        DenialSource::Unknown,
+        "version",
+        "the broker's decision is of a kind that this node's agent does not know: upgrade the agent",
+    );
+    Authorization::Denied {
+        body: format!("{denial}\n").into(),
+        denial,
     }
 }
 

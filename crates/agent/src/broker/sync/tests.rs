@@ -360,6 +360,32 @@ fn sessions_with_a_new_number_can_be_requested() {
 }
 
 #[test]
+fn a_pod_with_an_unknown_decision_is_denied_and_no_other() {
+    let mut fixture = fixture();
+    let sessions = || vec![session(1, "a", "ASIA1")];
+    let first = update(sessions(), vec![pod(1, 1), pod(2, 1)]);
+    fixture.update(first).unwrap();
+    assert_eq!(fixture.key(1).as_deref(), Some("ASIA1"));
+    // prost drops a variant that it does not know.
+    let later = v1::Pod {
+        authorization: None,
+        ..pod(1, 1)
+    };
+    fixture.update(update(Vec::new(), vec![later])).unwrap();
+    assert_eq!(fixture.key(1), None);
+    assert_eq!(fixture.key(2).as_deref(), Some("ASIA1"));
+    let Some(Owner::Pod(entry)) = fixture.pod_table.owner(address(1)) else {
+        panic!("no pod");
+    };
+    match &entry.decided.load().authorization {
+        Authorization::Denied { body, .. } => {
+            assert!(String::from_utf8_lossy(body).contains("upgrade the agent"));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn a_message_that_makes_no_sense_ends_the_stream() {
     let entry = |change: &dyn Fn(&mut v1::Pod)| {
         let mut entry = pod(1, 1);
@@ -373,7 +399,6 @@ fn a_message_that_makes_no_sense_ends_the_stream() {
     };
     for malformed in [
         update(Vec::new(), vec![pod(1, 1)]),
-        entry(&|it| it.authorization = None),
         entry(&|it| it.uid.clear()),
         entry(&|it| it.namespace = "a\nb".into()),
         entry(&|it| it.name = "x".repeat(1000)),
