@@ -21,6 +21,7 @@ use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
 use rolegate_runtime::http2::Authentication;
 use rolegate_runtime::keyed_limit::{KeyedLimiter, Permit};
+use rolegate_runtime::peer::PeerKey;
 use rolegate_runtime::rate::{KeyedRate, Rate};
 use rolegate_runtime::tls::ClientNames;
 use tokio::sync::mpsc;
@@ -52,6 +53,17 @@ const MESSAGE_RATE: Rate = Rate {
     per_second: 512.0,
 };
 
+/// The rate of log lines about rejections of one address.
+const REJECTION_LOG_RATE: Rate = Rate {
+    burst: 1.0,
+    per_second: 1.0 / 60.0,
+};
+/// The rate of log lines about rejections of all addresses, which strangers can change at will.
+const ALL_REJECTIONS_LOG_RATE: Rate = Rate {
+    burst: 20.0,
+    per_second: 1.0,
+};
+
 /// State shared by all streams.
 #[derive(Debug)]
 pub struct Service {
@@ -62,6 +74,9 @@ pub struct Service {
     connections: KeyedLimiter<Arc<str>>,
     messages: KeyedRate<Arc<str>>,
     activations: KeyedRate<Arc<str>>,
+    /// Log lines about rejected peers: of each address, and of all.
+    rejections: KeyedRate<PeerKey>,
+    all_rejections: KeyedRate<()>,
 }
 
 /// The components that the service needs.
@@ -110,7 +125,15 @@ impl Service {
             connections: KeyedLimiter::new(MAX_PER_NODE),
             messages: KeyedRate::new(MESSAGE_RATE),
             activations: KeyedRate::new(ACTIVATION_RATE),
+            rejections: KeyedRate::new(REJECTION_LOG_RATE),
+            all_rejections: KeyedRate::new(ALL_REJECTIONS_LOG_RATE),
         })
+    }
+
+    /// Returns whether a rejection of this peer may be logged at a visible level.
+    fn may_log_rejection(&self, peer: IpAddr) -> bool {
+        // First the address's own limit, so that one address cannot use up that of all.
+        self.rejections.take(&PeerKey::of(peer)) && self.all_rejections.take(&())
     }
 
     /// Builds the service of one connection.

@@ -9,7 +9,7 @@ use rolegate_proto::wire::MAX_TOKEN;
 use rolegate_runtime::peer::PeerKey;
 use tokio::time::timeout;
 use tonic::Status;
-use tracing::debug;
+use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
 use super::Connection;
@@ -117,9 +117,17 @@ impl Connection {
     }
 
     /// Returns the status for a peer that is not authenticated, or no longer is. Any peer can cause
-    /// it, so it is not logged at a visible level.
+    /// it at any rate, so few of them are logged at a visible level.
     pub(super) fn reject(&self, why: &AuthnError) -> Status {
-        debug!(peer = %self.peer, reason = %why, "agent authentication failed");
+        // Nothing that the peer sent is logged.
+        if self.service.may_log_rejection(self.peer) {
+            warn!(
+                peer = %self.peer, reason = %why,
+                "agent authentication failed; further failures of this address in the next minute are logged at level debug"
+            );
+        } else {
+            debug!(peer = %self.peer, reason = %why, "agent authentication failed");
+        }
         match why {
             AuthnError::AuthnRejection(refused) => {
                 self.service.parts.metrics.refused(refused.reason());
