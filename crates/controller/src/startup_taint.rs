@@ -159,6 +159,7 @@ impl StartupTaint {
         let mut changes = pin!(stream::select(nodes, pods));
         let mut known = NodesAndAgents::new(&self.options.key);
         let mut failed = BTreeSet::new();
+        let mut log = FailureLog::default();
         loop {
             let change = tokio::select! {
                 change = changes.next() => change,
@@ -169,7 +170,7 @@ impl StartupTaint {
                 Some(Change::Pod(event)) => known.update_agents(*event),
                 Some(Change::Failed(resource, error)) => {
                     let reason = format!("cannot watch {resource}: {}", chain(&error));
-                    self.report(&reason);
+                    self.report(&reason, &mut log);
                     continue;
                 }
                 None => failed.clear(),
@@ -177,12 +178,13 @@ impl StartupTaint {
             // A node whose request failed waits for the next attempt: one change must not cause a
             // request for each node that fails.
             for node in known.ready_nodes() {
-                if !failed.contains(&node) && !self.remove_logged(&node).await {
+                if !failed.contains(&node) && !self.remove_logged(&node, &mut log).await {
                     failed.insert(node);
                 }
             }
             if failed.is_empty() {
                 self.condition.ok();
+                log.works_again();
             }
             let waiting = i64::try_from(known.tainted()).unwrap_or(i64::MAX);
             self.metrics.waiting.set(waiting);
@@ -190,7 +192,7 @@ impl StartupTaint {
     }
 
     /// Removes the taint of a node. Returns `false` if the request failed.
-    async fn remove_logged(&self, node: &str) -> bool {
+    async fn remove_logged(&self, node: &str, log: &mut FailureLog) -> bool {
         let removed = timeout(REQUEST_TIMEOUT, self.remove(node)).await;
         match removed.unwrap_or(Err(TaintError::TimedOut)) {
             Ok(true) => {
@@ -200,7 +202,7 @@ impl StartupTaint {
             }
             Ok(false) => true,
             Err(error) => {
-                self.report(&error.to_string());
+                self.report(&error.to_string(), log);
                 false
             }
         }
@@ -230,9 +232,35 @@ impl StartupTaint {
         patched.map(|_| true).map_err(failed("patch"))
     }
 
-    fn report(&self, reason: &str) {
-        tracing::warn!(reason, "cannot remove startup taints, retrying");
+    fn report(&self, reason: &str, log: &mut FailureLog) {
+        if log.is_first() {
+            tracing::warn!(reason, "cannot remove startup taints, retrying");
+        } else {
+            tracing::debug!(reason, "cannot remove startup taints, retrying");
+        }
         self.condition.note(reason.to_owned());
+    }
+}
+
+/// Shows the first of several failures, and the end of them: a missing right fails for each node,
+/// every few seconds.
+#[derive(Debug, Default)]
+struct FailureLog {
+    failures: u64,
+}
+
+impl FailureLog {
+    /// Counts a failure, and returns whether it is the first one since everything worked.
+    fn is_first(&mut self) -> bool {
+        self.failures += 1;
+        self.failures == 1
+    }
+
+    fn works_again(&mut self) {
+        let failures = std::mem::take(&mut self.failures);
+        if failures > 0 {
+            tracing::info!(failures, "removing startup taints works again");
+        }
     }
 }
 
@@ -253,6 +281,17 @@ fn removal(indices: &[usize], key: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_of_several_failures_is_shown() {
+        let mut log = FailureLog::default();
+        for _ in 0..2 {
+            assert!(log.is_first());
+            assert!(!log.is_first() && !log.is_first());
+            log.works_again();
+        }
+        assert!(log.is_first());
+    }
 
     #[test]
     fn the_last_taint_is_removed_first() {
