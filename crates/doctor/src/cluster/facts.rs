@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::process::{LABEL, Process};
-use super::rights::Right;
+use super::rights::{ProcessFlags, Right};
 use crate::objects::{
     Definition, EndpointSlice, Lease, Node, Pod, Rule, ServerVersion, WebhookConfiguration,
     Workload,
@@ -117,6 +117,18 @@ impl ClusterFacts {
 pub(crate) fn is_brokered(workload: &Workload) -> bool {
     let mut containers = workload.spec.template.spec.containers.iter();
     containers.any(|container| container.flag("--broker", "ROLEGATE_BROKER").is_some())
+}
+
+/// Returns the flags on which a workload's rights depend.
+pub(crate) fn process_flags(workload: &Workload) -> ProcessFlags {
+    let mut containers = workload.spec.template.spec.containers.iter();
+    ProcessFlags {
+        is_brokered: is_brokered(workload),
+        removes_taints: containers.any(|container| {
+            let taint = container.flag("--startup-taint", "ROLEGATE_STARTUP_TAINT");
+            taint.is_some_and(|taint| !taint.is_empty())
+        }),
+    }
 }
 
 fn is_of(metadata: &crate::objects::Metadata, process: Process) -> bool {

@@ -9,7 +9,7 @@ use rolegate_api::GROUP;
 use rolegate_core::names;
 use serde::Deserialize;
 
-use super::facts::{ClusterFacts, PodReadiness, ReviewedRight, is_brokered};
+use super::facts::{ClusterFacts, PodReadiness, ReviewedRight, process_flags};
 use super::process::{LABEL, Process};
 use crate::objects::{Definition, Pod, Rule, ServerVersion};
 use crate::reader::{Reader, everywhere, within};
@@ -184,7 +184,7 @@ async fn rights(reader: &Reader, facts: &ClusterFacts) -> Reading<Vec<ReviewedRi
             } else {
                 account
             };
-            for right in process.rights(is_brokered(workload)) {
+            for right in process.rights(process_flags(workload)) {
                 if seen.insert((account.to_owned(), right.named())) {
                     reviews.push((account.to_owned(), right.clone()));
                 }

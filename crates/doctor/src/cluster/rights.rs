@@ -21,7 +21,17 @@ pub(crate) struct Right {
     pub(crate) otherwise: &'static str,
 }
 
+/// The flags of a process on which its rights depend.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ProcessFlags {
+    /// True for an agent with `--broker`.
+    pub(crate) is_brokered: bool,
+    /// True for a controller with `--startup-taint`.
+    pub(crate) removes_taints: bool,
+}
+
 const RULES: &str = "rolegate.dev";
+const RBAC: &str = "rbac.authorization.k8s.io";
 const NO_PODS: &str = "no pod is known, so no pod gets credentials";
 const NO_RULES: &str = "rules are not known, so every role is denied";
 const NO_EVENTS: &str = "pods have no Events that say why a role is denied";
@@ -88,6 +98,8 @@ const CERTIFICATE: &[Right] = &[own(named(
 const NO_STATUS: &str = "grants and the configuration have no status";
 const NO_LEADER: &str = "no replica becomes the leader, so certificates are not renewed";
 const NO_WEBHOOK: &str = "the webhook is not registered, or its registration is outdated";
+const NO_OWNER: &str = "the webhook's registration has no owner, so it may outlive an uninstall";
+const NO_TAINTS: &str = "startup taints are not removed, so no pod is scheduled to new nodes";
 
 const CONTROLLER: &[Right] = &[
     right(RULES, "rolegrants/status", "patch", NO_STATUS),
@@ -126,16 +138,55 @@ const CONTROLLER: &[Right] = &[
             "the webhook's certificate is not renewed",
         ),
     )),
+    own(right(
+        "",
+        "secrets",
+        "create",
+        "the webhook has no certificate",
+    )),
+    own(named(
+        rolegate_core::names::ADMISSION,
+        right(
+            "",
+            "services",
+            "get",
+            "the webhook's certificate is not issued",
+        ),
+    )),
+    own(right(
+        "discovery.k8s.io",
+        "endpointslices",
+        "list",
+        NO_WEBHOOK,
+    )),
+    named(
+        rolegate_core::names::CONTROLLER,
+        right(RBAC, "clusterroles", "get", NO_OWNER),
+    ),
+    own(named(
+        rolegate_core::names::CONTROLLER,
+        right(RBAC, "roles", "get", NO_OWNER),
+    )),
+];
+
+/// The rights of a controller with `--startup-taint`.
+const STARTUP_TAINTS: &[Right] = &[
+    right("", "nodes", "get", NO_TAINTS),
+    right("", "nodes", "list", NO_TAINTS),
+    right("", "nodes", "watch", NO_TAINTS),
+    right("", "nodes", "patch", NO_TAINTS),
 ];
 
 impl Process {
-    /// Returns the rights that the process needs. Agents with a broker need none.
-    pub(crate) fn rights(self, is_brokered: bool) -> impl Iterator<Item = &'static Right> {
+    /// Returns the rights that the process needs with the flags of its workload. Agents with a
+    /// broker need none.
+    pub(crate) fn rights(self, flags: ProcessFlags) -> impl Iterator<Item = &'static Right> {
         let parts: &[&[Right]] = match self {
-            Self::Agent if is_brokered => &[],
+            Self::Agent if flags.is_brokered => &[],
             Self::Agent => &[PODS, READ_RULES, EVENTS],
             Self::Broker => &[PODS, READ_RULES, EVENTS, TOKEN_REVIEWS],
             Self::Admission => &[READ_RULES, CERTIFICATE],
+            Self::Controller if flags.removes_taints => &[CONTROLLER, STARTUP_TAINTS],
             Self::Controller => &[CONTROLLER],
         };
         parts.iter().copied().flatten()
@@ -236,12 +287,38 @@ mod tests {
     fn the_manifests_grant_every_right() {
         for process in Process::ALL {
             let objects = manifest(process);
-            for right in process.rights(false) {
+            for right in process.rights(ProcessFlags::default()) {
                 let granted = is_granted(&objects, process, right);
                 assert!(granted, "{process:?}: {}", right.named());
             }
         }
-        assert!(Process::Agent.rights(true).next().is_none());
+        let brokered = ProcessFlags {
+            is_brokered: true,
+            ..ProcessFlags::default()
+        };
+        assert!(Process::Agent.rights(brokered).next().is_none());
+    }
+
+    #[test]
+    fn nodes_are_for_controllers_that_remove_taints() {
+        let on_nodes = |removes_taints| {
+            let flags = ProcessFlags {
+                removes_taints,
+                ..ProcessFlags::default()
+            };
+            let rights = Process::Controller.rights(flags);
+            let rights = rights.filter(|right| right.resource == "nodes");
+            rights.map(|right| right.verb).collect::<Vec<_>>()
+        };
+        assert_eq!(on_nodes(false), Vec::<&str>::new());
+        assert_eq!(on_nodes(true), ["get", "list", "watch", "patch"]);
+        // The chart grants these rights with the taint only.
+        let chart = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../charts/rolegate/templates/controller-rbac.yaml"
+        );
+        let text = std::fs::read_to_string(chart).unwrap();
+        assert!(text.contains("nodes"), "{chart}");
     }
 
     #[test]

@@ -44,13 +44,14 @@ mod tests {
     use crate::cluster::facts::ReviewedRight;
     use crate::cluster::facts::tests::healthy;
     use crate::cluster::process::Process;
+    use crate::cluster::rights::ProcessFlags;
 
     #[test]
     fn missing_verbs_are_named_with_their_effect() {
         let mut facts = healthy();
         assert!(check(&facts).is_err());
         let reviewed = |is_allowed| {
-            let rights = Process::Agent.rights(false);
+            let rights = Process::Agent.rights(ProcessFlags::default());
             let review = rights.map(|right| ReviewedRight {
                 account: "rolegate-system/rolegate-agent".into(),
                 right: right.clone(),
