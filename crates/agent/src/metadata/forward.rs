@@ -205,7 +205,7 @@ fn redirected<B>(server: &MetadataServer, response: &Response<B>) -> Reply {
     match HeaderValue::from_str(path) {
         Ok(path) if is_its_own && allowed => Reply::ok(Bytes::new())
             .with_status(response.status())
-            .with_header(LOCATION.as_str(), path),
+            .with_header(LOCATION, path),
         _ => failed(),
     }
 }

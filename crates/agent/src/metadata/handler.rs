@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{ALLOW, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use rolegate_authorizer::pod::{Allowed, PodEntry};
@@ -25,9 +25,10 @@ use crate::metrics::{Handler, Outcome};
 use crate::pod_table::Owner;
 use crate::token::{MAX_TTL_SECONDS, TokenKeys};
 
-const TOKEN: &str = "x-aws-ec2-metadata-token";
-const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
-const FORWARDED_FOR: &str = "x-forwarded-for";
+// Names rather than text, so that no request parses them.
+static TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
+static TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
+static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// A connection of a pod.
 #[derive(Debug)]
@@ -126,7 +127,7 @@ impl RequestHandler {
                 "this path does not support the method\n",
             )
             .with_status(StatusCode::METHOD_NOT_ALLOWED)
-            .with_header("allow", HeaderValue::from_static(allowed));
+            .with_header(ALLOW, HeaderValue::from_static(allowed));
             return (handler, reply);
         }
         let headers = request.headers();
@@ -168,7 +169,7 @@ impl RequestHandler {
     /// and send an invalid token to find out whether tokens are checked.
     async fn static_list(&self, headers: &HeaderMap, list: &'static str) -> Reply {
         let done = || Reply::ok(Bytes::from_static(list.as_bytes()));
-        if headers.contains_key(TOKEN) {
+        if headers.contains_key(&TOKEN) {
             return self.with_pod(headers, |_, _| Attempt::Done(done())).await;
         }
         self.without_token().unwrap_or_else(done)
@@ -183,7 +184,7 @@ impl RequestHandler {
         path: &CanonicalPath<'_>,
     ) -> Reply {
         let refused =
-            if self.server.credentials.pod_table.has_synced() || headers.contains_key(TOKEN) {
+            if self.server.credentials.pod_table.has_synced() || headers.contains_key(&TOKEN) {
                 let pass = |_: &Arc<PodEntry>, _| Attempt::Done(Reply::ok(Bytes::new()));
                 let identified = self.with_pod(headers, pass).await;
                 (identified.outcome != Outcome::Ok).then_some(identified)
@@ -203,7 +204,7 @@ impl RequestHandler {
     }
 
     async fn token(&self, headers: &HeaderMap) -> Reply {
-        if headers.contains_key(FORWARDED_FOR) {
+        if headers.contains_key(&FORWARDED_FOR) {
             return Reply::refuse(
                 Outcome::BadRequest,
                 "tokens are not available through proxies\n",
@@ -211,7 +212,7 @@ impl RequestHandler {
             .with_status(StatusCode::FORBIDDEN);
         }
         let ttl = headers
-            .get(TOKEN_TTL)
+            .get(&TOKEN_TTL)
             .and_then(|ttl| ttl.to_str().ok()?.parse::<u32>().ok())
             .filter(|ttl| (1..=MAX_TTL_SECONDS).contains(ttl));
         let Some(ttl) = ttl else {
@@ -222,7 +223,7 @@ impl RequestHandler {
             Ok(entry) => {
                 let uid = &entry.workload.uid;
                 let token = self.server.tokens.issue(uid, self.peer, ttl, now);
-                Attempt::Done(Reply::ok(token.into()).with_header(TOKEN_TTL, ttl.into()))
+                Attempt::Done(Reply::ok(token.into()).with_header(TOKEN_TTL.clone(), ttl.into()))
             }
             // Not 404, which makes clients assume for their whole lifetime that there are no
             // tokens.
@@ -256,7 +257,7 @@ impl RequestHandler {
             let sentence = "the metadata token is invalid or belongs to another pod\n";
             Reply::refuse(Outcome::BadToken, sentence)
         };
-        let token = headers.get(TOKEN).map(HeaderValue::as_bytes);
+        let token = headers.get(&TOKEN).map(HeaderValue::as_bytes);
         // Checked before the client is identified: waiting cannot fix a missing or malformed token.
         match token {
             None => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use http::StatusCode;
-use http::header::HeaderValue;
+use http::header::{HeaderName, HeaderValue};
 
 use super::reply::Reply;
 use crate::metrics::Outcome;
@@ -56,6 +56,9 @@ impl NodeHealth {
         };
         Reply::refuse(outcome, page.to_string())
             .with_status(StatusCode::OK)
-            .with_header(AGENT_HEADER, HeaderValue::from_static("1"))
+            .with_header(
+                HeaderName::from_static(AGENT_HEADER),
+                HeaderValue::from_static("1"),
+            )
     }
 }

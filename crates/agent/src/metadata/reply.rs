@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue, SERVER};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use rolegate_aws::imds::{ImdsError, MetadataBody};
@@ -89,7 +89,7 @@ impl Reply {
 
     /// Closes the connection after this response.
     pub(crate) fn and_close(self) -> Self {
-        self.with_header("connection", HeaderValue::from_static("close"))
+        self.with_header(CONNECTION, HeaderValue::from_static("close"))
     }
 
     /// Replaces the status.
@@ -99,7 +99,7 @@ impl Reply {
     }
 
     /// Adds a header.
-    pub(crate) fn with_header(mut self, name: &'static str, value: HeaderValue) -> Self {
+    pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.response.headers_mut().insert(name, value);
         self
     }
