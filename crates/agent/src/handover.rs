@@ -6,8 +6,9 @@
 //! check that the other runs as the same user.
 //!
 //! The old agent's message contains a version byte, a key of 32 bytes, the key ring, and the
-//! descriptors of the pods' and the operators' listening sockets. Agents that predate the ring omit
-//! it, and read only up to the key. The new agent replies with one byte when it listens; otherwise
+//! descriptors of the pods' and the operators' listening sockets, followed by those of other
+//! endpoints. Agents that predate the ring omit it, and read only up to the key; agents that predate
+//! other endpoints take the first two descriptors, and the kernel closes the rest. The new agent replies with one byte when it listens; otherwise
 //! the old one continues.
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -25,6 +26,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use zeroize::Zeroizing;
 
+use crate::container_credentials::MAX_ADDRESSES;
 use crate::runtime_folder::RuntimeFolder;
 use crate::token::{KEY_LENGTH, KeyRing, RING_LENGTH, TokenKeys};
 
@@ -36,8 +38,10 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 const SHORT_MESSAGE: usize = 1 + KEY_LENGTH;
 /// Size of a message with the key ring.
 const MESSAGE: usize = SHORT_MESSAGE + RING_LENGTH;
-/// Number of sockets: the pods' and the operators'.
+/// Number of sockets that every agent hands over: the pods' and the operators'.
 const SOCKETS: usize = 2;
+/// Maximum number of sockets, including those of other endpoints.
+const MAX_SOCKETS: usize = SOCKETS + MAX_ADDRESSES;
 
 /// The reason why a handover failed.
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +61,23 @@ pub struct Inherited {
     pub pods: OwnedFd,
     /// The operators' listening socket.
     pub admin: OwnedFd,
+    /// The listening sockets of other endpoints, which their addresses tell apart.
+    pub endpoints: Vec<OwnedFd>,
     /// The keys of metadata tokens, so that tokens stay valid.
     pub keys: KeyRing,
     /// The acknowledgment to send when the new agent listens.
     pub receipt: Ack,
+}
+
+/// The sockets that an agent offers to the next one.
+#[derive(Debug, Clone, Copy)]
+pub struct OfferedSockets<'a> {
+    /// The pods' listening socket.
+    pub pods: BorrowedFd<'a>,
+    /// The operators' listening socket.
+    pub admin: BorrowedFd<'a>,
+    /// The listening sockets of other endpoints, at most [`MAX_ADDRESSES`].
+    pub endpoints: &'a [BorrowedFd<'a>],
 }
 
 /// The acknowledgment that the old agent waits for before it drains.
@@ -119,6 +136,7 @@ impl HandoverSocket {
         Ok(Some(Inherited {
             pods,
             admin,
+            endpoints: sockets.collect(),
             keys,
             receipt: Ack(stream),
         }))
@@ -130,10 +148,11 @@ impl HandoverSocket {
     /// Returns [`HandoverError::Io`] if the Unix socket cannot be opened.
     pub async fn offer(
         &self,
-        pods: BorrowedFd<'_>,
-        admin: BorrowedFd<'_>,
+        sockets: OfferedSockets<'_>,
         tokens: &TokenKeys,
     ) -> Result<(), HandoverError> {
+        let mut all = vec![sockets.pods, sockets.admin];
+        all.extend(sockets.endpoints.iter().take(MAX_ADDRESSES));
         // The file is left over: a running agent would have handed over.
         match std::fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -148,7 +167,7 @@ impl HandoverSocket {
                 // agent changes them.
                 let keys = tokens.hand_over().await;
                 let sent = stream.async_io(Interest::WRITABLE, || {
-                    send(stream.as_fd(), &[pods, admin], keys.ring())
+                    send(stream.as_fd(), &all, keys.ring())
                 });
                 within(sent).await??;
                 let taken = within(stream.read_u8()).await?? == TAKEN;
@@ -185,7 +204,7 @@ fn check_peer(stream: &UnixStream) -> io::Result<()> {
 }
 
 fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>], keys: &KeyRing) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -213,7 +232,7 @@ fn receive(stream: BorrowedFd<'_>) -> io::Result<Received> {
     let mut version = [0];
     let mut key = Zeroizing::new([0; KEY_LENGTH]);
     let mut ring = Zeroizing::new([0; RING_LENGTH]);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let got = rustix::net::recvmsg(
         stream,
@@ -240,7 +259,7 @@ fn receive(stream: BorrowedFd<'_>) -> io::Result<Received> {
         _ => None,
     };
     match keys {
-        Some(keys) if version == [VERSION] && sockets.len() == SOCKETS => Ok(Ok((keys, sockets))),
+        Some(keys) if version == [VERSION] && sockets.len() >= SOCKETS => Ok(Ok((keys, sockets))),
         _ => Ok(Err(HandoverError::Unknown)),
     }
 }
@@ -267,24 +286,35 @@ mod tests {
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()
     }
 
+    fn offered<'a>(pods: &'a TcpListener, admin: &'a TcpListener) -> OfferedSockets<'a> {
+        OfferedSockets {
+            pods: pods.as_fd(),
+            admin: admin.as_fd(),
+            endpoints: &[],
+        }
+    }
+
     #[tokio::test]
     async fn what_waits_in_the_queue_is_handed_on() {
         let folder = tempfile::tempdir().unwrap();
         let place = place(&folder);
         assert!(place.take().await.unwrap().is_none());
 
-        let (pods, admin) = (listener(), listener());
+        let (pods, admin, endpoint) = (listener(), listener(), listener());
         let address: SocketAddr = pods.local_addr().unwrap();
+        let endpoint_address = endpoint.local_addr().unwrap();
         let waiting = TcpStream::connect(address).unwrap();
         let tokens = keys();
         let token = tokens.issue("uid", address.ip(), 60, now());
         let old = {
             let place = place.clone();
             tokio::spawn(async move {
-                place
-                    .offer(pods.as_fd(), admin.as_fd(), &tokens)
-                    .await
-                    .unwrap();
+                let endpoints = [endpoint.as_fd()];
+                let offered = OfferedSockets {
+                    endpoints: &endpoints,
+                    ..offered(&pods, &admin)
+                };
+                place.offer(offered, &tokens).await.unwrap();
                 drop((pods, admin));
             })
         };
@@ -301,6 +331,9 @@ mod tests {
         let (accepted, peer) = taken.accept().unwrap();
         assert_eq!(peer, waiting.local_addr().unwrap());
         drop(accepted);
+        let endpoints = estate.endpoints.into_iter().map(TcpListener::from);
+        let endpoints: Vec<_> = endpoints.map(|it| it.local_addr().unwrap()).collect();
+        assert_eq!(endpoints, [endpoint_address]);
         let tokens = TokenKeys::new(estate.keys);
         assert!(tokens.verify(token.as_bytes(), "uid", address.ip(), now()));
         // A key that arrived with its age is not rotated at once.
@@ -338,6 +371,38 @@ mod tests {
         assert_eq!(read, short);
     }
 
+    /// Tests an older agent that takes over: it has room for two sockets.
+    #[tokio::test]
+    async fn agents_without_other_endpoints_take_two_sockets() {
+        let (old, new) = UnixStream::pair().unwrap();
+        let sockets = [listener(), listener(), listener(), listener()];
+        let addresses: Vec<_> = sockets.iter().map(|it| it.local_addr().unwrap()).collect();
+        let tokens = keys();
+        let handed = tokens.hand_over().await;
+        send(
+            old.as_fd(),
+            &sockets.each_ref().map(AsFd::as_fd),
+            handed.ring(),
+        )
+        .unwrap();
+        let mut message = vec![0; MESSAGE];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut message)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let got = rustix::net::recvmsg(&new, &mut parts, &mut ancillary, flags).unwrap();
+        assert_eq!(got.bytes, MESSAGE);
+        let taken: Vec<_> = ancillary
+            .drain()
+            .flat_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(sockets) => sockets.collect::<Vec<_>>(),
+                other => panic!("{other:?}"),
+            })
+            .map(|socket| TcpListener::from(socket).local_addr().unwrap())
+            .collect();
+        assert_eq!(taken, addresses[..SOCKETS]);
+    }
+
     #[tokio::test]
     async fn other_versions_and_missing_sockets_are_rejected() {
         let tokens = keys();
@@ -367,7 +432,7 @@ mod tests {
         let place = place(&folder);
         let (pods, admin) = (listener(), listener());
         let tokens = keys();
-        let offer = place.offer(pods.as_fd(), admin.as_fd(), &tokens);
+        let offer = place.offer(offered(&pods, &admin), &tokens);
         let asks = async {
             for _ in 0..3 {
                 while place.take().await.unwrap().is_none() {

@@ -76,6 +76,25 @@ pub struct ApiRequest {
     pub query: BTreeMap<String, String>,
 }
 
+/// The discovery documents of ServiceAccount tokens.
+#[derive(Debug)]
+struct TokenKeys {
+    issuer: String,
+    key_set: String,
+}
+
+impl TokenKeys {
+    fn document(&self, path: &str) -> Option<String> {
+        match path {
+            "/.well-known/openid-configuration" => {
+                Some(serde_json::json!({"issuer": self.issuer}).to_string())
+            }
+            "/openid/v1/jwks" => Some(self.key_set.clone()),
+            _ => None,
+        }
+    }
+}
+
 /// A running API server. It stops when dropped.
 #[derive(Debug)]
 pub struct KubeApi {
@@ -99,6 +118,7 @@ struct Inner {
     failing_resources: BTreeMap<String, u16>,
     events: Events,
     tokens: Tokens,
+    token_keys: Option<TokenKeys>,
     requests: Recent<ApiRequest>,
     counts: HashMap<(String, String), u64>,
 }
@@ -142,6 +162,14 @@ impl KubeApi {
     /// Stops the server and waits until its port is free.
     pub async fn stop(self) {
         self.server.stop().await;
+    }
+
+    /// Publishes the issuer of ServiceAccount tokens, and the JSON Web Key Set that verifies them.
+    pub fn set_token_keys(&self, issuer: &str, key_set: &str) {
+        lock(&self.state.inner).token_keys = Some(TokenKeys {
+            issuer: issuer.to_owned(),
+            key_set: key_set.to_owned(),
+        });
     }
 
     /// Adds or replaces a pod and returns it with UID and version.
@@ -365,7 +393,11 @@ impl State {
             return Err(Failure::new(number, "the stand-in is configured to fail"));
         }
         let Some(target) = target else {
-            return other_path(&lock(&self.store), path);
+            let keys = &lock(&self.inner).token_keys;
+            return match keys.as_ref().and_then(|keys| keys.document(path)) {
+                Some(document) => Ok(answer(StatusCode::OK, "application/json", document)),
+                None => other_path(&lock(&self.store), path),
+            };
         };
         if target.resource == "events" {
             let body = whole(body).await?;

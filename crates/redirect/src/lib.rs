@@ -12,6 +12,7 @@ mod command;
 mod foreign;
 mod ingress;
 mod interface;
+mod link;
 mod monitor;
 mod reconciler;
 mod routing;
@@ -28,6 +29,7 @@ pub use ingress::ingress_interfaces;
 pub use interface::{
     CNI_CONF_DIR, DetectError, Detected, Detector, InterfaceChoice, all_but_uplink,
 };
+pub use link::{ENDPOINT_LINK, LinkError, LinkState, ensure_link, remove_link};
 pub use reconciler::{RedirectReconciler, Status};
 
 /// An error in reading or changing the kernel's rules.
