@@ -8,6 +8,7 @@
 mod broker_certificate;
 mod broker_served;
 mod certificates;
+mod container_credentials;
 mod controller;
 mod crds;
 mod deploy;

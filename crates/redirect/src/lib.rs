@@ -89,6 +89,9 @@ pub enum RedirectError {
         "the kernel rejected a routing rule: {0}; the agent needs the capability NET_ADMIN and a kernel with policy routing"
     )]
     RoutingRules(Box<rtnetlink::Error>),
+    /// The link of the container credentials endpoint cannot be removed.
+    #[error(transparent)]
+    Link(#[from] Box<LinkError>),
     /// Neither backend works.
     #[error(
         "this host accepts neither nftables nor iptables rules ({nftables}; {iptables}): the agent needs the host's network, the capability NET_ADMIN and one of them installed, or --redirect=none with rules of your own"
@@ -236,9 +239,12 @@ pub struct Removed {
     pub backends: Vec<Backend>,
     /// True if there were routing rules.
     pub routing_rules: bool,
+    /// True if there was the link of the container credentials endpoint.
+    pub link: bool,
 }
 
-/// Removes rolegate's rules from every backend of this host, and the routing rules.
+/// Removes rolegate's rules from every backend of this host, the routing rules, and the link of the
+/// container credentials endpoint.
 ///
 /// # Errors
 /// Returns an error if a program or the kernel fails.
@@ -254,6 +260,7 @@ pub async fn remove_all() -> Result<Removed, RedirectError> {
     Ok(Removed {
         backends,
         routing_rules: routing::remove().await?,
+        link: remove_link().await.map_err(Box::new)?,
     })
 }
 

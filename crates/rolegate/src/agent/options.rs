@@ -18,7 +18,7 @@ use rolegate_agent::metadata::{self, MetadataOptions};
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
 use rolegate_redirect::check::NETNS_DIR;
-use rolegate_redirect::rules::{METADATA_V4, METADATA_V6};
+use rolegate_redirect::rules::{Endpoint, METADATA_V4, METADATA_V6};
 use rolegate_redirect::{Backend, Choice};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
@@ -105,7 +105,7 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
         .map_err(|error| invalid(format!("--metadata-allow: {error}")))?;
     let container_credentials = container_credentials(&flags, admin_listen)?;
     // Last, since it may wait for the network plugin.
-    let redirect = redirect(&flags).await?;
+    let redirect = redirect(&flags, container_credentials.as_ref()).await?;
     Ok(AgentOptions {
         listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), flags.app_port),
         admin_listen,
@@ -335,7 +335,10 @@ fn session_seconds(flags: &AgentFlags) -> anyhow::Result<u32> {
     session_duration_seconds(flag, lifetime)
 }
 
-async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>> {
+async fn redirect(
+    flags: &AgentFlags,
+    endpoint: Option<&ContainerCredentialsOptions>,
+) -> anyhow::Result<Option<RedirectOptions>> {
     let text = match (&flags.redirect, flags.iptables) {
         (Some(_), true) => {
             return Err(invalid(
@@ -379,7 +382,14 @@ async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>>
         },
         event_buffer: EVENT_BUFFER,
     };
-    let spec = spec(flags.host_ip, flags.host_ipv6, flags.app_port, interface)?;
+    let mut spec = spec(flags.host_ip, flags.host_ipv6, flags.app_port, interface)?;
+    if let Some(endpoint) = endpoint {
+        let addresses = endpoint.listen.iter().map(SocketAddr::ip);
+        spec = spec.with_endpoint(Endpoint {
+            addresses: addresses.filter(|ip| !ip.is_loopback()).collect(),
+            port: flags.container_credentials_port.unwrap_or(80),
+        });
+    }
     Ok(Some(RedirectOptions {
         backend: choice.resolve(&spec).await?,
         spec,
