@@ -396,7 +396,7 @@ mod tests {
             .drain()
             .flat_map(|message| match message {
                 RecvAncillaryMessage::ScmRights(sockets) => sockets.collect::<Vec<_>>(),
-                other => panic!("{other:?}"),
+                _ => panic!("another message"),
             })
             .map(|socket| TcpListener::from(socket).local_addr().unwrap())
             .collect();
