@@ -50,7 +50,8 @@ impl Fixture {
     /// Starts a cluster with two nodes, and the agent of the first with the rights of its manifest.
     async fn start() -> anyhow::Result<Self> {
         let cluster = Cluster::start().await?;
-        cluster.create_namespace(NAMESPACE, &[]).await?;
+        let roles = ("iam.amazonaws.com/allowed-roles", r#"["*"]"#);
+        cluster.create_namespace(NAMESPACE, &[roles]).await?;
         for (name, last) in [(NODE, 1), ("cc-other", 2)] {
             cluster.create_node(name, [192, 0, 2, last].into()).await?;
         }

@@ -5,10 +5,10 @@
 //! that is handed over keeps its queue. The Unix socket is in the runtime directory, and both sides
 //! check that the other runs as the same user.
 //!
-//! The old agent's message contains a version byte, a key of 32 bytes, the key ring, and the
-//! descriptors of the pods' and the operators' listening sockets, followed by those of other
-//! endpoints. Agents that predate the ring omit it, and read only up to the key; agents that predate
-//! other endpoints take the first two descriptors, and the kernel closes the rest. The new agent replies with one byte when it listens; otherwise
+//! The old agent's message contains a version byte, a key of 32 bytes, the key ring, a count of other
+//! endpoints' sockets, and the descriptors of the pods' and the operators' listening sockets. If the
+//! count is not zero, a second message has these sockets. Agents that predate the ring or the count
+//! omit it, and read only up to it. The new agent replies with one byte when it listens; otherwise
 //! the old one continues.
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -37,11 +37,11 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Size of a version byte and a key.
 const SHORT_MESSAGE: usize = 1 + KEY_LENGTH;
 /// Size of a message with the key ring.
-const MESSAGE: usize = SHORT_MESSAGE + RING_LENGTH;
+const RING_MESSAGE: usize = SHORT_MESSAGE + RING_LENGTH;
+/// Size of a message with the key ring and the count of other sockets.
+const MESSAGE: usize = RING_MESSAGE + 1;
 /// Number of sockets that every agent hands over: the pods' and the operators'.
 const SOCKETS: usize = 2;
-/// Maximum number of sockets, including those of other endpoints.
-const MAX_SOCKETS: usize = SOCKETS + MAX_ADDRESSES;
 
 /// The reason why a handover failed.
 #[derive(Debug, thiserror::Error)]
@@ -128,16 +128,23 @@ impl HandoverSocket {
         };
         check_peer(&stream)?;
         let received = stream.async_io(Interest::READABLE, || receive(stream.as_fd()));
-        let (keys, sockets) = within(received).await???;
-        let mut sockets = sockets.into_iter();
+        let message = within(received).await???;
+        let mut sockets = message.sockets.into_iter();
         let (Some(pods), Some(admin)) = (sockets.next(), sockets.next()) else {
             return Err(HandoverError::Unknown);
+        };
+        let endpoints = match message.others {
+            0 => Vec::new(),
+            _ => {
+                let others = || receive_others(stream.as_fd());
+                within(stream.async_io(Interest::READABLE, others)).await??
+            }
         };
         Ok(Some(Inherited {
             pods,
             admin,
-            endpoints: sockets.collect(),
-            keys,
+            endpoints,
+            keys: message.keys,
             receipt: Ack(stream),
         }))
     }
@@ -151,8 +158,8 @@ impl HandoverSocket {
         sockets: OfferedSockets<'_>,
         tokens: &TokenKeys,
     ) -> Result<(), HandoverError> {
-        let mut all = vec![sockets.pods, sockets.admin];
-        all.extend(sockets.endpoints.iter().take(MAX_ADDRESSES));
+        let others = sockets.endpoints;
+        let others = others.get(..MAX_ADDRESSES).unwrap_or(others);
         // The file is left over: a running agent would have handed over.
         match std::fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -166,10 +173,15 @@ impl HandoverSocket {
                 // The keys stay unchanged from here to the acknowledgment, after which the other
                 // agent changes them.
                 let keys = tokens.hand_over().await;
+                let own = [sockets.pods, sockets.admin];
                 let sent = stream.async_io(Interest::WRITABLE, || {
-                    send(stream.as_fd(), &all, keys.ring())
+                    send(stream.as_fd(), &own, others.len(), keys.ring())
                 });
                 within(sent).await??;
+                if !others.is_empty() {
+                    let sent = || send_others(stream.as_fd(), others);
+                    within(stream.async_io(Interest::WRITABLE, sent)).await??;
+                }
                 let taken = within(stream.read_u8()).await?? == TAKEN;
                 if taken {
                     keys.confirm();
@@ -203,48 +215,104 @@ fn check_peer(stream: &UnixStream) -> io::Result<()> {
     }
 }
 
-fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>], keys: &KeyRing) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
+fn send(
+    stream: BorrowedFd<'_>,
+    sockets: &[BorrowedFd<'_>],
+    others: usize,
+    keys: &KeyRing,
+) -> io::Result<()> {
     let ring = keys.to_bytes();
     // The ring starts with the key.
     let (key, _) = ring.split_at(KEY_LENGTH);
+    let others = [u8::try_from(others).unwrap_or(u8::MAX)];
     let parts = [
         IoSlice::new(&[VERSION]),
         IoSlice::new(key),
         IoSlice::new(ring.as_ref()),
+        IoSlice::new(&others),
     ];
-    let sent = rustix::net::sendmsg(stream, &parts, &mut ancillary, SendFlags::NOSIGNAL)?;
+    send_parts(stream, &parts, MESSAGE, sockets)
+}
+
+/// Sends the sockets of other endpoints.
+fn send_others(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_parts(stream, &[IoSlice::new(&[VERSION])], 1, sockets)
+}
+
+fn send_parts(
+    stream: BorrowedFd<'_>,
+    parts: &[IoSlice<'_>],
+    length: usize,
+    sockets: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ADDRESSES))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let sent = rustix::net::sendmsg(stream, parts, &mut ancillary, SendFlags::NOSIGNAL)?;
     // Far smaller than any socket buffer, so it is sent completely or not at all.
-    if sent == MESSAGE {
+    if sent == length {
         Ok(())
     } else {
         Err(io::ErrorKind::WriteZero.into())
     }
 }
 
-type Received = Result<(KeyRing, Vec<OwnedFd>), HandoverError>;
+/// A received message.
+#[derive(Debug)]
+struct Message {
+    keys: KeyRing,
+    sockets: Vec<OwnedFd>,
+    /// The number of sockets in the next message.
+    others: u8,
+}
 
-fn receive(stream: BorrowedFd<'_>) -> io::Result<Received> {
+fn receive(stream: BorrowedFd<'_>) -> io::Result<Result<Message, HandoverError>> {
     let mut version = [0];
     let mut key = Zeroizing::new([0; KEY_LENGTH]);
     let mut ring = Zeroizing::new([0; RING_LENGTH]);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
+    let mut others = [0];
+    let mut parts = [
+        IoSliceMut::new(&mut version),
+        IoSliceMut::new(key.as_mut()),
+        IoSliceMut::new(ring.as_mut()),
+        IoSliceMut::new(&mut others),
+    ];
+    let (length, sockets) = receive_parts(stream, &mut parts)?;
+    let keys = match length {
+        MESSAGE | RING_MESSAGE => KeyRing::from_bytes(&ring),
+        // Treated as old, since its age is unknown, so that it is rotated soon.
+        SHORT_MESSAGE => Some(KeyRing::of_key(key, Timestamp::UNIX_EPOCH)),
+        _ => None,
+    };
+    let [others] = others;
+    match keys {
+        Some(keys) if version == [VERSION] && sockets.len() == SOCKETS => Ok(Ok(Message {
+            keys,
+            sockets,
+            others,
+        })),
+        _ => Ok(Err(HandoverError::Unknown)),
+    }
+}
+
+/// Receives the sockets of other endpoints.
+fn receive_others(stream: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+    let mut version = [0];
+    let (_, sockets) = receive_parts(stream, &mut [IoSliceMut::new(&mut version)])?;
+    Ok(sockets)
+}
+
+fn receive_parts(
+    stream: BorrowedFd<'_>,
+    parts: &mut [IoSliceMut<'_>],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ADDRESSES))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = rustix::net::recvmsg(
-        stream,
-        &mut [
-            IoSliceMut::new(&mut version),
-            IoSliceMut::new(key.as_mut()),
-            IoSliceMut::new(ring.as_mut()),
-        ],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    let sockets: Vec<OwnedFd> = ancillary
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = rustix::net::recvmsg(stream, parts, &mut ancillary, flags)?;
+    let sockets = ancillary
         .drain()
         .filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
@@ -252,16 +320,7 @@ fn receive(stream: BorrowedFd<'_>) -> io::Result<Received> {
         })
         .flatten()
         .collect();
-    let keys = match got.bytes {
-        MESSAGE => KeyRing::from_bytes(&ring),
-        // Treated as old, since its age is unknown, so that it is rotated soon.
-        SHORT_MESSAGE => Some(KeyRing::of_key(key, Timestamp::UNIX_EPOCH)),
-        _ => None,
-    };
-    match keys {
-        Some(keys) if version == [VERSION] && sockets.len() >= SOCKETS => Ok(Ok((keys, sockets))),
-        _ => Ok(Err(HandoverError::Unknown)),
-    }
+    Ok((got.bytes, sockets))
 }
 
 #[cfg(test)]
@@ -357,50 +416,48 @@ mod tests {
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sockets)));
         let parts = [IoSlice::new(&short)];
         rustix::net::sendmsg(&old, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
-        let (received, taken) = receive(new.as_fd()).unwrap().unwrap();
-        assert_eq!(taken.len(), SOCKETS);
-        let received = TokenKeys::new(received);
+        let message = receive(new.as_fd()).unwrap().unwrap();
+        assert_eq!((message.sockets.len(), message.others), (SOCKETS, 0));
+        let received = TokenKeys::new(message.keys);
         assert!(received.verify(token.as_bytes(), "uid", address, now()));
         assert!(received.rotate(now(), |_| ()).await.unwrap());
         assert!(received.verify(token.as_bytes(), "uid", address, now()));
 
-        send(new.as_fd(), &sockets, handed.ring()).unwrap();
+        send(new.as_fd(), &sockets, 0, handed.ring()).unwrap();
         let mut read = vec![0; short.len()];
         old.readable().await.unwrap();
         old.try_read(&mut read).unwrap();
         assert_eq!(read, short);
     }
 
-    /// Tests an older agent that takes over: it has room for two sockets.
+    /// Tests a message from an agent without the count of other sockets, and what such an agent reads.
     #[tokio::test]
-    async fn agents_without_other_endpoints_take_two_sockets() {
+    async fn agents_without_other_endpoints_are_compatible() {
         let (old, new) = UnixStream::pair().unwrap();
-        let sockets = [listener(), listener(), listener(), listener()];
-        let addresses: Vec<_> = sockets.iter().map(|it| it.local_addr().unwrap()).collect();
-        let tokens = keys();
-        let handed = tokens.hand_over().await;
-        send(
+        let sockets = [listener(), listener()];
+        let sockets = [sockets[0].as_fd(), sockets[1].as_fd()];
+        let others = [listener(), listener()];
+        let handed = keys();
+        let handed = handed.hand_over().await;
+        let ring = handed.ring().to_bytes();
+        let message: Vec<u8> = [&[VERSION], &ring[..KEY_LENGTH], ring.as_ref()].concat();
+        send_parts(
             old.as_fd(),
-            &sockets.each_ref().map(AsFd::as_fd),
-            handed.ring(),
+            &[IoSlice::new(&message)],
+            RING_MESSAGE,
+            &sockets,
         )
         .unwrap();
-        let mut message = vec![0; MESSAGE];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut parts = [IoSliceMut::new(&mut message)];
-        let flags = RecvFlags::CMSG_CLOEXEC;
-        let got = rustix::net::recvmsg(&new, &mut parts, &mut ancillary, flags).unwrap();
-        assert_eq!(got.bytes, MESSAGE);
-        let taken: Vec<_> = ancillary
-            .drain()
-            .flat_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(sockets) => sockets.collect::<Vec<_>>(),
-                _ => panic!("another message"),
-            })
-            .map(|socket| TcpListener::from(socket).local_addr().unwrap())
-            .collect();
-        assert_eq!(taken, addresses[..SOCKETS]);
+        let received = receive(new.as_fd()).unwrap().unwrap();
+        assert_eq!((received.sockets.len(), received.others), (SOCKETS, 0));
+
+        send(old.as_fd(), &sockets, others.len(), handed.ring()).unwrap();
+        send_others(old.as_fd(), &others.each_ref().map(AsFd::as_fd)).unwrap();
+        let mut read = vec![0; RING_MESSAGE];
+        let (length, taken) =
+            receive_parts(new.as_fd(), &mut [IoSliceMut::new(&mut read)]).unwrap();
+        assert_eq!((length, taken.len()), (RING_MESSAGE, SOCKETS));
+        assert_eq!(read, message);
     }
 
     #[tokio::test]

@@ -99,19 +99,22 @@ impl KeySet {
             self.ignored.push(IgnoredKey { id: None, why });
             return;
         };
-        let mut ignore = |why| {
-            let id = Some(id.into());
-            self.ignored.push(IgnoredKey { id, why });
-        };
-        // Neither key is used: the set does not say which one signs.
+        // None of several keys with an ID is used: the set does not say which one signs.
         let count = self.keys.len();
         self.keys.retain(|key| key.id() != id);
-        if self.keys.len() < count {
-            return ignore(KeyError::DuplicateKeyId);
-        }
-        match Key::from_jwk(id, &jwk) {
+        let is_known =
+            self.keys.len() < count || self.ignored.iter().any(|key| key.id.as_deref() == Some(id));
+        let key = if is_known {
+            Err(KeyError::DuplicateKeyId)
+        } else {
+            Key::from_jwk(id, &jwk)
+        };
+        match key {
             Ok(key) => self.keys.push(Arc::new(key)),
-            Err(why) => ignore(why),
+            Err(why) => {
+                let id = Some(id.into());
+                self.ignored.push(IgnoredKey { id, why });
+            }
         }
     }
 }
