@@ -18,6 +18,7 @@ pub mod node;
 pub mod policy_status;
 pub mod replicated;
 pub mod service_account_keys;
+pub mod service_accounts;
 pub mod status;
 pub mod tls_secret;
 pub mod token_review;
