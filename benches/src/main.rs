@@ -75,7 +75,7 @@ type Part = (&'static str, fn(&Settings) -> anyhow::Result<Vec<Row>>);
 
 const SCALE: [Part; 1] = [("scale", broker::scale::run)];
 
-const PARTS: [Part; 14] = [
+const PARTS: [Part; 15] = [
     ("warm", warm::run),
     ("through", passthrough::run),
     ("cold", cold::run),

@@ -425,7 +425,9 @@ proptest! {
         }
         let place = seed.min(grants.len());
         grants.insert(place, grant("exact", &[association("a", "b", "exact")]));
-        let found = rules(&grants).assigned_role("a", "b", &Default::default(), None);
-        prop_assert_eq!(found.unwrap().unwrap().role.name(), "exact");
+        let rules = rules(&grants);
+        let found = rules.assigned_role("a", "b", &ServiceAccountAnnotations::default(), None);
+        let found = found.unwrap().unwrap();
+        prop_assert_eq!(found.role.name(), "exact");
     }
 }

@@ -228,6 +228,11 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<StandaloneOptions>
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
         engine.final_retry = engine.final_retry.max(ttl);
     }
+    let mut decisions =
+        flags
+            .deciding()?
+            .options(&flags.given, flags.auto_discover_base_arn, engine)?;
+    decisions.service_account_roles = flags.container_credentials;
     Ok(StandaloneOptions {
         source: match &flags.workloads {
             Some(path) => SourceOptions::File(path.clone()),
@@ -236,9 +241,7 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<StandaloneOptions>
                 node: flags.node.clone().filter(|node| !node.is_empty()),
             },
         },
-        decisions: flags
-            .deciding()?
-            .options(&flags.given, flags.auto_discover_base_arn, engine)?,
+        decisions,
         sts: flags.sts.options(clock.clone())?,
     })
 }
