@@ -86,13 +86,14 @@ pub(super) async fn standalone(
     let source = Source::start(options.source, shared.host_ip, rules, metrics, supervisor).await?;
     let connection = source.connection.filter(|_| shared.needs_token_keys);
     let token_keys = connection.map(|connection| {
-        let condition = supervisor.readiness().condition("token-keys");
+        let condition = supervisor.readiness().condition("service-account-keys");
         let (keys, fetcher) = ServiceAccountKeys::new(connection, condition, metrics.ours());
         supervisor.spawn_required("token key fetcher", fetcher.run());
         keys
     });
     let writer = source.rules.writer;
-    let authorizer = Authorizer::new(writer.rules(), sessions.clone(), clock);
+    let authorizer = Authorizer::new(writer.rules(), sessions.clone(), clock)
+        .with_service_accounts(source.rules.service_accounts);
     let verifier = AddressVerifier::new(source.freshness.map(Age::Cluster), shared.attachments);
     let parts = PodReconcilerParts {
         pod_table: shared.pod_table,

@@ -42,7 +42,7 @@ impl Fixture {
         .await;
         // Until the keys are known, the agent is not ready.
         let report = harness.agent.readiness().report();
-        assert!(report.failing.contains_key("token-keys"), "{report:?}");
+        assert!(report.failing.contains_key("service-account-keys"), "{report:?}");
         let signer = Signer::generate("k1", Algorithm::Es256);
         harness
             .kube
