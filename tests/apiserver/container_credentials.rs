@@ -40,6 +40,22 @@ const NODE: &str = "cc-node";
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// What the chart adds for the endpoint. Discovery is open to every ServiceAccount by default.
+const RIGHTS: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: { name: rolegate-agent-endpoint }
+rules:
+- { apiGroups: [""], resources: [serviceaccounts], verbs: [get, list, watch] }
+- { nonResourceURLs: [/.well-known/openid-configuration, /openid/v1/jwks], verbs: [get] }
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: { name: rolegate-agent-endpoint }
+roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: rolegate-agent-endpoint }
+subjects: [{ kind: ServiceAccount, name: rolegate-agent, namespace: rolegate-system }]
+"#;
+
 struct Fixture {
     cluster: Cluster,
     sts: Sts,
@@ -56,6 +72,7 @@ impl Fixture {
             cluster.create_node(name, [192, 0, 2, last].into()).await?;
         }
         cluster.install(&["rolegate-agent"]).await?;
+        cluster.apply_manifest(RIGHTS).await?;
         let token = cluster.service_account_token("rolegate-system", "rolegate-agent");
         let kubeconfig = cluster.kubeconfig_for_token("agent", &token.await?)?;
         let imds = Imds::start(LOOPBACK, ImdsOptions::default()).await?;
@@ -85,12 +102,27 @@ impl Fixture {
         })
     }
 
-    /// Runs a pod that requests a role.
+    /// Runs a pod whose ServiceAccount, of the same name, has the role of that name.
     async fn run(&self, name: &str, node: &str, last: u8) -> anyhow::Result<Pod> {
+        self.create_account(name).await?;
         let pod = TestPod::new(NAMESPACE, name, node)
-            .role(name)
+            .service_account(name)
             .address(Ipv4Addr::new(127, 9, 0, last));
         self.cluster.run_pod(&pod).await
+    }
+
+    async fn create_account(&self, name: &str) -> anyhow::Result<()> {
+        let account = json!({
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {
+                "namespace": NAMESPACE, "name": name,
+                "annotations": {"eks.amazonaws.com/role-arn":
+                    format!("arn:aws:iam::123456789012:role/{name}")},
+            },
+        });
+        self.cluster.apply_manifest(&account.to_string()).await?;
+        Ok(())
     }
 
     async fn token(&self, pod: &Pod) -> anyhow::Result<String> {
@@ -321,7 +353,8 @@ async fn threat_08_tokens_of_other_places_are_refused() -> anyhow::Result<()> {
     ensure!(fixture.present(&fixture.token(&again).await?).await?.0 == 200);
     ensure!(fixture.refused(&token).await?.contains("does not exist"));
     // A pod that is still pending, for which a CSI driver asks.
-    let pending = TestPod::new(NAMESPACE, "pending", NODE).role("pending");
+    fixture.create_account("pending").await?;
+    let pending = TestPod::new(NAMESPACE, "pending", NODE).service_account("pending");
     let pending = fixture.cluster.create_pod(&pending).await?;
     ensure!(fixture.present(&fixture.token(&pending).await?).await?.0 == 200);
     Ok(())

@@ -37,6 +37,31 @@ impl DecisionSource {
         roles.map_or(AssignedLookup::NoRole, |roles| roles.find(audience))
     }
 
+    /// Returns false if the service account of `entry` is known to have another `metadata.uid`. At
+    /// a brokered agent, only the broker knows.
+    pub fn may_be_account(&self, entry: &PodEntry, uid: &str) -> bool {
+        match self {
+            Self::Here(authorizer) => authorizer.may_be_account(&entry.workload, uid),
+            Self::Broker(_) => true,
+        }
+    }
+
+    /// Returns true if the service accounts are loaded. A broker sends only those that it knows.
+    pub fn has_accounts(&self) -> bool {
+        match self {
+            Self::Here(authorizer) => authorizer.has_accounts(),
+            Self::Broker(_) => true,
+        }
+    }
+
+    /// Returns true if an association has this audience of its own.
+    pub fn has_audience(&self, audience: &str) -> bool {
+        match self {
+            Self::Here(authorizer) => authorizer.has_audience(audience),
+            Self::Broker(_) => false,
+        }
+    }
+
     /// Returns the current time.
     pub fn now(&self) -> Timestamp {
         match self {

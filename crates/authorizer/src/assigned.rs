@@ -132,6 +132,31 @@ impl Authorizer {
         }
     }
 
+    /// Returns false if the service account of `pod` exists and has another `metadata.uid`: a token
+    /// that names this one belongs to a deleted account of the same name.
+    pub fn may_be_account(&self, pod: &Workload, uid: &str) -> bool {
+        let Some(accounts) = self.service_accounts() else {
+            return true;
+        };
+        match accounts.lookup(&pod.namespace, &pod.service_account) {
+            AccountLookup::Present(account) => accounts.has_uid(&account, uid),
+            // The lookup of the role reports it.
+            AccountLookup::NotSynced | AccountLookup::Absent => true,
+        }
+    }
+
+    /// Returns true if the service accounts are loaded.
+    pub fn has_accounts(&self) -> bool {
+        self.service_accounts()
+            .is_some_and(ServiceAccountStore::has_synced)
+    }
+
+    /// Returns true if an association has this audience of its own.
+    pub fn has_audience(&self, audience: &str) -> bool {
+        let rules = &self.snapshot().rules;
+        rules.associations.audiences().contains(audience)
+    }
+
     fn assign(
         &self,
         pod: &Arc<Workload>,

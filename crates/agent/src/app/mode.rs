@@ -72,7 +72,8 @@ pub(super) async fn standalone(
         supervisor,
         ..
     } = shared;
-    let decisions = options.decisions;
+    let mut decisions = options.decisions;
+    decisions.service_account_roles |= shared.needs_token_keys;
     let rules = decisions.follow();
     let sts = Sts::new(options.sts);
     let (sessions, driver) = Sessions::new(

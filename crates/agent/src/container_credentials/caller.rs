@@ -71,9 +71,12 @@ impl ContainerCredentialsServer {
         found: &FoundKey,
         now: Timestamp,
     ) -> Result<Arc<VerifiedToken>, TokenError> {
+        let serves_audience = |audience: &str| {
+            audience == &*self.options.audience || self.credentials.decisions.has_audience(audience)
+        };
         let required = TokenRequirements {
             issuer: &found.published.issuer,
-            serves_audience: &|audience| audience == &*self.options.audience,
+            serves_audience: &serves_audience,
             now,
         };
         let identity = token.verify(&found.key, &required)?;
@@ -95,6 +98,10 @@ impl ContainerCredentialsServer {
         credentials
             .check_ready(now)
             .map_err(|refusal| Attempt::Wait(refusal.into()))?;
+        // Otherwise an account that is not loaded yet would look like a deleted one.
+        if !credentials.decisions.has_accounts() {
+            return Err(Attempt::Wait(Refusal::NotSynced.into()));
+        }
         // The token may have expired while the request waited.
         if now >= identity.expires_at {
             let expired = TokenError::from(rolegate_service_account_token::ClaimError::Expired);
@@ -109,6 +116,19 @@ impl ContainerCredentialsServer {
             let reply = Reply::refuse(Outcome::BadToken, code, reason.to_string());
             return Err(Attempt::Done(reply));
         }
+        // A ServiceAccount that was deleted and created again under the same name.
+        let uid = &identity.service_account.uid;
+        if !credentials.decisions.may_be_account(&entry, uid) {
+            let reason = NotBound::Differs.to_string();
+            let reply = Reply::refuse(Outcome::BadToken, Code::AccessDenied, reason);
+            return Err(Attempt::Done(reply));
+        }
         Ok(entry)
+    }
+
+    /// Returns the audience by which the role is chosen; `None` for the endpoint's default audience.
+    pub(super) fn audience_of<'i>(&self, identity: &'i Identity) -> Option<&'i str> {
+        let audience = &*identity.audience;
+        (audience != &*self.options.audience).then_some(audience)
     }
 }

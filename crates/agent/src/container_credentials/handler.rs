@@ -115,8 +115,9 @@ impl RequestHandler {
             Err(refused) => return refused,
         };
         let credentials = &self.server.credentials;
-        credentials.allowed(&entry, now, |allowed| {
-            credentials.session(&entry, allowed, now, |session| {
+        let audience = self.server.audience_of(identity);
+        credentials.allowed_for(&entry, audience, now, |entry, allowed| {
+            credentials.session(entry, allowed, now, |session| {
                 Reply::ok(session.document::<ContainerDocument>())
             })
         })

@@ -146,10 +146,16 @@ impl From<Refusal> for Reply {
                 Code::ResourceNotFound,
                 "the token's pod does not exist on this node, or has finished",
             ),
+            Refusal::UnknownServiceAccount => Self::refuse(
+                Outcome::UnknownPod,
+                Code::ResourceNotFound,
+                "the token's ServiceAccount does not exist",
+            ),
             Refusal::NoRole => Self::refuse(
                 Outcome::NoRole,
                 Code::ResourceNotFound,
-                "the token's pod has no role: annotate its ServiceAccount with rolegate.dev/role",
+                "the token's ServiceAccount has no role: annotate it with rolegate.dev/role or \
+                 eks.amazonaws.com/role-arn, or associate a role in a RoleGrant",
             ),
             Refusal::Denied(body) => Self::refuse(
                 Outcome::Denied,

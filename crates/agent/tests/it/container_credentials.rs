@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use super::harness::{NODE, Reply, TestAgent, reply};
 
+const ACCOUNTS: &str = "v1/serviceaccounts";
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -42,11 +43,15 @@ impl Fixture {
         .await;
         // Until the keys are known, the agent is not ready.
         let report = harness.agent.readiness().report();
-        assert!(report.failing.contains_key("service-account-keys"), "{report:?}");
+        assert!(
+            report.failing.contains_key("service-account-keys"),
+            "{report:?}"
+        );
         let signer = Signer::generate("k1", Algorithm::Es256);
         harness
             .kube
             .set_token_keys(ISSUER, &Signer::key_set(&[&signer]));
+        harness.kube.enable(ACCOUNTS, "ServiceAccount", true);
         harness.kube.put_namespace(
             Namespace::new("shop").annotation("iam.amazonaws.com/allowed-roles", r#"["reader*"]"#),
         );
@@ -54,20 +59,33 @@ impl Fixture {
         Self { harness, signer }
     }
 
-    /// Adds a pod, and returns the claims of its token.
-    fn pod(&self, name: &str, change: impl FnOnce(Pod) -> Pod) -> Value {
-        let pod = Pod::new("shop", name).service_account("web").node(NODE);
+    /// Adds a ServiceAccount, with a role unless it is empty, and returns its UID.
+    fn account(&self, name: &str, role: &str) -> String {
+        let annotations = match role {
+            "" => json!({}),
+            role => json!({"rolegate.dev/role": role}),
+        };
+        let account = json!({"kind": "ServiceAccount", "metadata": {
+            "namespace": "shop", "name": name, "annotations": annotations}});
+        let stored = self.harness.kube.put(ACCOUNTS, account);
+        stored["metadata"]["uid"].as_str().unwrap().to_owned()
+    }
+
+    /// Adds a pod with a ServiceAccount of its own name, and returns the claims of its token.
+    fn pod(&self, name: &str, role: &str, change: impl FnOnce(Pod) -> Pod) -> Value {
+        let account = self.account(name, role);
+        let pod = Pod::new("shop", name).service_account(name).node(NODE);
         let stored = self.harness.kube.put_pod(change(pod));
         let uid = stored["metadata"]["uid"].as_str().unwrap();
         let mut claims = claims(ISSUER, name, uid, Timestamp::now().as_second());
+        claims["sub"] = json!(format!("system:serviceaccount:shop:{name}"));
+        claims["kubernetes.io"]["serviceaccount"] = json!({"name": name, "uid": account});
         claims["kubernetes.io"]["node"]["name"] = json!(NODE);
         claims
     }
 
     fn reader(&self) -> Value {
-        self.pod("web-1", |pod| {
-            pod.annotation("iam.amazonaws.com/role", "reader")
-        })
+        self.pod("web-1", "reader", |pod| pod)
     }
 
     fn endpoint(&self) -> SocketAddr {
@@ -112,9 +130,7 @@ async fn pods_get_credentials_by_token_and_not_by_address() {
         ("pending", |pod| pod.phase("Pending")),
         ("host", |pod| pod.host_network().ip("127.0.0.1")),
     ] {
-        let claims = fixture.pod(name, |pod| {
-            change(pod).annotation("iam.amazonaws.com/role", "reader")
-        });
+        let claims = fixture.pod(name, "reader", change);
         let reply = fixture.present_claims(&claims).await;
         assert_eq!(reply.status, 200, "{name}: {reply:?}");
         assert_eq!(reply.header("content-type"), Some("application/json"));
@@ -249,6 +265,11 @@ async fn tokens_that_do_not_match_their_pod_are_refused() {
     expired["exp"] = json!(second - 1);
     let reply = fixture.present_claims(&expired).await;
     assert_refused(&reply, 400, "ExpiredToken", "token is expired");
+    // A ServiceAccount that was created again under the same name.
+    let mut stale = good.clone();
+    stale["kubernetes.io"]["serviceaccount"]["uid"] = json!("earlier");
+    let reply = fixture.present_claims(&stale).await;
+    assert_refused(&reply, 403, "AccessDenied", "ServiceAccount");
     // A token without the node's claim, as from API servers before 1.30.
     let mut old = good;
     old["kubernetes.io"].as_object_mut().unwrap().remove("node");
@@ -258,12 +279,10 @@ async fn tokens_that_do_not_match_their_pod_are_refused() {
 #[tokio::test]
 async fn refusals_are_final_or_temporary_and_say_why() {
     let fixture = Fixture::new().await;
-    let plain = fixture.pod("plain", |pod| pod);
+    let plain = fixture.pod("plain", "", |pod| pod);
     let reply = fixture.present_claims(&plain).await;
     assert_refused(&reply, 404, "ResourceNotFound", "has no role");
-    let denied = fixture.pod("denied", |pod| {
-        pod.annotation("iam.amazonaws.com/role", "admin")
-    });
+    let denied = fixture.pod("denied", "admin", |pod| pod);
     let reply = fixture.present_claims(&denied).await;
     assert_refused(&reply, 403, "AccessDenied", "admin");
     fixture.harness.event_note("admin").await;
@@ -277,6 +296,26 @@ async fn refusals_are_final_or_temporary_and_say_why() {
     let reader = fixture.reader();
     let reply = fixture.present_claims(&reader).await;
     assert_eq!(reply.status, 503, "{reply:?}");
+}
+
+#[tokio::test]
+async fn service_ends_with_the_service_account() {
+    let fixture = Fixture::new().await;
+    let token = fixture.signer.sign(&fixture.reader());
+    assert_eq!(fixture.present(&token).await.status, 200);
+    assert!(fixture.harness.kube.delete(ACCOUNTS, Some("shop"), "web-1"));
+    let ended = async {
+        loop {
+            let reply = fixture.present(&token).await;
+            if reply.status == 404 {
+                return;
+            }
+            assert_eq!(reply.status, 200, "{reply:?}");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ended)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

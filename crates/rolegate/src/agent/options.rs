@@ -228,11 +228,10 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<StandaloneOptions>
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
         engine.final_retry = engine.final_retry.max(ttl);
     }
-    let mut decisions =
+    let decisions =
         flags
             .deciding()?
             .options(&flags.given, flags.auto_discover_base_arn, engine)?;
-    decisions.service_account_roles = flags.container_credentials;
     Ok(StandaloneOptions {
         source: match &flags.workloads {
             Some(path) => SourceOptions::File(path.clone()),

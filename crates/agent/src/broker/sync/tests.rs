@@ -93,7 +93,6 @@ fn session(number: u64, role: &str, access_key_id: &str) -> v1::Session {
 
 fn pod(n: u8, session: u64) -> v1::Pod {
     v1::Pod {
-        assigned_roles: Vec::new(),
         uid: format!("uid-{n}"),
         namespace: "default".into(),
         name: format!("pod-{n}"),
