@@ -40,7 +40,7 @@ const NODE: &str = "cc-node";
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What the chart adds for the endpoint. Discovery is open to every ServiceAccount by default.
+/// The rights that the chart adds for the endpoint. Discovery is open to every ServiceAccount by default.
 const RIGHTS: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -313,8 +313,8 @@ async fn threat_08_tokens_of_other_places_are_refused() -> anyhow::Result<()> {
             .await?
             .contains("does not exist on this node")
     );
-    // A token that whoever may create serviceaccounts/token requests without a pod, and one that is
-    // bound to the node.
+    // A token that a user with the right to create serviceaccounts/token requests without a pod, and
+    // one that is bound to the node.
     let request = |bound| {
         fixture
             .cluster

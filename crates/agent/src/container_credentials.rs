@@ -90,15 +90,22 @@ impl ContainerCredentialsServer {
         &self.limits
     }
 
+    /// Forgets tokens that cannot be used any more, at intervals. Never returns.
+    pub async fn sweep(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
+        loop {
+            ticks.tick().await;
+            let pods = &self.credentials.pod_table;
+            let is_alive = |uid: &str| pods.pod(uid).is_some();
+            self.tokens.sweep(self.credentials.clock.now(), is_alive);
+        }
+    }
+
     /// Serves connections of `listener` until the drain begins.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, drain: Drain) {
-        let limits = serve::Limits {
-            // The server's own limits evict connections and never wait.
-            connections: self.limits.most_connections(),
-            header_time: self.options.header_time,
-            header_bytes: MAX_HEAD_BYTES,
-            ..serve::Limits::default()
-        };
+        let limits = self
+            .limits
+            .of_server(self.options.header_time, MAX_HEAD_BYTES);
         serve::serve_evictable(listener, limits, drain, move |peer, own| {
             let (peer, own) = (peer.ip().to_canonical(), own);
             let (charged, known) = self.charged(peer, own.ip().to_canonical());
@@ -114,19 +121,8 @@ impl ContainerCredentialsServer {
         .await;
     }
 
-    /// Forgets tokens that cannot be used any more, at intervals. Never returns.
-    pub async fn sweep(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
-        loop {
-            ticks.tick().await;
-            let pods = &self.credentials.pod_table;
-            let is_alive = |uid: &str| pods.pod(uid).is_some();
-            self.tokens.sweep(self.credentials.clock.now(), is_alive);
-        }
-    }
-
     /// Returns the client that a connection is charged to, and whether it is known. The address
-    /// identifies nobody here; it only keeps a pod from taking the connections of its neighbors.
+    /// does not identify the caller; it only keeps a pod from taking the connections of its neighbors.
     fn charged(&self, peer: IpAddr, own: IpAddr) -> (Peer, bool) {
         let pods = &self.credentials.pod_table;
         match pods.owner(peer) {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rolegate_runtime::serve;
 use rolegate_runtime::shares::{Admitted, Eviction, Holder, Limit, ShareLimits, Shares, Slot};
 
 use self::forwards::{Exhausted, Forwards};
@@ -99,6 +100,17 @@ impl Limits {
     /// Returns the maximum number of connections, including evicted ones that are still finishing.
     pub fn most_connections(&self) -> usize {
         self.shares.most()
+    }
+
+    /// Returns the limits of a server whose connections are permitted here.
+    pub fn of_server(&self, header_time: Duration, header_bytes: usize) -> serve::Limits {
+        serve::Limits {
+            // These limits evict connections and never wait.
+            connections: self.most_connections(),
+            header_time,
+            header_bytes,
+            ..serve::Limits::default()
+        }
     }
 
     /// Takes a permit for a connection of `peer`, which is released on drop. If all permits are

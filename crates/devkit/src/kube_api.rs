@@ -32,7 +32,7 @@ use events::Events;
 use select::Selector;
 use store::{NAMESPACES, NODES, PODS, Store};
 use target::{Target, table_of};
-use tokens::Tokens;
+use tokens::{TokenKeys, Tokens};
 use watch::Watch;
 
 const MAX_BODY: usize = 1024 * 1024;
@@ -74,25 +74,6 @@ pub struct ApiRequest {
     pub name: Option<String>,
     /// The decoded query.
     pub query: BTreeMap<String, String>,
-}
-
-/// The discovery documents of ServiceAccount tokens.
-#[derive(Debug)]
-struct TokenKeys {
-    issuer: String,
-    key_set: String,
-}
-
-impl TokenKeys {
-    fn document(&self, path: &str) -> Option<String> {
-        match path {
-            "/.well-known/openid-configuration" => {
-                Some(serde_json::json!({"issuer": self.issuer}).to_string())
-            }
-            "/openid/v1/jwks" => Some(self.key_set.clone()),
-            _ => None,
-        }
-    }
 }
 
 /// A running API server. It stops when dropped.
@@ -166,10 +147,7 @@ impl KubeApi {
 
     /// Publishes the issuer of ServiceAccount tokens, and the JSON Web Key Set that verifies them.
     pub fn set_token_keys(&self, issuer: &str, key_set: &str) {
-        lock(&self.state.inner).token_keys = Some(TokenKeys {
-            issuer: issuer.to_owned(),
-            key_set: key_set.to_owned(),
-        });
+        lock(&self.state.inner).token_keys = Some(TokenKeys::new(issuer, key_set));
     }
 
     /// Adds or replaces a pod and returns it with UID and version.

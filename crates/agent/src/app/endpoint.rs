@@ -44,7 +44,7 @@ impl EndpointSockets {
     ) -> std::io::Result<Self> {
         let mut given = Vec::new();
         for socket in inherited {
-            given.push(super::sockets::listener(socket)?);
+            given.push(listener(socket)?);
         }
         let mut sockets = Self {
             places: Vec::new(),
@@ -178,6 +178,13 @@ impl Place {
             Err(error) => self.why = Some(error.to_string()),
         }
     }
+}
+
+/// Converts an inherited socket.
+pub(super) fn listener(socket: OwnedFd) -> std::io::Result<TcpListener> {
+    let listener = std::net::TcpListener::from(socket);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 /// The addresses that the link lacks, each with the reason.

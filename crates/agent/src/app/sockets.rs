@@ -2,7 +2,7 @@
 //! next.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::endpoint::EndpointSockets;
+use super::endpoint::{EndpointSockets, listener};
 use super::{Addresses, StartError};
 use crate::container_credentials::MAX_ADDRESSES;
 use crate::handover::{Ack, HandoverSocket, Inherited, OfferedSockets};
@@ -138,13 +138,6 @@ async fn inherit(place: &HandoverSocket, readiness: &Readiness) -> Option<Inheri
         warn!(%error, "socket handover from the previous agent failed; this upgrade will drop connections");
         None
     })
-}
-
-/// Converts an inherited socket.
-pub(super) fn listener(socket: OwnedFd) -> std::io::Result<TcpListener> {
-    let listener = std::net::TcpListener::from(socket);
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
 }
 
 /// Opens the folder of the handover socket.

@@ -68,7 +68,7 @@ fn forward(spec: &Spec, family: Family) -> Vec<Rule> {
         rule(format!("-d {metadata}"), why, "DROP"),
         rule(format!("-s {metadata}"), "reply, not redirected", "DROP"),
     ];
-    // Without the link, these packets would leave this host for whoever has the address there.
+    // Without the link, these packets would leave this host for another one with the address.
     for (address, _) in spec.endpoint(family) {
         let why = "not this host";
         rules.extend([

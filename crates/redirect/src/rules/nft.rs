@@ -67,7 +67,7 @@ pub fn nft_script(spec: &Spec) -> String {
             "    {ip} daddr {metadata} drop comment \"rolegate: not redirected\"\n    tcp dport {port} ct status dnat ct original {ip} daddr {metadata} accept comment \"rolegate: redirected\"\n"
         )
     });
-    // Without the link, these packets would leave this host for whoever has the address there.
+    // Without the link, these packets would leave this host for another one with the address.
     let forwarded = each_endpoint(spec, |ip, address, _| {
         format!(
             "    {ip} daddr {address} meta l4proto tcp reject with tcp reset comment \"rolegate: not this host\"\n    {ip} daddr {address} drop comment \"rolegate: not this host\"\n    {ip} saddr {address} drop comment \"rolegate: reply, not this host\"\n"
