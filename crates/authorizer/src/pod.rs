@@ -1,4 +1,6 @@
-//! A pod with its last decision.
+//! A pod with its last decisions: for its own role, and for the roles of its service account.
+
+mod assigned;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -12,8 +14,8 @@ use rolegate_core::decision::Denial;
 use rolegate_core::workload::Workload;
 use rolegate_sessions::{Lease, Session};
 
-use crate::assigned::{AssignedRoles, Assignment};
 use crate::throttle::LogThrottle;
+pub use assigned::{AssignedLookup, AssignedRoles, Assignment};
 
 /// A pod with its last decision. A change of the pod creates a new entry.
 #[derive(Debug)]
@@ -22,7 +24,7 @@ pub struct PodEntry {
     pub workload: Arc<Workload>,
     /// The last decision, which [`crate::authorizer::Authorizer::authorization`] updates.
     pub decided: ArcSwap<DecisionRecord>,
-    /// Whose role the entry is about.
+    /// The holder of the role that the entry is about.
     pub role_of: RoleOf,
     /// The role that the service account has, on which the decision is based; `None` for the pod's
     /// own role, and at brokered agents.

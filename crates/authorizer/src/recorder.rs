@@ -25,7 +25,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 pub struct OutcomeReport {
     /// The pod's UID.
     pub pod_uid: Arc<str>,
-    /// Whose role the request was for.
+    /// The holder of the requested role.
     pub role_of: RoleOf,
     /// The outcome of the request.
     pub outcome: RequestOutcome,

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard};
-use rolegate_authorizer::assigned::AssignedRoles;
 use rolegate_authorizer::ledger::{Issued, Ledger};
+use rolegate_authorizer::pod::AssignedRoles;
 use rolegate_authorizer::pod::{Authorization, DecisionRecord, PodEntry, RoleOf};
 use rolegate_authorizer::recorder::{OutcomeRecorder, RequestOutcome};
 use rolegate_core::session::{SessionKey, Validity};
