@@ -25,19 +25,19 @@ use rolegate_runtime::signals::Shutdown;
 use crate::output;
 use crate::run::block_on;
 
-/// The program that Kubernetes' images start others with, and its flags before the program.
+/// The program by which the EKS agent's image starts its program.
 const RUNNER: &str = "go-runner";
 const PROGRAM: &str = "eks-pod-identity-agent";
 /// The token of a pod that may call the API server.
 const API_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const NODE_NAME: &str = "NODE_NAME";
 
-/// What becomes of a command line.
+/// The result for a command line.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// The command line of rolegate.
     Continue(Vec<OsString>),
-    /// The command has ended.
+    /// The command has finished.
     Done(anyhow::Result<ExitCode>),
 }
 
