@@ -30,8 +30,11 @@ fn get(port: u16, path: &str) -> std::io::Result<String> {
 
 #[test]
 fn original_manifest_starts_names_its_lines_and_is_not_ready() {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = port.local_addr().unwrap().port();
+    // The listener is dropped, so that the process can bind its port.
+    let port = {
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        free.local_addr().unwrap().port()
+    };
     let child = Command::new(env!("CARGO_BIN_EXE_rolegate"))
         .arg0("/go-runner")
         .args(["/eks-pod-identity-agent", "server", "--port", "80"])

@@ -33,6 +33,8 @@ struct Place {
 pub(super) struct EndpointSockets {
     places: Vec<Place>,
     condition: Condition,
+    /// The last reported faults, which are logged once.
+    reported: String,
 }
 
 impl EndpointSockets {
@@ -49,6 +51,7 @@ impl EndpointSockets {
         let mut sockets = Self {
             places: Vec::new(),
             condition,
+            reported: String::new(),
         };
         for address in addresses {
             let is_it =
@@ -147,22 +150,26 @@ impl EndpointSockets {
     }
 
     /// Reports which addresses are not served. One that is served is enough to be ready.
-    fn report(&self) {
+    fn report(&mut self) {
         let faults: Vec<_> = self
             .places
             .iter()
             .filter_map(|place| Some(format!("{}: {}", place.address, place.why.as_deref()?)))
             .collect();
+        let text = faults.join("; ");
+        if text != self.reported && !text.is_empty() {
+            warn!(
+                reason = text,
+                "cannot serve container credentials on an address, retrying"
+            );
+        }
+        self.reported.clone_from(&text);
         if faults.is_empty() {
             self.condition.ok();
-            return;
-        }
-        let text = format!("not served: {}", faults.join("; "));
-        warn!(reason = text, "container credentials");
-        if faults.len() < self.places.len() {
-            self.condition.note(text);
+        } else if faults.len() < self.places.len() {
+            self.condition.note(format!("not served: {text}"));
         } else {
-            self.condition.fail(text);
+            self.condition.fail(format!("not served: {text}"));
         }
     }
 }
