@@ -27,6 +27,7 @@ mod review;
 mod rolegate;
 mod stand_ins;
 mod start;
+mod tokens;
 mod transport;
 mod warm;
 mod webhook;
@@ -74,7 +75,7 @@ type Part = (&'static str, fn(&Settings) -> anyhow::Result<Vec<Row>>);
 
 const SCALE: [Part; 1] = [("scale", broker::scale::run)];
 
-const PARTS: [Part; 14] = [
+const PARTS: [Part; 15] = [
     ("warm", warm::run),
     ("through", passthrough::run),
     ("cold", cold::run),
@@ -85,6 +86,7 @@ const PARTS: [Part; 14] = [
     ("rego", admission::rego),
     ("change", change::run),
     ("decision", decision::run),
+    ("tokens", tokens::run),
     ("broker-pods", broker::pods::run),
     ("broker-memory", broker::idle::run),
     ("broker-agent", broker::agent::run),

@@ -153,6 +153,7 @@ async fn agent(
             header_time: Duration::from_secs(10),
         },
         max_staleness: Duration::from_secs(3600),
+        container_credentials: None,
         wait: Duration::from_secs(5),
         redirect: None,
         clock: Clock::system(),

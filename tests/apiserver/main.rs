@@ -8,6 +8,7 @@
 mod broker_certificate;
 mod broker_served;
 mod certificates;
+mod container_credentials;
 mod controller;
 mod crds;
 mod deploy;
@@ -16,6 +17,7 @@ mod doctor;
 mod lease;
 mod merge_patch;
 mod parts;
+mod service_accounts;
 mod startup_taint;
 mod token;
 mod vap;

@@ -9,6 +9,8 @@ use anyhow::{Context, ensure};
 use rolegate_devkit::{
     Imds, ImdsOptions, KubeApi, KubeApiOptions, Namespace, Pod, Sts, StsOptions,
 };
+use rolegate_service_account_token::Algorithm;
+use rolegate_service_account_token::test_util::Signer;
 use rolegate_testkit::promlint::promlint;
 use rolegate_testkit::{Rolegate, eventually, repository};
 use serde_json::json;
@@ -40,7 +42,13 @@ fn get(port: u16, host: &str, path: &str, accept: &str) -> anyhow::Result<String
 const PROCESSES: [(&str, &[&str], &str); 5] = [
     (
         "agent",
-        &["--kube2iam-metrics", "--runtime-dir="],
+        &[
+            "--kube2iam-metrics",
+            "--runtime-dir=",
+            "--container-credentials",
+            "--container-credentials-address=127.0.0.1",
+            "--container-credentials-port=0",
+        ],
         "rolegate_decisions_total{enforcement_point=\"agent\",layer=\"all\",mode=\"enforce\",result=\"allowed\"} 1",
     ),
     (
@@ -77,6 +85,8 @@ async fn metrics_are_clean_and_documented() -> anyhow::Result<()> {
     };
     let sts = Sts::start(LOOPBACK, keys).await?;
     let api = KubeApi::start(LOOPBACK, KubeApiOptions::default()).await?;
+    let signer = Signer::generate("key", Algorithm::Es256);
+    api.set_token_keys("https://issuer.example", &Signer::key_set(&[&signer]));
     api.put_namespace(Namespace::new("default"));
     let pod = Pod::new("default", "app").node("node-a").ip("127.0.0.1");
     api.put_pod(pod.annotation("iam.amazonaws.com/role", "reader"));

@@ -73,6 +73,59 @@ fn wrong_usage_exits_64_with_a_sentence() -> anyhow::Result<()> {
             &["--max-connections-per-pod=0"],
             "--max-connections-per-pod",
         ),
+        (&["--container-credentials"], "--node or NODE_NAME"),
+        (
+            &["--container-credentials-port=80"],
+            "--container-credentials",
+        ),
+        (
+            &["--container-credentials-audience=a"],
+            "--container-credentials",
+        ),
+        (
+            &["--container-credentials-address=169.254.170.23"],
+            "--container-credentials",
+        ),
+        (
+            &[
+                "--container-credentials",
+                "--broker=https://b:1",
+                "--node=a",
+            ],
+            "--broker",
+        ),
+        (
+            &[
+                "--container-credentials",
+                "--node=a",
+                "--container-credentials-address=169.254.169.254",
+            ],
+            "169.254.169.254 cannot be",
+        ),
+        (
+            &[
+                "--container-credentials",
+                "--node=a",
+                "--container-credentials-address=127.0.0.1,127.0.0.1",
+            ],
+            "each once",
+        ),
+        (
+            &[
+                "--container-credentials",
+                "--node=a",
+                "--container-credentials-port=8181",
+            ],
+            "must differ from --app-port",
+        ),
+        (
+            &[
+                "--container-credentials",
+                "--node=a",
+                "--container-credentials-audience=sts.amazonaws.com",
+            ],
+            "valid at STS itself",
+        ),
         (&["--redirect=pf"], "nftables"),
         (&["--redirect=nftables"], "--host-ip"),
         (

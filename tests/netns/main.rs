@@ -5,6 +5,7 @@
 
 mod attachment;
 mod check;
+mod endpoint;
 mod harness;
 mod losses;
 mod reconciler;

@@ -35,6 +35,20 @@
 {{- if ne $agent.cniResultsDir "/var/lib/cni/results" }}
 - --cni-results-dir={{ $agent.cniResultsDir }}
 {{- end }}
+{{- with .Values.endpoints.containerCredentials }}
+{{- if .enabled }}
+{{- if $.Values.broker.enabled }}
+{{- fail "endpoints.containerCredentials.enabled: agents with brokers (broker.enabled) don't serve container credentials" }}
+{{- end }}
+- --container-credentials
+{{- if ne (int .port) 80 }}
+- --container-credentials-port={{ .port }}
+{{- end }}
+{{- if ne .audience "pods.eks.amazonaws.com" }}
+- --container-credentials-audience={{ .audience }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if not $agent.selfTest }}
 # Tests from inside pods' network namespaces need SYS_ADMIN.
 - --redirect-check-dir=
@@ -61,6 +75,9 @@ securityContext:
     drop: [ALL]
     add:
       - NET_ADMIN # redirect and drop rules, connection tracking
+      {{- if .Values.endpoints.containerCredentials.enabled }}
+      - NET_BIND_SERVICE # port 80 of 169.254.170.23
+      {{- end }}
       {{- if and .Values.agent.selfTest (include "rolegate.agentRuns" .) }}
       - SYS_ADMIN # entering a pod's network namespace to test that the rules hold
       {{- end }}

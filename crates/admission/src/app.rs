@@ -123,6 +123,7 @@ impl Service for AdmissionService {
             cluster_config: options.cluster_config,
             keys: options.annotations.clone(),
             purpose: Purpose::Admission,
+            service_accounts: None,
         };
         let follower = follow(&connection, follower, &follow_metrics, supervisor);
         let rules = follower.writer.rules();

@@ -1,6 +1,7 @@
 //! The agent: starts all tasks from its options, and owns them.
 
 mod background;
+mod endpoint;
 mod keys;
 mod mode;
 mod options;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::attachment::Attachments;
+use crate::container_credentials::{ContainerCredentialsServer, MAX_ADDRESSES};
 use crate::credentials::CredentialSource;
 use crate::decision_source::DecisionSource;
 use crate::handover::HandoverSocket;
@@ -76,6 +78,8 @@ pub struct Addresses {
     pub pods: SocketAddr,
     /// The operators' port.
     pub admin: SocketAddr,
+    /// The addresses of the container credentials endpoint that are bound.
+    pub container_credentials: [Option<SocketAddr>; MAX_ADDRESSES],
 }
 
 /// A running agent. Its stop accepts nothing new and finishes open requests.
@@ -117,6 +121,7 @@ impl Service for AgentService {
             health: health.clone(),
             host_ip: options.host_ip,
             clock: clock.clone(),
+            needs_token_keys: options.container_credentials.is_some(),
             metrics: &mut metrics,
             supervisor: &mut *supervisor,
         };
@@ -140,7 +145,10 @@ impl Service for AgentService {
         let folder = options.runtime_dir.and_then(|path| sockets::folder(&path));
         let place = folder.as_ref().map(|it| HandoverSocket::new(it, port));
         let readiness = supervisor.readiness().clone();
-        let (sockets, inherited) = Sockets::open(wanted, place.as_ref(), &readiness).await?;
+        let endpoint = options.container_credentials.as_ref();
+        let endpoint = endpoint.map(|endpoint| endpoint.listen.as_slice());
+        let opened = Sockets::open(wanted, endpoint, place.as_ref(), &readiness).await;
+        let (sockets, inherited) = opened?;
         let kept = KeptKeys::new(folder, port, &readiness);
         let tokens = Arc::new(TokenKeys::new(kept.ring(inherited, clock.now())?));
         supervisor.spawn(kept.keep(tokens.clone(), clock.clone()));
@@ -151,24 +159,34 @@ impl Service for AgentService {
 
         let debugged = options.debug.then_some((&pod_table, &backend.decisions));
         let admin = with_debug(Admin::new(Arc::new(metrics), readiness), debugged);
+        let credentials = CredentialSource {
+            pod_table,
+            decisions: backend.decisions,
+            outcomes: backend.outcomes,
+            metrics: agent_metrics,
+            clock: clock.clone(),
+            verifier: backend.verifier,
+            max_staleness: options.max_staleness,
+            wait: options.wait,
+        };
+        let by_token = options.container_credentials.zip(backend.token_keys);
+        let by_token = by_token.map(|(options, keys)| {
+            ContainerCredentialsServer::new(options, credentials.clone(), keys)
+        });
         let parts = MetadataParts {
-            credentials: CredentialSource {
-                pod_table,
-                decisions: backend.decisions,
-                outcomes: backend.outcomes,
-                metrics: agent_metrics,
-                clock: clock.clone(),
-                verifier: backend.verifier,
-                max_staleness: options.max_staleness,
-                wait: options.wait,
-            },
+            credentials,
             tokens,
             imds,
             health,
         };
         let metadata = MetadataServer::new(options.metadata, parts);
         let addresses = sockets.addresses()?;
-        serve(sockets, metadata, admin, clock, supervisor).await;
+        let servers = Servers {
+            metadata,
+            by_token,
+            admin,
+        };
+        serve(sockets, servers, clock, supervisor).await;
         let service = Self {
             handed_over,
             removes_redirect,
@@ -227,20 +245,27 @@ fn with_debug(admin: Admin, state: Option<(&Arc<PodTable>, &DecisionSource)>) ->
     admin.with_debug("store", move || crate::debug::store(&pod_table, &decisions))
 }
 
-/// Serves pods and operators, and then confirms that to the previous agent.
-async fn serve(
-    sockets: Sockets,
+/// The servers of an agent.
+struct Servers {
     metadata: Arc<MetadataServer>,
+    /// The container credentials endpoint.
+    by_token: Option<Arc<ContainerCredentialsServer>>,
     admin: Admin,
-    clock: Clock,
-    supervisor: &mut Supervisor,
-) {
+}
+
+/// Serves pods and operators, and then confirms that to the previous agent.
+async fn serve(sockets: Sockets, servers: Servers, clock: Clock, supervisor: &mut Supervisor) {
     let drain = supervisor.drain().clone();
     let condition = supervisor.readiness().condition("limits");
-    let limits = metadata.limits().clone();
+    let mut limits = vec![servers.metadata.limits().clone()];
+    if let (Some(server), Some(sockets)) = (servers.by_token, sockets.container_credentials) {
+        limits.push(server.limits().clone());
+        supervisor.spawn(server.clone().sweep());
+        supervisor.spawn(sockets.serve(server, drain.clone()));
+    }
     supervisor.spawn(background::limits(limits, clock, condition));
-    supervisor.spawn(admin.serve(sockets.admin, drain.clone()));
-    supervisor.spawn(metadata.serve(sockets.pods, drain));
+    supervisor.spawn(servers.admin.serve(sockets.admin, drain.clone()));
+    supervisor.spawn(servers.metadata.serve(sockets.pods, drain));
     if let Some(receipt) = sockets.receipt {
         match receipt.confirm().await {
             Ok(()) => info!("took over from the previous agent"),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::Guard;
 use jiff::Timestamp;
 use rolegate_authorizer::authorizer::Authorizer;
+use rolegate_authorizer::pod::AssignedLookup;
 use rolegate_authorizer::pod::{DecisionRecord, PodEntry};
 use rolegate_runtime::clock::Clock;
 
@@ -23,6 +24,41 @@ impl DecisionSource {
         match self {
             Self::Here(authorizer) => authorizer.authorization(entry, now),
             Self::Broker(_) => entry.decided.load(),
+        }
+    }
+
+    /// Returns the role of the service account of `entry` for tokens of an audience; `None` for the
+    /// endpoint's default audience.
+    pub fn assigned(&self, entry: &PodEntry, audience: Option<&str>) -> AssignedLookup {
+        let roles = match self {
+            Self::Here(authorizer) => authorizer.assigned_roles(entry),
+            Self::Broker(_) => entry.assigned.load_full(),
+        };
+        roles.map_or(AssignedLookup::NoRole, |roles| roles.find(audience))
+    }
+
+    /// Returns false if the service account of `entry` is known to have another `metadata.uid`. At
+    /// a brokered agent, only the broker knows.
+    pub fn may_be_account(&self, entry: &PodEntry, uid: &str) -> bool {
+        match self {
+            Self::Here(authorizer) => authorizer.may_be_account(&entry.workload, uid),
+            Self::Broker(_) => true,
+        }
+    }
+
+    /// Returns true if the service accounts are loaded. A broker sends only those that it knows.
+    pub fn has_accounts(&self) -> bool {
+        match self {
+            Self::Here(authorizer) => authorizer.has_accounts(),
+            Self::Broker(_) => true,
+        }
+    }
+
+    /// Returns true if an association has this audience of its own.
+    pub fn has_audience(&self, audience: &str) -> bool {
+        match self {
+            Self::Here(authorizer) => authorizer.has_audience(audience),
+            Self::Broker(_) => false,
         }
     }
 

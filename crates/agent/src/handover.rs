@@ -5,9 +5,10 @@
 //! that is handed over keeps its queue. The Unix socket is in the runtime directory, and both sides
 //! check that the other runs as the same user.
 //!
-//! The old agent's message contains a version byte, a key of 32 bytes, the key ring, and the
-//! descriptors of the pods' and the operators' listening sockets. Agents that predate the ring omit
-//! it, and read only up to the key. The new agent replies with one byte when it listens; otherwise
+//! The old agent's message contains a version byte, a key of 32 bytes, the key ring, a count of other
+//! endpoints' sockets, and the descriptors of the pods' and the operators' listening sockets. If the
+//! count is not zero, a second message has these sockets. Agents that predate the ring or the count
+//! omit it, and read only up to it. The new agent replies with one byte when it listens; otherwise
 //! the old one continues.
 //!
 //! Three things are the same in every version: the socket's path, the version as the first byte, and
@@ -30,6 +31,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use zeroize::Zeroizing;
 
+use crate::container_credentials::MAX_ADDRESSES;
 use crate::runtime_folder::RuntimeFolder;
 use crate::token::{KEY_LENGTH, KeyRing, RING_LENGTH, TokenKeys};
 
@@ -40,8 +42,10 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Size of a version byte and a key.
 const SHORT_MESSAGE: usize = 1 + KEY_LENGTH;
 /// Size of a message with the key ring.
-const MESSAGE: usize = SHORT_MESSAGE + RING_LENGTH;
-/// Number of sockets: the pods' and the operators'.
+const RING_MESSAGE: usize = SHORT_MESSAGE + RING_LENGTH;
+/// Size of a message with the key ring and the count of other sockets.
+const MESSAGE: usize = RING_MESSAGE + 1;
+/// Number of sockets that every agent hands over: the pods' and the operators'.
 const SOCKETS: usize = 2;
 
 /// The reason why a handover failed.
@@ -77,10 +81,23 @@ pub struct Inherited {
     pub pods: OwnedFd,
     /// The operators' listening socket.
     pub admin: OwnedFd,
+    /// The listening sockets of other endpoints, which their addresses tell apart.
+    pub endpoints: Vec<OwnedFd>,
     /// The keys of metadata tokens, so that tokens stay valid.
     pub keys: KeyRing,
     /// The acknowledgment to send when the new agent listens.
     pub receipt: Ack,
+}
+
+/// The sockets that an agent offers to the next one.
+#[derive(Debug, Clone, Copy)]
+pub struct OfferedSockets<'a> {
+    /// The pods' listening socket.
+    pub pods: BorrowedFd<'a>,
+    /// The operators' listening socket.
+    pub admin: BorrowedFd<'a>,
+    /// The listening sockets of other endpoints, at most [`MAX_ADDRESSES`].
+    pub endpoints: &'a [BorrowedFd<'a>],
 }
 
 /// The acknowledgment that the old agent waits for before it drains.
@@ -133,20 +150,29 @@ impl HandoverSocket {
         let received = stream.async_io(Interest::READABLE, || receive(stream.as_fd()));
         let received = within(received).await???;
         let receipt = Ack(stream);
-        let (keys, sockets) = match received {
-            Received::This(keys, sockets) => (keys, sockets),
+        let message = match received {
+            Received::This(message) => message,
             Received::Other(version) => {
                 return Ok(Some(Offer::OtherVersion { version, receipt }));
             }
         };
-        let mut sockets = sockets.into_iter();
+        let mut sockets = message.sockets.into_iter();
         let (Some(pods), Some(admin)) = (sockets.next(), sockets.next()) else {
             return Err(HandoverError::Malformed);
+        };
+        let endpoints = match message.others {
+            0 => Vec::new(),
+            _ => {
+                let Ack(stream) = &receipt;
+                let others = || receive_others(stream.as_fd());
+                within(stream.async_io(Interest::READABLE, others)).await??
+            }
         };
         Ok(Some(Offer::Sockets(Inherited {
             pods,
             admin,
-            keys,
+            endpoints,
+            keys: message.keys,
             receipt,
         })))
     }
@@ -157,10 +183,11 @@ impl HandoverSocket {
     /// Returns [`HandoverError::Io`] if the Unix socket cannot be opened.
     pub async fn offer(
         &self,
-        pods: BorrowedFd<'_>,
-        admin: BorrowedFd<'_>,
+        sockets: OfferedSockets<'_>,
         tokens: &TokenKeys,
     ) -> Result<(), HandoverError> {
+        let others = sockets.endpoints;
+        let others = others.get(..MAX_ADDRESSES).unwrap_or(others);
         // The file is left over: a running agent would have handed over.
         match std::fs::remove_file(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -174,10 +201,15 @@ impl HandoverSocket {
                 // The keys stay unchanged from here to the acknowledgment, after which the other
                 // agent changes them.
                 let keys = tokens.hand_over().await;
+                let own = [sockets.pods, sockets.admin];
                 let sent = stream.async_io(Interest::WRITABLE, || {
-                    send(stream.as_fd(), &[pods, admin], keys.ring())
+                    send(stream.as_fd(), &own, others.len(), keys.ring())
                 });
                 within(sent).await??;
+                if !others.is_empty() {
+                    let sent = || send_others(stream.as_fd(), others);
+                    within(stream.async_io(Interest::WRITABLE, sent)).await??;
+                }
                 let taken = within(stream.read_u8()).await?? == TAKEN;
                 if taken {
                     keys.confirm();
@@ -211,23 +243,44 @@ fn check_peer(stream: &UnixStream) -> io::Result<()> {
     }
 }
 
-fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>], keys: &KeyRing) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
+fn send(
+    stream: BorrowedFd<'_>,
+    sockets: &[BorrowedFd<'_>],
+    others: usize,
+    keys: &KeyRing,
+) -> io::Result<()> {
     let ring = keys.to_bytes();
     // The ring starts with the key.
     let (key, _) = ring.split_at(KEY_LENGTH);
+    let others = [u8::try_from(others).unwrap_or(u8::MAX)];
     let parts = [
         IoSlice::new(&[VERSION]),
         IoSlice::new(key),
         IoSlice::new(ring.as_ref()),
+        IoSlice::new(&others),
     ];
-    let sent = rustix::net::sendmsg(stream, &parts, &mut ancillary, SendFlags::NOSIGNAL)?;
+    send_parts(stream, &parts, MESSAGE, sockets)
+}
+
+/// Sends the sockets of other endpoints.
+fn send_others(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_parts(stream, &[IoSlice::new(&[VERSION])], 1, sockets)
+}
+
+fn send_parts(
+    stream: BorrowedFd<'_>,
+    parts: &[IoSlice<'_>],
+    length: usize,
+    sockets: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ADDRESSES))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let sent = rustix::net::sendmsg(stream, parts, &mut ancillary, SendFlags::NOSIGNAL)?;
     // Far smaller than any socket buffer, so it is sent completely or not at all.
-    if sent == MESSAGE {
+    if sent == length {
         Ok(())
     } else {
         Err(io::ErrorKind::WriteZero.into())
@@ -236,29 +289,73 @@ fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>], keys: &KeyRing) -> i
 
 /// The content of an old agent's message.
 enum Received {
-    /// The keys and sockets of a message in this agent's version.
-    This(KeyRing, Vec<OwnedFd>),
+    /// A message in this agent's version.
+    This(Message),
     /// The version of a message in another one.
     Other(u8),
+}
+
+/// A received message.
+#[derive(Debug)]
+struct Message {
+    keys: KeyRing,
+    sockets: Vec<OwnedFd>,
+    /// The number of sockets in the next message.
+    others: u8,
 }
 
 fn receive(stream: BorrowedFd<'_>) -> io::Result<Result<Received, HandoverError>> {
     let mut version = [0];
     let mut key = Zeroizing::new([0; KEY_LENGTH]);
     let mut ring = Zeroizing::new([0; RING_LENGTH]);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
+    let mut others = [0];
+    let mut parts = [
+        IoSliceMut::new(&mut version),
+        IoSliceMut::new(key.as_mut()),
+        IoSliceMut::new(ring.as_mut()),
+        IoSliceMut::new(&mut others),
+    ];
+    let (length, sockets) = receive_parts(stream, &mut parts)?;
+    if length == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if version != [VERSION] {
+        let [version] = version;
+        return Ok(Ok(Received::Other(version)));
+    }
+    let keys = match length {
+        MESSAGE | RING_MESSAGE => KeyRing::from_bytes(&ring),
+        // Treated as old, since its age is unknown, so that it is rotated soon.
+        SHORT_MESSAGE => Some(KeyRing::of_key(key, Timestamp::UNIX_EPOCH)),
+        _ => None,
+    };
+    let [others] = others;
+    match keys {
+        Some(keys) if sockets.len() == SOCKETS => Ok(Ok(Received::This(Message {
+            keys,
+            sockets,
+            others,
+        }))),
+        _ => Ok(Err(HandoverError::Malformed)),
+    }
+}
+
+/// Receives the sockets of other endpoints.
+fn receive_others(stream: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+    let mut version = [0];
+    let (_, sockets) = receive_parts(stream, &mut [IoSliceMut::new(&mut version)])?;
+    Ok(sockets)
+}
+
+fn receive_parts(
+    stream: BorrowedFd<'_>,
+    parts: &mut [IoSliceMut<'_>],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_ADDRESSES))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = rustix::net::recvmsg(
-        stream,
-        &mut [
-            IoSliceMut::new(&mut version),
-            IoSliceMut::new(key.as_mut()),
-            IoSliceMut::new(ring.as_mut()),
-        ],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    let sockets: Vec<OwnedFd> = ancillary
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = rustix::net::recvmsg(stream, parts, &mut ancillary, flags)?;
+    let sockets = ancillary
         .drain()
         .filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
@@ -266,23 +363,7 @@ fn receive(stream: BorrowedFd<'_>) -> io::Result<Result<Received, HandoverError>
         })
         .flatten()
         .collect();
-    if got.bytes == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    if version != [VERSION] {
-        let [version] = version;
-        return Ok(Ok(Received::Other(version)));
-    }
-    let keys = match got.bytes {
-        MESSAGE => KeyRing::from_bytes(&ring),
-        // Treated as old, since its age is unknown, so that it is rotated soon.
-        SHORT_MESSAGE => Some(KeyRing::of_key(key, Timestamp::UNIX_EPOCH)),
-        _ => None,
-    };
-    match keys {
-        Some(keys) if sockets.len() == SOCKETS => Ok(Ok(Received::This(keys, sockets))),
-        _ => Ok(Err(HandoverError::Malformed)),
-    }
+    Ok((got.bytes, sockets))
 }
 
 #[cfg(test)]
@@ -307,24 +388,35 @@ mod tests {
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()
     }
 
+    fn offered<'a>(pods: &'a TcpListener, admin: &'a TcpListener) -> OfferedSockets<'a> {
+        OfferedSockets {
+            pods: pods.as_fd(),
+            admin: admin.as_fd(),
+            endpoints: &[],
+        }
+    }
+
     #[tokio::test]
     async fn what_waits_in_the_queue_is_handed_on() {
         let folder = tempfile::tempdir().unwrap();
         let place = place(&folder);
         assert!(place.take().await.unwrap().is_none());
 
-        let (pods, admin) = (listener(), listener());
+        let (pods, admin, endpoint) = (listener(), listener(), listener());
         let address: SocketAddr = pods.local_addr().unwrap();
+        let endpoint_address = endpoint.local_addr().unwrap();
         let waiting = TcpStream::connect(address).unwrap();
         let tokens = keys();
         let token = tokens.issue("uid", address.ip(), 60, now());
         let old = {
             let place = place.clone();
             tokio::spawn(async move {
-                place
-                    .offer(pods.as_fd(), admin.as_fd(), &tokens)
-                    .await
-                    .unwrap();
+                let endpoints = [endpoint.as_fd()];
+                let offered = OfferedSockets {
+                    endpoints: &endpoints,
+                    ..offered(&pods, &admin)
+                };
+                place.offer(offered, &tokens).await.unwrap();
                 drop((pods, admin));
             })
         };
@@ -342,6 +434,9 @@ mod tests {
         let (accepted, peer) = taken.accept().unwrap();
         assert_eq!(peer, waiting.local_addr().unwrap());
         drop(accepted);
+        let endpoints = estate.endpoints.into_iter().map(TcpListener::from);
+        let endpoints: Vec<_> = endpoints.map(|it| it.local_addr().unwrap()).collect();
+        assert_eq!(endpoints, [endpoint_address]);
         let tokens = TokenKeys::new(estate.keys);
         assert!(tokens.verify(token.as_bytes(), "uid", address.ip(), now()));
         // A key that arrived with its age is not rotated at once.
@@ -365,20 +460,50 @@ mod tests {
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&sockets)));
         let parts = [IoSlice::new(&short)];
         rustix::net::sendmsg(&old, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
-        let Received::This(received, taken) = receive(new.as_fd()).unwrap().unwrap() else {
+        let Received::This(message) = receive(new.as_fd()).unwrap().unwrap() else {
             panic!("another version");
         };
-        assert_eq!(taken.len(), SOCKETS);
-        let received = TokenKeys::new(received);
+        assert_eq!((message.sockets.len(), message.others), (SOCKETS, 0));
+        let received = TokenKeys::new(message.keys);
         assert!(received.verify(token.as_bytes(), "uid", address, now()));
         assert!(received.rotate(now(), |_| ()).await.unwrap());
         assert!(received.verify(token.as_bytes(), "uid", address, now()));
 
-        send(new.as_fd(), &sockets, handed.ring()).unwrap();
+        send(new.as_fd(), &sockets, 0, handed.ring()).unwrap();
         let mut read = vec![0; short.len()];
         old.readable().await.unwrap();
         old.try_read(&mut read).unwrap();
         assert_eq!(read, short);
+    }
+
+    /// Tests a message from an agent without the count of other sockets, and what such an agent reads.
+    #[tokio::test]
+    async fn agents_without_other_endpoints_are_compatible() {
+        let (old, new) = UnixStream::pair().unwrap();
+        let sockets = [listener(), listener()];
+        let sockets = [sockets[0].as_fd(), sockets[1].as_fd()];
+        let others = [listener(), listener()];
+        let handed = keys();
+        let handed = handed.hand_over().await;
+        let ring = handed.ring().to_bytes();
+        let message: Vec<u8> = [&[VERSION], &ring[..KEY_LENGTH], ring.as_ref()].concat();
+        send_parts(
+            old.as_fd(),
+            &[IoSlice::new(&message)],
+            RING_MESSAGE,
+            &sockets,
+        )
+        .unwrap();
+        let received = receive(new.as_fd()).unwrap().unwrap();
+        assert_eq!((received.sockets.len(), received.others), (SOCKETS, 0));
+
+        send(old.as_fd(), &sockets, others.len(), handed.ring()).unwrap();
+        send_others(old.as_fd(), &others.each_ref().map(AsFd::as_fd)).unwrap();
+        let mut read = vec![0; RING_MESSAGE];
+        let (length, taken) =
+            receive_parts(new.as_fd(), &mut [IoSliceMut::new(&mut read)]).unwrap();
+        assert_eq!((length, taken.len()), (RING_MESSAGE, SOCKETS));
+        assert_eq!(read, message);
     }
 
     #[tokio::test]
@@ -441,7 +566,7 @@ mod tests {
         let place = place(&folder);
         let (pods, admin) = (listener(), listener());
         let tokens = keys();
-        let offer = place.offer(pods.as_fd(), admin.as_fd(), &tokens);
+        let offer = place.offer(offered(&pods, &admin), &tokens);
         let asks = async {
             for _ in 0..3 {
                 while place.take().await.unwrap().is_none() {

@@ -8,6 +8,7 @@ pub mod address_verifier;
 pub mod app;
 pub mod attachment;
 pub mod broker;
+pub mod container_credentials;
 pub mod credentials;
 mod debug;
 pub mod decision_source;

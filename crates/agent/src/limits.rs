@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rolegate_runtime::serve;
 use rolegate_runtime::shares::{Admitted, Eviction, Holder, Limit, ShareLimits, Shares, Slot};
 
 use self::forwards::{Exhausted, Forwards};
@@ -101,6 +102,17 @@ impl Limits {
         self.shares.most()
     }
 
+    /// Returns the limits of a server whose connections are permitted here.
+    pub fn of_server(&self, header_time: Duration, header_bytes: usize) -> serve::Limits {
+        serve::Limits {
+            // These limits evict connections and never wait.
+            connections: self.most_connections(),
+            header_time,
+            header_bytes,
+            ..serve::Limits::default()
+        }
+    }
+
     /// Takes a permit for a connection of `peer`, which is released on drop. If all permits are
     /// taken, another connection is evicted. Peers that are not `known` share a part of all
     /// permits, since otherwise a client that forges addresses could take them all.
@@ -183,10 +195,21 @@ impl Connection {
             Some(uid) => &Peer::Pod(uid.clone()),
             None => self.slot.holder(),
         };
+        self.take(peer, [AgentLimit::PodForwards, AgentLimit::Forwards], now)
+    }
+
+    /// Returns whether one more token of this client may be verified now. An endpoint that verifies
+    /// tokens forwards nothing, so the limits of forwarded requests are those of verifications.
+    pub fn verify(&self, now: Timestamp) -> bool {
+        let limits = [AgentLimit::PodVerifications, AgentLimit::Verifications];
+        self.take(self.slot.holder(), limits, now)
+    }
+
+    fn take(&self, peer: &Peer, [own, all]: [AgentLimit; 2], now: Timestamp) -> bool {
         let limit = match self.limits.forwards.take(peer, now) {
             Ok(()) => return true,
-            Err(Exhausted::Own) => AgentLimit::PodForwards,
-            Err(Exhausted::All) => AgentLimit::Forwards,
+            Err(Exhausted::Own) => own,
+            Err(Exhausted::All) => all,
         };
         self.limits.reach(limit, now);
         false
@@ -252,6 +275,7 @@ mod tests {
         assert!(third_pod.forward(None, at(100)));
         let fourth = limits.connect(pod("d"), true, at(100)).0;
         assert!(!fourth.forward(None, at(100)));
+        assert!(!first.verify(at(100)) && !fourth.verify(at(100)));
         let _stranger = limits.connect(Peer::Address([10, 0, 0, 1].into()), false, at(100));
         let _stranger = limits.connect(Peer::Address([10, 0, 0, 2].into()), false, at(100));
         assert_eq!(limits.reached_within(minute, at(160)), AgentLimit::ALL);
@@ -327,6 +351,8 @@ mod tests {
                 "pod_waiters",
                 "pod_forwards",
                 "forwards",
+                "pod_verifications",
+                "verifications",
             ]
         );
     }

@@ -100,13 +100,9 @@ impl MetadataServer {
 
     /// Serves connections of `listener` until the drain begins.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, drain: Drain) {
-        let limits = serve::Limits {
-            // The server's own limits evict connections and never wait.
-            connections: self.limits.most_connections(),
-            header_time: self.options.header_time,
-            header_bytes: MAX_HEAD_BYTES,
-            ..serve::Limits::default()
-        };
+        let limits = self
+            .limits
+            .of_server(self.options.header_time, MAX_HEAD_BYTES);
         serve::serve_evictable(listener, limits, drain, move |peer, own| {
             let address = peer.ip().to_canonical();
             let (peer, known) = match self.credentials.pod_table.owner(address) {

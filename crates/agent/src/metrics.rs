@@ -20,7 +20,7 @@ use rolegate_runtime::histogram::AtomicHistogram;
 use kube2iam::Kube2iamRequests;
 pub use labels::{AgentLimit, Handler, Outcome};
 
-const HANDLERS: usize = 8;
+const HANDLERS: usize = 9;
 const OUTCOMES: usize = 13;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

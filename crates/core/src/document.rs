@@ -1,4 +1,5 @@
-//! Documents of the instance metadata service, with the fields that SDKs read.
+//! Documents of the instance metadata service and of container credentials, with the fields that SDKs
+//! read.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -37,6 +38,38 @@ pub fn credentials(credentials: &Credentials) -> Zeroizing<Vec<u8>> {
         "\",\n  \"Expiration\" : \"",
         &times.1,
         "\"\n}",
+    ] {
+        document.extend_from_slice(piece.as_bytes());
+    }
+    debug_assert!(document.len() <= size, "the document grew");
+    document
+}
+
+/// Maximum size of a container credentials document, in bytes: the AWS Common Runtime, and with it the
+/// SDK for C++, reads no more.
+pub const MAX_CONTAINER_CREDENTIALS_BYTES: usize = 10_000;
+
+/// Returns the document of a container credentials endpoint, as EKS Pod Identity's.
+pub fn container_credentials(role: &RoleArn, credentials: &Credentials) -> Zeroizing<Vec<u8>> {
+    let secret_access_key = credentials.secret_access_key();
+    let session_token = credentials.session_token();
+    // A buffer that grows would leave copies of the secret in memory.
+    let size =
+        256 + credentials.access_key_id.len() + secret_access_key.len() + session_token.len();
+    let mut document = Zeroizing::new(Vec::with_capacity(size));
+    let expiration = aws_time(credentials.validity.not_after);
+    for piece in [
+        "{\"AccessKeyId\":\"",
+        &credentials.access_key_id,
+        "\",\"SecretAccessKey\":\"",
+        secret_access_key,
+        "\",\"Token\":\"",
+        session_token,
+        "\",\"AccountId\":\"",
+        role.account(),
+        "\",\"Expiration\":\"",
+        &expiration,
+        "\"}",
     ] {
         document.extend_from_slice(piece.as_bytes());
     }
@@ -104,6 +137,36 @@ mod tests {
             let document = credentials(&all);
             assert_eq!(document.capacity(), 256 + id + secret + token);
         }
+    }
+
+    #[test]
+    fn container_credentials_have_the_members_of_eks() {
+        let validity = Validity {
+            not_before: "2026-11-22T02:00:00.25Z".parse().unwrap(),
+            not_after: "2026-11-22T03:00:00Z".parse().unwrap(),
+        };
+        let role = RoleArn::parse("arn:aws-cn:iam::123456789012:role/team/reader").unwrap();
+        let given = Credentials::new("ASIAEXAMPLE", "secret/+", "token==", validity);
+        let document = container_credentials(&role, &given);
+        let parsed: serde_json::Value = serde_json::from_slice(&document).unwrap();
+        assert_eq!(
+            parsed,
+            serde_json::json!({
+                "AccessKeyId": "ASIAEXAMPLE",
+                "SecretAccessKey": "secret/+",
+                "Token": "token==",
+                "AccountId": "123456789012",
+                "Expiration": "2026-11-22T03:00:00Z",
+            })
+        );
+        // The longest session token that STS is known to issue.
+        let long = Credentials::new(
+            "A".repeat(128),
+            &"s".repeat(40),
+            &"t".repeat(4096),
+            validity,
+        );
+        assert!(container_credentials(&role, &long).len() < MAX_CONTAINER_CREDENTIALS_BYTES);
     }
 
     #[test]

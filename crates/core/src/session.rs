@@ -9,6 +9,9 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 use crate::arn::RoleArn;
 use crate::labels::Labels;
 
+/// Maximum length of an `ExternalId` in STS, in characters.
+const MAX_EXTERNAL_ID: usize = 1224;
+
 /// All parameters of a session, that is, of an AssumeRole request. The call to STS is built from
 /// the key alone, so requests that differ can never share credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -23,6 +26,37 @@ pub struct SessionKey {
     pub duration_seconds: u32,
     /// Restrictions and attribution of the session; `None` for none.
     pub limits: Option<Arc<SessionLimits>>,
+    /// The role that is assumed with the credentials of [`Self::role`], and whose credentials are
+    /// those of the session; `None` for most sessions.
+    pub target: Option<Arc<TargetRole>>,
+}
+
+impl SessionKey {
+    /// Returns the role whose credentials are those of the session.
+    pub fn last_role(&self) -> &RoleArn {
+        self.target
+            .as_ref()
+            .map_or(&self.role, |target| &target.role)
+    }
+}
+
+/// The second role of a chain, as EKS Pod Identity's target role. Both calls have the same session
+/// name and duration. The first one has the tags, which are then transitive, and the source identity;
+/// the second one has the policies.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TargetRole {
+    /// `RoleArn` of the second call.
+    pub role: RoleArn,
+    /// `ExternalId` of the second call.
+    pub external_id: Option<Arc<str>>,
+}
+
+impl SessionKey {
+    /// Returns the role whose credentials are served: the target role, if there is one.
+    pub fn served_role(&self) -> &RoleArn {
+        let target = self.target.as_deref();
+        target.map_or(&self.role, |target| &target.role)
+    }
 }
 
 /// Session tags, source identity and policies, as sent to STS.
@@ -38,6 +72,14 @@ pub struct SessionLimits {
     pub policy_arns: Vec<Arc<str>>,
     /// A policy document (`Policy`), JSON.
     pub policy: Option<Arc<str>>,
+}
+
+/// Returns true if STS accepts the text as an `ExternalId`.
+pub fn is_external_id(text: &str) -> bool {
+    (2..=MAX_EXTERNAL_ID).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b))
 }
 
 /// The period in which a session is valid.

@@ -32,7 +32,7 @@ use events::Events;
 use select::Selector;
 use store::{NAMESPACES, NODES, PODS, Store};
 use target::{Target, table_of};
-use tokens::Tokens;
+use tokens::{TokenKeys, Tokens};
 use watch::Watch;
 
 const MAX_BODY: usize = 1024 * 1024;
@@ -99,6 +99,7 @@ struct Inner {
     failing_resources: BTreeMap<String, u16>,
     events: Events,
     tokens: Tokens,
+    token_keys: Option<TokenKeys>,
     requests: Recent<ApiRequest>,
     counts: HashMap<(String, String), u64>,
 }
@@ -142,6 +143,11 @@ impl KubeApi {
     /// Stops the server and waits until its port is free.
     pub async fn stop(self) {
         self.server.stop().await;
+    }
+
+    /// Publishes the issuer of ServiceAccount tokens, and the JSON Web Key Set that verifies them.
+    pub fn set_token_keys(&self, issuer: &str, key_set: &str) {
+        lock(&self.state.inner).token_keys = Some(TokenKeys::new(issuer, key_set));
     }
 
     /// Adds or replaces a pod and returns it with UID and version.
@@ -365,7 +371,11 @@ impl State {
             return Err(Failure::new(number, "the stand-in is configured to fail"));
         }
         let Some(target) = target else {
-            return other_path(&lock(&self.store), path);
+            let keys = &lock(&self.inner).token_keys;
+            return match keys.as_ref().and_then(|keys| keys.document(path)) {
+                Some(document) => Ok(answer(StatusCode::OK, "application/json", document)),
+                None => other_path(&lock(&self.store), path),
+            };
         };
         if target.resource == "events" {
             let body = whole(body).await?;

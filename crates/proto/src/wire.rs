@@ -10,18 +10,22 @@ use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::{Denial, DenialSource, RequestField};
 use rolegate_core::session::{
     Credentials, Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits,
-    Validity, check_credentials,
+    TargetRole, Validity, check_credentials,
 };
 
 use crate::v1;
 
 /// Maximum size of a message to a broker, in bytes. It limits the unauthenticated first message,
-/// which contains a token, and later ones with up to [`MAX_OUTCOMES`] outcomes.
+/// which contains a token, and later ones with up to [`MAX_SENT_OUTCOMES`] outcomes.
 pub const MAX_TO_BROKER: usize = 64 << 10;
 /// Maximum size of a message to an agent, in bytes.
 pub const MAX_TO_AGENT: usize = 2 << 20;
-/// Maximum number of outcomes in a message. Agents send fewer.
+/// Maximum number of outcomes in a message that a broker accepts.
 pub const MAX_OUTCOMES: usize = 256;
+/// Maximum number of outcomes in a message that an agent sends.
+pub const MAX_SENT_OUTCOMES: usize = 128;
+/// Maximum number of roles of a pod's service account. Brokers send fewer.
+pub const MAX_ASSIGNED_ROLES: usize = 64;
 /// Maximum size of an agent's token, in bytes.
 pub const MAX_TOKEN: usize = 16 << 10;
 /// Maximum size of an identifier (a UID, a node, an access key, a code), in bytes.
@@ -50,6 +54,7 @@ impl From<&SessionKey> for v1::SessionKey {
             external_id,
             duration_seconds,
             limits,
+            target,
         } = key;
         Self {
             role: role.to_string(),
@@ -57,7 +62,29 @@ impl From<&SessionKey> for v1::SessionKey {
             external_id: external_id.as_deref().map(Into::into),
             duration_seconds: *duration_seconds,
             limits: limits.as_deref().map(Into::into),
+            target: target.as_deref().map(Into::into),
         }
+    }
+}
+
+impl From<&TargetRole> for v1::TargetRole {
+    fn from(target: &TargetRole) -> Self {
+        let TargetRole { role, external_id } = target;
+        Self {
+            role: role.to_string(),
+            external_id: external_id.as_deref().map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<v1::TargetRole> for TargetRole {
+    type Error = Malformed;
+
+    fn try_from(target: v1::TargetRole) -> Result<Self, Malformed> {
+        Ok(Self {
+            role: RoleArn::parse(&target.role).map_err(|_| Malformed("a target role"))?,
+            external_id: target.external_id.map(Into::into),
+        })
     }
 }
 
@@ -94,6 +121,10 @@ impl TryFrom<v1::SessionKey> for SessionKey {
             external_id: key.external_id.map(Into::into),
             duration_seconds: key.duration_seconds,
             limits: key.limits.map(|limits| std::sync::Arc::new(limits.into())),
+            target: key
+                .target
+                .map(|target| TargetRole::try_from(target).map(std::sync::Arc::new))
+                .transpose()?,
         })
     }
 }
@@ -306,10 +337,42 @@ mod tests {
         }
     }
 
+    /// `Pod` before it had the roles of service accounts.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct OldPod {
+        #[prost(string, tag = "1")]
+        uid: String,
+        #[prost(message, optional, tag = "8")]
+        no_role: Option<v1::Empty>,
+    }
+
+    #[test]
+    fn versions_before_service_accounts_understand_each_other() {
+        let new = v1::Pod {
+            uid: "uid-1".into(),
+            authorization: Some(v1::pod::Authorization::NoRole(v1::Empty {})),
+            assigned_roles: vec![v1::AssignedRole::default()],
+            unknown_service_account: true,
+            ..v1::Pod::default()
+        };
+        let old = <OldPod as prost::Message>::decode(&*prost::Message::encode_to_vec(&new));
+        let old = old.unwrap();
+        assert_eq!(old.uid, "uid-1");
+        assert!(old.no_role.is_some());
+        let read = <v1::Pod as prost::Message>::decode(&*prost::Message::encode_to_vec(&old));
+        let read = read.unwrap();
+        assert_eq!(read.authorization, new.authorization);
+        assert!(read.assigned_roles.is_empty() && !read.unknown_service_account);
+    }
+
     #[test]
     fn keys_come_back_as_they_were() {
-        for (external_id, limits) in [
-            (None, None),
+        let target = TargetRole {
+            role: RoleArn::parse("arn:aws:iam::210987654321:role/writer").unwrap(),
+            external_id: Some("customer-b".into()),
+        };
+        for (external_id, limits, target) in [
+            (None, None, None),
             (
                 Some("customer-a".into()),
                 Some(Arc::new(SessionLimits {
@@ -319,6 +382,7 @@ mod tests {
                     transitive: true,
                     source_identity: Some("default.api".into()),
                 })),
+                Some(Arc::new(target)),
             ),
         ] {
             let key = SessionKey {
@@ -327,6 +391,7 @@ mod tests {
                 external_id,
                 duration_seconds: 3600,
                 limits,
+                target,
             };
             assert_eq!(SessionKey::try_from(v1::SessionKey::from(&key)), Ok(key));
         }
@@ -353,9 +418,12 @@ mod tests {
         let notice = v1::Outcome {
             pod_uid: "x".repeat(36),
             result: Some(v1::outcome::Result::Served(key)),
+            service_account: Some(v1::ServiceAccountRole {
+                audience: Some("x".repeat(MAX_NAME)),
+            }),
         };
         let outcomes = v1::Outcomes {
-            outcomes: vec![notice; MAX_OUTCOMES],
+            outcomes: vec![notice; MAX_SENT_OUTCOMES],
         };
         let body = Some(v1::from_agent::Body::Outcomes(outcomes));
         let message = v1::FromAgent { body };
@@ -366,10 +434,11 @@ mod tests {
     fn the_largest_tokens_and_credentials_fit_into_their_messages() {
         // Tokens of the API server have one to two KiB; issuers with many claims, more.
         const { assert!(MAX_TOKEN >= 8 << 10 && MAX_TOKEN + 1024 <= MAX_TO_BROKER) };
-        // A broker puts 64 sessions into one message, and as many pods.
+        // A broker puts 64 sessions into one message, and as many pods. The last pod may add those of
+        // its own role and of 16 roles of its service account.
         const CREDENTIALS: usize =
             MAX_ACCESS_KEY_ID_BYTES + MAX_SECRET_ACCESS_KEY_BYTES + MAX_SESSION_TOKEN_BYTES;
-        const { assert!(64 * (CREDENTIALS + 8 * 1024) <= MAX_TO_AGENT) };
+        const { assert!((63 + 17) * (CREDENTIALS + 8 * 1024) <= MAX_TO_AGENT) };
     }
 
     fn credentials(id: &str, secret: &str, token: &str) -> v1::Credentials {

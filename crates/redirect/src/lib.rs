@@ -12,6 +12,7 @@ mod command;
 mod foreign;
 mod ingress;
 mod interface;
+mod link;
 mod monitor;
 mod reconciler;
 mod routing;
@@ -28,6 +29,7 @@ pub use ingress::ingress_interfaces;
 pub use interface::{
     CNI_CONF_DIR, DetectError, Detected, Detector, InterfaceChoice, all_but_uplink,
 };
+pub use link::{ENDPOINT_LINK, LinkError, LinkState, ensure_link, remove_link};
 pub use reconciler::{RedirectReconciler, Status};
 
 /// An error in reading or changing the kernel's rules.
@@ -87,6 +89,9 @@ pub enum RedirectError {
         "the kernel rejected a routing rule: {0}; the agent needs the capability NET_ADMIN and a kernel with policy routing"
     )]
     RoutingRules(Box<rtnetlink::Error>),
+    /// The link of the container credentials endpoint cannot be removed.
+    #[error(transparent)]
+    Link(#[from] Box<LinkError>),
     /// Neither backend works.
     #[error(
         "this host accepts neither nftables nor iptables rules ({nftables}; {iptables}): the agent needs the host's network, the capability NET_ADMIN and one of them installed, or --redirect=none with rules of your own"
@@ -234,9 +239,12 @@ pub struct Removed {
     pub backends: Vec<Backend>,
     /// True if there were routing rules.
     pub routing_rules: bool,
+    /// True if there was the link of the container credentials endpoint.
+    pub link: bool,
 }
 
-/// Removes rolegate's rules from every backend of this host, and the routing rules.
+/// Removes rolegate's rules from every backend of this host, the routing rules, and the link of the
+/// container credentials endpoint.
 ///
 /// # Errors
 /// Returns an error if a program or the kernel fails.
@@ -252,6 +260,7 @@ pub async fn remove_all() -> Result<Removed, RedirectError> {
     Ok(Removed {
         backends,
         routing_rules: routing::remove().await?,
+        link: remove_link().await.map_err(Box::new)?,
     })
 }
 

@@ -13,7 +13,10 @@
 //! 4. **No direct access.** The agent's port accepts redirected connections and this host's own,
 //!    but no direct connections from pods or the network.
 //!
-//! Flushing such a program's rules removes all four at once. The [routing rules](routing_rules)
+//! The container credentials endpoint has an address of this host and needs no redirect. Its rules
+//! pin the destination, drop spoofed sources, and let pods reach its port and nothing else.
+//!
+//! Flushing such a program's rules removes all of them at once. The [routing rules](routing_rules)
 //! therefore repeat the second where a flush has no effect.
 //!
 //! Frames that a bridge switches between ports without routing, and traffic of macvlan pods on the
@@ -69,6 +72,16 @@ pub struct Spec {
     v6: Option<Ipv6Addr>,
     port: u16,
     interface: InterfacePattern,
+    endpoint: Option<Endpoint>,
+}
+
+/// An endpoint that pods reach without a redirect, on addresses that this host owns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The addresses, which serve nothing else.
+    pub addresses: Vec<IpAddr>,
+    /// The port.
+    pub port: u16,
 }
 
 /// The reason why a redirect is invalid.
@@ -130,7 +143,23 @@ impl Spec {
             v6,
             port,
             interface,
+            endpoint: None,
         })
+    }
+
+    /// Adds the rules of an endpoint on addresses of this host. Pods and this host reach its port,
+    /// and nothing else reaches its addresses.
+    #[must_use]
+    pub fn with_endpoint(mut self, endpoint: Endpoint) -> Self {
+        self.endpoint = Some(endpoint);
+        self
+    }
+
+    /// Returns the addresses of the endpoint of one family, and its port.
+    fn endpoint(&self, family: Family) -> impl Iterator<Item = (IpAddr, u16)> {
+        let endpoint = self.endpoint.iter();
+        let all = endpoint.flat_map(|it| it.addresses.iter().map(|ip| (*ip, it.port)));
+        all.filter(move |(ip, _)| ip.is_ipv4() == (family == Family::V4))
     }
 
     /// Returns the interfaces on which pods' traffic arrives.

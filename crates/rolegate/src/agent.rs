@@ -54,14 +54,25 @@ impl Process for AgentFlags {
 
     async fn options(self) -> anyhow::Result<AgentOptions> {
         let mut options = options(self).await?;
-        options.metadata.limits =
-            within_files(options.metadata.limits, process::raise_open_files());
+        let files = process::raise_open_files();
+        options.metadata.limits = within_files(options.metadata.limits, files);
+        if let Some(endpoint) = &mut options.container_credentials {
+            // Half for each endpoint.
+            endpoint.limits = within_files(endpoint.limits, files / 2);
+            options.metadata.limits = within_files(options.metadata.limits, files / 2);
+        }
         Ok(options)
     }
 
     fn log_listening(running: &Agent) {
         let addresses = running.addresses();
-        tracing::info!(pods = %addresses.pods, admin = %addresses.admin, "listening");
+        let endpoint: Vec<_> = addresses.container_credentials.iter().flatten().collect();
+        tracing::info!(
+            pods = %addresses.pods,
+            admin = %addresses.admin,
+            container_credentials = (!endpoint.is_empty()).then(|| tracing::field::debug(endpoint)),
+            "listening"
+        );
     }
 }
 

@@ -18,6 +18,7 @@ mod controller;
 mod demo;
 #[cfg(feature = "tools")]
 mod doctor;
+mod eks_agent;
 mod environment;
 mod flags;
 mod ledger;
@@ -53,7 +54,12 @@ static ALLOCATOR: rolegate_rego::CountingAllocator = rolegate_rego::counting_all
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let arguments = cli::with_implied_command(std::env::args_os().collect());
+    let arguments = match eks_agent::run(std::env::args_os().collect()) {
+        eks_agent::Outcome::Continue(arguments) => cli::with_implied_command(arguments),
+        eks_agent::Outcome::Done(ended) => {
+            return ended.unwrap_or_else(|error| failed(&error, false, ""));
+        }
+    };
     let format = environment::variable("ROLEGATE_LOG_FORMAT");
     let json = lifecycle::asks_for_json(&arguments, format.as_deref());
     let (command, json, help) = match command(arguments) {

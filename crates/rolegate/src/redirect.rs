@@ -10,8 +10,8 @@ use clap::{Args, Subcommand};
 use rolegate_redirect::check::{CheckState, NETNS_DIR, Outcome};
 use rolegate_redirect::rules::{InterfacePattern, Spec};
 use rolegate_redirect::{
-    Backend, CNI_CONF_DIR, Choice, Detector, InterfaceChoice, Redirect, RedirectError, State,
-    all_but_uplink, check, remove_all, routing_rules, routing_state,
+    Backend, CNI_CONF_DIR, Choice, Detector, ENDPOINT_LINK, InterfaceChoice, Redirect,
+    RedirectError, State, all_but_uplink, check, remove_all, routing_rules, routing_state,
 };
 use rolegate_runtime::signals::Shutdown;
 use rustix::thread::CapabilitySet;
@@ -164,6 +164,9 @@ async fn remove_once(report_none: bool) -> anyhow::Result<()> {
     let mut names: Vec<_> = removed.backends.iter().map(ToString::to_string).collect();
     if removed.routing_rules {
         names.push("routing rules".into());
+    }
+    if removed.link {
+        names.push(format!("link {ENDPOINT_LINK}"));
     }
     if !names.is_empty() {
         let names = names.join(", ");

@@ -259,6 +259,11 @@ impl Cluster {
                 "service-account-signing-key-file",
                 &self.service_account_key,
             ));
+        let previous = self.previous_service_account_key();
+        if previous.exists() {
+            // Tokens that it signed stay valid, and its public key stays published.
+            command.arg(flag("service-account-key-file", previous));
+        }
         let log = self.dir().join("apiserver.log");
         let mut process = Process::spawn("apiserver", &command, &log)?;
         let admin = self.admin()?;
@@ -279,6 +284,25 @@ impl Cluster {
     pub async fn restart_apiserver(&self) -> anyhow::Result<()> {
         self.stop_apiserver();
         self.start_apiserver().await
+    }
+
+    /// Restarts the API server with a new key for ServiceAccount tokens. Tokens of the previous key
+    /// stay valid.
+    ///
+    /// # Errors
+    /// As [`Self::start_apiserver`].
+    pub async fn rotate_service_account_key(&self) -> anyhow::Result<()> {
+        let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
+        std::fs::rename(
+            &self.service_account_key,
+            self.previous_service_account_key(),
+        )?;
+        std::fs::write(&self.service_account_key, key.serialize_pem())?;
+        self.restart_apiserver().await
+    }
+
+    fn previous_service_account_key(&self) -> PathBuf {
+        self.service_account_key.with_extension("previous")
     }
 
     fn client(&self, identity: &Identity) -> anyhow::Result<Client> {

@@ -61,11 +61,14 @@ async fn addresses(attachments: Arc<Attachments>, ready: Condition) {
 }
 
 /// Reports in the readiness which limits were reached recently.
-pub(super) async fn limits(limits: Arc<Limits>, clock: Clock, ready: Condition) {
+pub(super) async fn limits(all: Vec<Arc<Limits>>, clock: Clock, ready: Condition) {
     let mut ticks = tokio::time::interval(LIMITS_INTERVAL);
     loop {
         ticks.tick().await;
-        let reached = limits.reached_within(RECENT_LIMIT_PERIOD, clock.now());
+        let reached = all
+            .iter()
+            .flat_map(|limits| limits.reached_within(RECENT_LIMIT_PERIOD, clock.now()));
+        let reached: Vec<_> = reached.collect();
         if reached.is_empty() {
             ready.ok();
             continue;

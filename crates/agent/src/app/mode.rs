@@ -11,6 +11,7 @@ use rolegate_aws::discovery::Discovery;
 use rolegate_aws::identity;
 use rolegate_aws::imds::Imds;
 use rolegate_aws::sts::Sts;
+use rolegate_kube::service_account_keys::ServiceAccountKeys;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
 use rolegate_runtime::staleness::Staleness;
@@ -44,6 +45,8 @@ pub(super) struct Shared<'a> {
     pub(super) health: NodeHealth,
     pub(super) host_ip: Option<IpAddr>,
     pub(super) clock: Clock,
+    /// True if an endpoint verifies ServiceAccount tokens.
+    pub(super) needs_token_keys: bool,
     pub(super) metrics: &'a mut Metrics,
     pub(super) supervisor: &'a mut Supervisor,
 }
@@ -54,6 +57,8 @@ pub(super) struct Backend {
     pub(super) decisions: DecisionSource,
     pub(super) sessions: Sessions,
     pub(super) outcomes: OutcomeRecorder,
+    /// The keys of the cluster's ServiceAccount tokens, if an endpoint verifies them.
+    pub(super) token_keys: Option<ServiceAccountKeys>,
 }
 
 /// Builds a standalone agent, which watches the cluster, decides and calls STS.
@@ -67,7 +72,8 @@ pub(super) async fn standalone(
         supervisor,
         ..
     } = shared;
-    let decisions = options.decisions;
+    let mut decisions = options.decisions;
+    decisions.service_account_roles |= shared.needs_token_keys;
     let rules = decisions.follow();
     let sts = Sts::new(options.sts);
     let (sessions, driver) = Sessions::new(
@@ -79,8 +85,16 @@ pub(super) async fn standalone(
     supervisor.spawn_required("session driver", driver.run());
 
     let source = Source::start(options.source, shared.host_ip, rules, metrics, supervisor).await?;
+    let connection = source.connection.filter(|_| shared.needs_token_keys);
+    let token_keys = connection.map(|connection| {
+        let condition = supervisor.readiness().condition("service-account-keys");
+        let (keys, fetcher) = ServiceAccountKeys::new(connection, condition, metrics.ours());
+        supervisor.spawn_required("token key fetcher", fetcher.run());
+        keys
+    });
     let writer = source.rules.writer;
-    let authorizer = Authorizer::new(writer.rules(), sessions.clone(), clock);
+    let authorizer = Authorizer::new(writer.rules(), sessions.clone(), clock)
+        .with_service_accounts(source.rules.service_accounts);
     let verifier = AddressVerifier::new(source.freshness.map(Age::Cluster), shared.attachments);
     let parts = PodReconcilerParts {
         pod_table: shared.pod_table,
@@ -112,6 +126,7 @@ pub(super) async fn standalone(
         decisions: DecisionSource::Here(authorizer),
         sessions,
         outcomes: OutcomeRecorder::new(source.events, Ledger::default()),
+        token_keys,
     })
 }
 
@@ -161,5 +176,6 @@ pub(super) fn brokered(options: BrokerOptions, shared: Shared<'_>) -> Backend {
         decisions: DecisionSource::Broker(shared.clock),
         sessions,
         outcomes: OutcomeRecorder::to_broker(sender),
+        token_keys: None,
     }
 }

@@ -13,6 +13,7 @@ use rolegate_runtime::clock::Clock;
 use super::Addresses;
 use crate::attachment::AttachmentOptions;
 use crate::broker::BrokerOptions;
+use crate::container_credentials::{ContainerCredentialsOptions, MAX_ADDRESSES};
 use crate::metadata::MetadataOptions;
 use rolegate_redirect::Backend;
 
@@ -37,6 +38,9 @@ pub struct AgentOptions {
     pub metadata_addr: String,
     /// The options of the metadata server.
     pub metadata: MetadataOptions,
+    /// The container credentials endpoint, if it is enabled. It requires a standalone agent with an
+    /// API server, whose keys verify tokens.
+    pub container_credentials: Option<ContainerCredentialsOptions>,
     /// Maximum time that a request for credentials waits for the watch or for STS.
     pub wait: Duration,
     /// Maximum staleness of the pod table. Without a newer update no credentials are served.
@@ -104,6 +108,7 @@ impl AgentOptions {
         Addresses {
             pods: self.listen,
             admin: self.admin_listen,
+            container_credentials: [None; MAX_ADDRESSES],
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::endpoint::{EndpointSockets, listener};
 use super::{Addresses, StartError};
-use crate::handover::{Ack, HandoverSocket, Inherited, Offer};
+use crate::container_credentials::MAX_ADDRESSES;
+use crate::handover::{Ack, HandoverSocket, Inherited, Offer, OfferedSockets};
 use crate::runtime_folder::RuntimeFolder;
 use crate::token::{KeyRing, TokenKeys};
 
@@ -30,14 +32,18 @@ const RELEASE_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 pub(super) struct Sockets {
     pub(super) pods: TcpListener,
     pub(super) admin: TcpListener,
+    /// The sockets of the container credentials endpoint, if it is enabled.
+    pub(super) container_credentials: Option<EndpointSockets>,
     /// Informs the previous agent, if the sockets are its own.
     pub(super) receipt: Option<Ack>,
 }
 
 impl Sockets {
-    /// Takes over the sockets of the previous agent and its keys, or opens new sockets.
+    /// Takes over the sockets of the previous agent and its keys, or opens new sockets. `endpoint`
+    /// are the addresses of the container credentials endpoint, if it is enabled.
     pub(super) async fn open(
         addresses: Addresses,
+        endpoint: Option<&[SocketAddr]>,
         place: Option<&HandoverSocket>,
         readiness: &Readiness,
     ) -> Result<(Self, Option<KeyRing>), StartError> {
@@ -46,24 +52,32 @@ impl Sockets {
             None => Previous::None,
         };
         let released = matches!(previous, Previous::Released);
-        Ok(match previous {
+        let (mut sockets, keys, endpoints) = match previous {
             Previous::Inherited(inherited) => {
                 let sockets = Self {
                     pods: listener(inherited.pods)?,
                     admin: listener(inherited.admin)?,
+                    container_credentials: None,
                     receipt: Some(inherited.receipt),
                 };
-                (sockets, Some(inherited.keys))
+                (sockets, Some(inherited.keys), inherited.endpoints)
             }
             Previous::Released | Previous::None => {
                 let sockets = Self {
                     pods: listen_released(addresses.pods, released).await?,
                     admin: listen_released(addresses.admin, released).await?,
+                    container_credentials: None,
                     receipt: None,
                 };
-                (sockets, None)
+                (sockets, None, Vec::new())
             }
-        })
+        };
+        if let Some(endpoint) = endpoint {
+            let condition = readiness.condition("container-credentials");
+            let opened = EndpointSockets::open(endpoint, endpoints, condition).await?;
+            sockets.container_credentials = Some(opened);
+        }
+        Ok((sockets, keys))
     }
 
     /// Returns the bound addresses.
@@ -71,6 +85,10 @@ impl Sockets {
         Ok(Addresses {
             pods: self.pods.local_addr()?,
             admin: self.admin.local_addr()?,
+            container_credentials: self
+                .container_credentials
+                .as_ref()
+                .map_or([None; MAX_ADDRESSES], EndpointSockets::addresses),
         })
     }
 
@@ -84,8 +102,19 @@ impl Sockets {
     ) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
         let pods = self.pods.as_fd().try_clone_to_owned()?;
         let admin = self.admin.as_fd().try_clone_to_owned()?;
+        let endpoint = self.container_credentials.iter();
+        let endpoints = endpoint
+            .flat_map(EndpointSockets::listeners)
+            .map(|listener| listener.as_fd().try_clone_to_owned())
+            .collect::<std::io::Result<Vec<_>>>()?;
         Ok(async move {
-            match place.offer(pods.as_fd(), admin.as_fd(), &tokens).await {
+            let endpoints: Vec<_> = endpoints.iter().map(AsFd::as_fd).collect();
+            let sockets = OfferedSockets {
+                pods: pods.as_fd(),
+                admin: admin.as_fd(),
+                endpoints: &endpoints,
+            };
+            match place.offer(sockets, &tokens).await {
                 Ok(()) => handed_over.cancel(),
                 Err(error) => {
                     warn!(%error, "cannot hand over sockets; upgrades will drop connections");
@@ -156,12 +185,6 @@ async fn listen_released(address: SocketAddr, released: bool) -> Result<TcpListe
         Ok(done) => done,
         Err(_) => listen(address),
     }
-}
-
-fn listener(socket: OwnedFd) -> std::io::Result<TcpListener> {
-    let listener = std::net::TcpListener::from(socket);
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
 }
 
 /// Opens the folder of the handover socket.

@@ -31,6 +31,8 @@ pub(super) struct Source {
     /// Freshness of the watches; `None` for a file, which is never stale.
     pub(super) freshness: Option<FreshnessSet>,
     pub(super) events: Option<EventRecorder>,
+    /// The API server; `None` for a file.
+    pub(super) connection: Option<Connection>,
 }
 
 impl Source {
@@ -65,6 +67,7 @@ impl Source {
             updates,
             freshness: None,
             events: None,
+            connection: None,
         })
     }
 
@@ -90,15 +93,17 @@ impl Source {
             metrics: follow_metrics.watches,
             condition: supervisor.readiness().condition("pods"),
         };
+        let watched = connection.clone();
         supervisor.spawn_required("pod watch", async move {
-            let scope = scope(node, host_ip, &connection).await;
-            watch_pods(&connection, &scope, keys, needs, observer, sender).await;
+            let scope = scope(node, host_ip, &watched).await;
+            watch_pods(&watched, &scope, keys, needs, observer, sender).await;
         });
         Ok(Self {
             rules,
             updates,
             freshness: Some(freshness),
             events: Some(events),
+            connection: Some(connection),
         })
     }
 }

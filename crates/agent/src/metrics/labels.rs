@@ -16,6 +16,8 @@ pub enum Handler {
     Info,
     /// A path of the node's metadata service.
     Forward,
+    /// The credentials of the container credentials endpoint.
+    ContainerCredentials,
     /// kube2iam's health page.
     Health,
     /// The list of versions, or of the entries below one.
@@ -64,6 +66,7 @@ impl Handler {
             Self::Credentials => "credentials",
             Self::Info => "info",
             Self::Forward => "forward",
+            Self::ContainerCredentials => "container_credentials",
             Self::Health => "health",
             Self::Root => "root",
             Self::Other => "other",
@@ -119,17 +122,23 @@ pub enum AgentLimit {
     PodForwards,
     /// Requests of all pods that are forwarded.
     Forwards,
+    /// Tokens of one pod that are verified.
+    PodVerifications,
+    /// Tokens of all pods that are verified.
+    Verifications,
 }
 
 impl AgentLimit {
     /// All limits, in order of their index.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Connections,
         Self::PodConnections,
         Self::UnknownPeerConnections,
         Self::PodWaiters,
         Self::PodForwards,
         Self::Forwards,
+        Self::PodVerifications,
+        Self::Verifications,
     ];
 
     /// Returns the label's value.
@@ -141,6 +150,8 @@ impl AgentLimit {
             Self::PodWaiters => "pod_waiters",
             Self::PodForwards => "pod_forwards",
             Self::Forwards => "forwards",
+            Self::PodVerifications => "pod_verifications",
+            Self::Verifications => "verifications",
         }
     }
 }

@@ -9,6 +9,7 @@
 
 mod answers;
 mod clients;
+mod container_credentials;
 mod harness;
 mod pains;
 mod rules;

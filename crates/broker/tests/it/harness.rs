@@ -386,6 +386,7 @@ impl TestBrokers {
                 header_time: Duration::from_secs(10),
             },
             max_staleness: Duration::from_secs(3600),
+            container_credentials: None,
             wait: Duration::from_millis(800),
             redirect: None,
             clock,

@@ -50,3 +50,29 @@ impl Tokens {
         Ok(json_answer(StatusCode::CREATED, &review))
     }
 }
+
+/// The discovery documents of ServiceAccount tokens.
+#[derive(Debug)]
+pub(super) struct TokenKeys {
+    issuer: String,
+    key_set: String,
+}
+
+impl TokenKeys {
+    pub(super) fn new(issuer: &str, key_set: &str) -> Self {
+        Self {
+            issuer: issuer.to_owned(),
+            key_set: key_set.to_owned(),
+        }
+    }
+
+    pub(super) fn document(&self, path: &str) -> Option<String> {
+        match path {
+            "/.well-known/openid-configuration" => {
+                Some(serde_json::json!({"issuer": self.issuer}).to_string())
+            }
+            "/openid/v1/jwks" => Some(self.key_set.clone()),
+            _ => None,
+        }
+    }
+}

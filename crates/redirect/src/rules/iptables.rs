@@ -56,10 +56,10 @@ fn rule(matches: String, why: &'static str, target: impl Into<String>) -> Rule {
     Rule(matches, why, target.into())
 }
 
-fn forward(_: &Spec, family: Family) -> Vec<Rule> {
+fn forward(spec: &Spec, family: Family) -> Vec<Rule> {
     let metadata = family.metadata();
     let why = "not redirected";
-    vec![
+    let mut rules = vec![
         rule(
             format!("-d {metadata} -p tcp"),
             why,
@@ -67,13 +67,28 @@ fn forward(_: &Spec, family: Family) -> Vec<Rule> {
         ),
         rule(format!("-d {metadata}"), why, "DROP"),
         rule(format!("-s {metadata}"), "reply, not redirected", "DROP"),
-    ]
+    ];
+    // Without the link, these packets would leave this host for another one with the address.
+    for (address, _) in spec.endpoint(family) {
+        let why = "not this host";
+        rules.extend([
+            rule(
+                format!("-d {address} -p tcp"),
+                why,
+                "REJECT --reject-with tcp-reset",
+            ),
+            rule(format!("-d {address}"), why, "DROP"),
+            rule(format!("-s {address}"), "reply, not this host", "DROP"),
+        ]);
+    }
+    rules
 }
 
 fn input(spec: &Spec, family: Family) -> Vec<Rule> {
     let metadata = family.metadata();
     let port = format!("-p tcp -m tcp --dport {}", spec.port());
-    vec![
+    let iif = spec.interface().iptables();
+    let mut rules = vec![
         rule("-i lo".into(), "this host", "RETURN"),
         rule(format!("-d {metadata}"), "not redirected", "DROP"),
         rule(
@@ -81,16 +96,37 @@ fn input(spec: &Spec, family: Family) -> Vec<Rule> {
             "redirected",
             "RETURN",
         ),
-        rule(port, "only redirected connections", "DROP"),
-    ]
+    ];
+    for (address, port) in spec.endpoint(family) {
+        rules.extend([
+            rule(
+                format!("{iif}-d {address} -p tcp -m tcp --dport {port}"),
+                "container credentials",
+                "RETURN",
+            ),
+            rule(
+                format!("-d {address}"),
+                "only container credentials",
+                "DROP",
+            ),
+        ]);
+    }
+    rules.push(rule(port, "only redirected connections", "DROP"));
+    rules
 }
 
-fn raw(_: &Spec, family: Family) -> Vec<Rule> {
-    vec![rule(
-        format!("-d {} -m rpfilter --invert", family.metadata()),
-        "spoofed source",
-        "DROP",
-    )]
+fn raw(spec: &Spec, family: Family) -> Vec<Rule> {
+    let endpoint = spec.endpoint(family).map(|(address, _)| address);
+    let addresses = [family.metadata()].into_iter().chain(endpoint);
+    addresses
+        .map(|address| {
+            rule(
+                format!("-d {address} -m rpfilter --invert"),
+                "spoofed source",
+                "DROP",
+            )
+        })
+        .collect()
 }
 
 fn prerouting(spec: &Spec, family: Family) -> Vec<Rule> {
@@ -103,12 +139,15 @@ fn prerouting(spec: &Spec, family: Family) -> Vec<Rule> {
             format!("DNAT --to-destination {target}"),
         )
     });
-    let pin = rule(
-        format!("-d {metadata}"),
-        "keep the destination",
-        format!("DNAT --to-destination {metadata}"),
-    );
-    redirect.into_iter().chain([pin]).collect()
+    let endpoint = spec.endpoint(family).map(|(address, _)| address);
+    let pins = [metadata].into_iter().chain(endpoint).map(|address| {
+        rule(
+            format!("-d {address}"),
+            "keep the destination",
+            format!("DNAT --to-destination {address}"),
+        )
+    });
+    redirect.into_iter().chain(pins).collect()
 }
 
 /// Returns the tables and chains that a listing contains.

@@ -1,5 +1,8 @@
 //! The redirect for `nft -f -`: one table, replaced in one transaction.
 
+use std::fmt::Display;
+use std::net::IpAddr;
+
 use super::{Family, NFT_TABLE, Spec};
 
 /// Returns nft's name of the family's header.
@@ -17,6 +20,16 @@ fn each(rule: impl Fn(&str, String) -> String) -> String {
         .concat()
 }
 
+/// Concatenates a rule for each address of the endpoint.
+fn each_endpoint(spec: &Spec, rule: impl Fn(&str, IpAddr, u16) -> String) -> String {
+    let all = Family::ALL.into_iter().flat_map(|family| {
+        let addresses = spec.endpoint(family);
+        addresses.map(move |(address, port)| (header(family), address, port))
+    });
+    all.map(|(ip, address, port)| rule(ip, address, port))
+        .collect()
+}
+
 /// Returns the whole redirect for `nft -f -`. It is one transaction, so no packet sees a partial
 /// set of rules. It can be applied repeatedly.
 pub fn nft_script(spec: &Spec) -> String {
@@ -30,16 +43,20 @@ pub fn nft_script(spec: &Spec) -> String {
             )
         })
     }).concat();
-    let pin = each(|ip, metadata| {
+    let pinned = |ip: &str, address: &dyn Display| {
         format!(
-            "    {ip} daddr {metadata} dnat {ip} to {metadata} comment \"rolegate: keep the destination\"\n"
+            "    {ip} daddr {address} dnat {ip} to {address} comment \"rolegate: keep the destination\"\n"
         )
-    });
-    let spoofed = each(|ip, metadata| {
+    };
+    let pin = each(|ip, metadata| pinned(ip, &metadata))
+        + &each_endpoint(spec, |ip, address, _| pinned(ip, &address));
+    let spoofs = |ip: &str, address: &dyn Display| {
         format!(
-            "    {ip} daddr {metadata} fib saddr . iif oif 0 drop comment \"rolegate: spoofed source\"\n"
+            "    {ip} daddr {address} fib saddr . iif oif 0 drop comment \"rolegate: spoofed source\"\n"
         )
-    });
+    };
+    let spoofed = each(|ip, metadata| spoofs(ip, &metadata))
+        + &each_endpoint(spec, |ip, address, _| spoofs(ip, &address));
     let past = each(|ip, metadata| {
         format!(
             "    {ip} daddr {metadata} meta l4proto tcp reject with tcp reset comment \"rolegate: not redirected\"\n    {ip} daddr {metadata} drop comment \"rolegate: not redirected\"\n    {ip} saddr {metadata} drop comment \"rolegate: reply, not redirected\"\n"
@@ -48,6 +65,17 @@ pub fn nft_script(spec: &Spec) -> String {
     let here = each(|ip, metadata| {
         format!(
             "    {ip} daddr {metadata} drop comment \"rolegate: not redirected\"\n    tcp dport {port} ct status dnat ct original {ip} daddr {metadata} accept comment \"rolegate: redirected\"\n"
+        )
+    });
+    // Without the link, these packets would leave this host for another one with the address.
+    let forwarded = each_endpoint(spec, |ip, address, _| {
+        format!(
+            "    {ip} daddr {address} meta l4proto tcp reject with tcp reset comment \"rolegate: not this host\"\n    {ip} daddr {address} drop comment \"rolegate: not this host\"\n    {ip} saddr {address} drop comment \"rolegate: reply, not this host\"\n"
+        )
+    });
+    let endpoint = each_endpoint(spec, |ip, address, port| {
+        format!(
+            "    {iif}{ip} daddr {address} tcp dport {port} accept comment \"rolegate: container credentials\"\n    {ip} daddr {address} drop comment \"rolegate: only container credentials\"\n"
         )
     });
     let (add, delete) = (format!("add table inet {NFT_TABLE}"), nft_remove_script());
@@ -62,11 +90,11 @@ pub fn nft_script(spec: &Spec) -> String {
 {redirect}{pin}  }}
   chain forward {{
     type filter hook forward priority filter - 10; policy accept;
-{past}  }}
+{past}{forwarded}  }}
   chain input {{
     type filter hook input priority filter - 10; policy accept;
     iifname \"lo\" accept comment \"rolegate: this host\"
-{here}    tcp dport {port} drop comment \"rolegate: only redirected connections\"
+{here}{endpoint}    tcp dport {port} drop comment \"rolegate: only redirected connections\"
   }}
 }}
 "
@@ -92,6 +120,7 @@ pub fn nft_is_complete(spec: &Spec, listing: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Endpoint;
     use super::*;
 
     fn script(v4: Option<&str>, v6: Option<&str>, interface: &str) -> String {
@@ -107,6 +136,24 @@ mod tests {
     #[test]
     fn the_whole_script() {
         insta::assert_snapshot!(script(Some("10.0.0.1"), Some("2001:db8::1"), "eni+"));
+    }
+
+    #[test]
+    fn the_script_with_an_endpoint() {
+        let spec = Spec::new(
+            Some([10, 0, 0, 1].into()),
+            None,
+            8181,
+            "eni+".parse().unwrap(),
+        );
+        let endpoint = Endpoint {
+            addresses: vec![
+                "169.254.170.23".parse().unwrap(),
+                "fd00:ec2::23".parse().unwrap(),
+            ],
+            port: 80,
+        };
+        insta::assert_snapshot!(nft_script(&spec.unwrap().with_endpoint(endpoint)));
     }
 
     #[test]

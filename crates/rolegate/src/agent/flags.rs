@@ -22,6 +22,7 @@ const BROKER: &str = "Broker";
 const ROLES: &str = "Roles and rules";
 const SESSIONS: &str = "Sessions";
 const METADATA: &str = "Metadata endpoint";
+const CONTAINER: &str = "Container credentials endpoint";
 const REDIRECT: &str = "Redirect";
 const PROCESS: &str = "Process";
 const NO_EFFECT: &str = "kube2iam flags without effect";
@@ -124,6 +125,20 @@ pub(crate) struct AgentFlags {
     /// Maximum number of requests per second that are forwarded for all pods together. Each pod gets an equal share
     #[arg(long, value_name = "N", env = "ROLEGATE_MAX_FORWARDS", default_value = "200", help_heading = METADATA)]
     pub(crate) max_forwards: u32,
+
+    /// Serve container credentials (EKS Pod Identity) to pods that present a ServiceAccount token. Requires --node or NODE_NAME, and an API server
+    #[arg(long, env = "ROLEGATE_CONTAINER_CREDENTIALS", help_heading = CONTAINER,
+        conflicts_with_all = ["broker", "workloads"])]
+    pub(crate) container_credentials: bool,
+    /// Address of the endpoint, up to four. The agent adds each address, except loopback, to a link of its own. SDKs accept only 169.254.170.23, fd00:ec2::23, 169.254.170.2 and loopback [default: 169.254.170.23 and fd00:ec2::23]
+    #[arg(long, value_name = "IP", env = "ROLEGATE_CONTAINER_CREDENTIALS_ADDRESS", value_delimiter = ',', requires = "container_credentials", help_heading = CONTAINER)]
+    pub(crate) container_credentials_address: Vec<IpAddr>,
+    /// Port of the endpoint [default: 80]
+    #[arg(long, value_name = "PORT", env = "ROLEGATE_CONTAINER_CREDENTIALS_PORT", requires = "container_credentials", help_heading = CONTAINER)]
+    pub(crate) container_credentials_port: Option<u16>,
+    /// Audience of the tokens [default: pods.eks.amazonaws.com]
+    #[arg(long, value_name = "AUDIENCE", env = "ROLEGATE_CONTAINER_CREDENTIALS_AUDIENCE", requires = "container_credentials", help_heading = CONTAINER)]
+    pub(crate) container_credentials_audience: Option<String>,
 
     /// Redirect pods to the agent with this program: auto, nftables, iptables, iptables-nft, iptables-legacy or none [default: none]
     #[arg(long, value_name = "BACKEND", env = "ROLEGATE_REDIRECT", help_heading = REDIRECT)]

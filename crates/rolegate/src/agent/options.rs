@@ -9,11 +9,16 @@ use jiff::SignedDuration;
 use rolegate_agent::app::{AgentOptions, Mode, RedirectOptions, SourceOptions, StandaloneOptions};
 use rolegate_agent::attachment::{AttachmentOptions, EVENT_BUFFER, Unrecorded};
 use rolegate_agent::broker::{BrokerOptions, ClientAuth};
+use rolegate_agent::container_credentials::{
+    AUDIENCE, CONTAINER_CREDENTIALS_V4, CONTAINER_CREDENTIALS_V6, ContainerCredentialsOptions,
+    MAX_ADDRESSES,
+};
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::metadata::{self, MetadataOptions};
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
 use rolegate_redirect::check::NETNS_DIR;
+use rolegate_redirect::rules::{Endpoint, METADATA_V4, METADATA_V6};
 use rolegate_redirect::{Backend, Choice};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
@@ -30,6 +35,15 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 /// Maximum time to wait for a CNI configuration: less than the liveness probe of our manifests allows.
 const MAX_DETECT_TIME: Duration = Duration::from_secs(45);
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(300);
+/// Maximum length of an audience, in bytes.
+const MAX_AUDIENCE_BYTES: usize = 253;
+/// Audience of tokens for STS itself.
+const STS_AUDIENCE: &str = "sts.amazonaws.com";
+/// Maximum number of tokens of one client that are verified per second. A CSI driver requests one for
+/// each mount.
+const VERIFICATIONS_PER_POD: u32 = 100;
+/// Maximum number of tokens that are verified per second, which takes a tenth of a processor.
+const VERIFICATIONS_IN_ALL: u32 = 2000;
 
 /// Returns notes about the given flags for users of kube2iam.
 pub(super) fn notes(flags: &AgentFlags) -> Vec<&'static str> {
@@ -89,8 +103,9 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
     }
     let allow = AllowList::new(&flags.metadata_allow)
         .map_err(|error| invalid(format!("--metadata-allow: {error}")))?;
+    let container_credentials = container_credentials(&flags, admin_listen)?;
     // Last, since it may wait for the network plugin.
-    let redirect = redirect(&flags).await?;
+    let redirect = redirect(&flags, container_credentials.as_ref()).await?;
     Ok(AgentOptions {
         listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), flags.app_port),
         admin_listen,
@@ -115,11 +130,95 @@ pub(crate) async fn options(flags: AgentFlags) -> anyhow::Result<AgentOptions> {
             },
             header_time: Duration::from_secs(10),
         },
+        container_credentials,
         max_staleness: flags.max_staleness,
         wait,
         redirect,
         clock,
     })
+}
+
+/// Returns the options of the container credentials endpoint, if it is enabled.
+fn container_credentials(
+    flags: &AgentFlags,
+    admin: SocketAddr,
+) -> anyhow::Result<Option<ContainerCredentialsOptions>> {
+    if !flags.container_credentials {
+        return Ok(None);
+    }
+    let node = flags.node.as_deref().filter(|node| !node.is_empty());
+    let node = node.ok_or_else(|| {
+        invalid(
+            "--container-credentials: requires --node or NODE_NAME, with which tokens are compared",
+        )
+    })?;
+    let port = flags.container_credentials_port.unwrap_or(80);
+    if port != 0 && (port == flags.app_port || port == admin.port()) {
+        return Err(invalid(
+            "--container-credentials-port: must differ from --app-port and the metrics port",
+        ));
+    }
+    let mut addresses = flags.container_credentials_address.clone();
+    if addresses.is_empty() {
+        addresses = vec![
+            CONTAINER_CREDENTIALS_V4.into(),
+            CONTAINER_CREDENTIALS_V6.into(),
+        ];
+    }
+    if let Some(wrong) = addresses.iter().find(|ip| !is_endpoint_address(**ip)) {
+        return Err(invalid(format!(
+            "--container-credentials-address: {wrong} cannot be the address of an endpoint: use a \
+             unicast address of the endpoint alone, such as 169.254.170.23"
+        )));
+    }
+    let repeated = addresses
+        .iter()
+        .enumerate()
+        .any(|(place, ip)| addresses.iter().take(place).any(|other| other == ip));
+    if addresses.len() > MAX_ADDRESSES || repeated {
+        return Err(invalid(format!(
+            "--container-credentials-address: give at most {MAX_ADDRESSES} addresses, each once"
+        )));
+    }
+    let audience = flags.container_credentials_audience.as_deref();
+    let audience = audience.unwrap_or(AUDIENCE);
+    if !(1..=MAX_AUDIENCE_BYTES).contains(&audience.len())
+        || !audience.bytes().all(|byte| byte.is_ascii_graphic())
+    {
+        return Err(invalid(
+            "--container-credentials-audience: must have 1 to 253 visible ASCII characters",
+        ));
+    }
+    if audience == STS_AUDIENCE {
+        return Err(invalid(
+            "--container-credentials-audience: tokens for sts.amazonaws.com are valid at STS itself: \
+             use another audience",
+        ));
+    }
+    Ok(Some(ContainerCredentialsOptions {
+        listen: addresses
+            .into_iter()
+            .map(|ip| SocketAddr::new(ip, port))
+            .collect(),
+        audience: audience.into(),
+        node: node.into(),
+        limits: LimitOptions {
+            connections: flags.max_connections.get(),
+            connections_per_pod: flags.max_connections_per_pod,
+            forwards_per_second: VERIFICATIONS_PER_POD,
+            forwards_in_all: VERIFICATIONS_IN_ALL,
+            ..LimitOptions::default()
+        },
+        header_time: Duration::from_secs(10),
+    }))
+}
+
+/// Returns whether the agent may own an address. The metadata address must reach the redirect.
+fn is_endpoint_address(ip: IpAddr) -> bool {
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    let is_mapped = ip.to_canonical() != ip;
+    let is_metadata = ip == METADATA_V4 || ip == METADATA_V6;
+    !(ip.is_unspecified() || ip.is_multicast() || is_broadcast || is_mapped || is_metadata)
 }
 
 /// Returns the options of a standalone agent.
@@ -129,6 +228,10 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<StandaloneOptions>
         let ttl = SignedDuration::try_from(ttl).unwrap_or(SignedDuration::MAX);
         engine.final_retry = engine.final_retry.max(ttl);
     }
+    let decisions =
+        flags
+            .deciding()?
+            .options(&flags.given, flags.auto_discover_base_arn, engine)?;
     Ok(StandaloneOptions {
         source: match &flags.workloads {
             Some(path) => SourceOptions::File(path.clone()),
@@ -137,9 +240,7 @@ fn alone(flags: &AgentFlags, clock: &Clock) -> anyhow::Result<StandaloneOptions>
                 node: flags.node.clone().filter(|node| !node.is_empty()),
             },
         },
-        decisions: flags
-            .deciding()?
-            .options(&flags.given, flags.auto_discover_base_arn, engine)?,
+        decisions,
         sts: flags.sts.options(clock.clone())?,
     })
 }
@@ -236,7 +337,10 @@ fn session_seconds(flags: &AgentFlags) -> anyhow::Result<u32> {
     session_duration_seconds(flag, lifetime)
 }
 
-async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>> {
+async fn redirect(
+    flags: &AgentFlags,
+    endpoint: Option<&ContainerCredentialsOptions>,
+) -> anyhow::Result<Option<RedirectOptions>> {
     let text = match (&flags.redirect, flags.iptables) {
         (Some(_), true) => {
             return Err(invalid(
@@ -280,7 +384,14 @@ async fn redirect(flags: &AgentFlags) -> anyhow::Result<Option<RedirectOptions>>
         },
         event_buffer: EVENT_BUFFER,
     };
-    let spec = spec(flags.host_ip, flags.host_ipv6, flags.app_port, interface)?;
+    let mut spec = spec(flags.host_ip, flags.host_ipv6, flags.app_port, interface)?;
+    if let Some(endpoint) = endpoint {
+        let addresses = endpoint.listen.iter().map(SocketAddr::ip);
+        spec = spec.with_endpoint(Endpoint {
+            addresses: addresses.filter(|ip| !ip.is_loopback()).collect(),
+            port: flags.container_credentials_port.unwrap_or(80),
+        });
+    }
     Ok(Some(RedirectOptions {
         backend: choice.resolve(&spec).await?,
         spec,

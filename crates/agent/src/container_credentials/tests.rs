@@ -1,0 +1,1 @@
+//! Requests with good, forged and outdated tokens.
