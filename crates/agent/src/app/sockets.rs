@@ -218,6 +218,7 @@ mod tests {
         let addresses = Addresses {
             pods: pods.local_addr().unwrap(),
             admin: admin.local_addr().unwrap(),
+            container_credentials: Default::default(),
         };
         let place = HandoverSocket::new(&runtime, addresses.pods.port());
         let name = runtime.name(addresses.pods.port(), "sock");
@@ -235,7 +236,7 @@ mod tests {
             drop((pods, admin));
         };
         let readiness = Readiness::new();
-        let new = Sockets::open(addresses, Some(&place), &readiness);
+        let new = Sockets::open(addresses, None, Some(&place), &readiness);
         let ((), opened) = tokio::join!(old, new);
         let (sockets, keys) = opened.unwrap();
         assert!(keys.is_none() && sockets.receipt.is_none());
