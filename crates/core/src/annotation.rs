@@ -17,8 +17,13 @@ pub const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// ConfigMap annotation: the points that enforce its policies, a list such as `admission,agent`.
 pub const ENFORCEMENT_POINTS: &str = "rolegate.dev/enforcement-points";
-/// Service account annotation: the role for web identity (IRSA).
+/// Service account annotation: the role for web identity (IRSA) and for container credentials.
 pub const WEB_IDENTITY_ROLE: &str = "eks.amazonaws.com/role-arn";
+/// Service account annotation: the role for container credentials and web identity, a name, a name
+/// with a path or an ARN. It takes precedence over [`WEB_IDENTITY_ROLE`].
+pub const SERVICE_ACCOUNT_ROLE: &str = "rolegate.dev/role";
+/// Default prefix of the annotations of the EKS webhook.
+pub const EKS_PREFIX: &str = "eks.amazonaws.com";
 
 /// Returns true if a pod's annotation is stored and visible to rules: AWS role annotations and
 /// rolegate's own. Other annotations can be of any size and never affect a decision.

@@ -23,6 +23,7 @@ pub mod needs;
 pub mod pattern;
 pub mod rule_set_builder;
 pub mod selector;
+pub mod service_account;
 pub mod session;
 pub mod session_name;
 pub mod template_kinds;

@@ -17,6 +17,7 @@ pub mod namespaces;
 pub mod node;
 pub mod policy_status;
 pub mod replicated;
+pub mod service_accounts;
 pub mod status;
 pub mod tls_secret;
 pub mod token_review;

@@ -63,6 +63,12 @@ pub(crate) struct Namespace {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ServiceAccount {
+    #[serde(deserialize_with = "trimmed")]
+    pub(crate) metadata: ObjectMeta,
+}
+
+#[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Node {
     #[serde(deserialize_with = "trimmed")]
     pub(crate) metadata: ObjectMeta,
@@ -162,6 +168,7 @@ macro_rules! resource {
 resource!(Pod, "pods", NamespaceResourceScope);
 resource!(ConfigMap, "configmaps", NamespaceResourceScope);
 resource!(Namespace, "namespaces", ClusterResourceScope);
+resource!(ServiceAccount, "serviceaccounts", NamespaceResourceScope);
 resource!(Node, "nodes", ClusterResourceScope);
 
 /// Returns the labels with these `keys`.
