@@ -8,6 +8,8 @@ pub mod admission_review;
 pub mod audience;
 mod field_path;
 mod json;
+pub mod mutating_configuration;
+pub mod mutation;
 pub mod outcome;
 mod pod_template;
 pub mod policies;

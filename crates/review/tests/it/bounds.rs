@@ -36,7 +36,7 @@ fn invalid_reviews_are_errors() {
     let mut other = review(request("Pod", json!({})));
     for (field, value) in [
         ("kind", "Pod"),
-        ("apiVersion", "admission.k8s.io/v1beta1"),
+        ("apiVersion", "admission.k8s.io/v1alpha1"),
         ("apiVersion", "v1"),
     ] {
         let before = other[field].take();

@@ -7,6 +7,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use rolegate_api::crds_yaml;
 use rolegate_core::config::RuleConfig;
+use rolegate_core::layer::Mode;
 use rolegate_core::names;
 use rolegate_inventory::load::Loaded;
 use rolegate_policy::document;
@@ -134,6 +135,7 @@ fn webhook(arguments: &ExportArguments, loaded: &Loaded) -> anyhow::Result<Strin
         },
         ca_bundle: &ca_bundle,
         own_namespace: &arguments.namespace,
+        requires_injection: Mode::Off,
     });
     Ok(document::yaml(&configuration)?)
 }
