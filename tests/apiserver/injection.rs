@@ -2,6 +2,7 @@
 //! `rolegate admission` or of `rolegate pod-identity-webhook`.
 
 mod fixture;
+mod policy;
 mod race;
 
 use std::time::Duration;

@@ -3,6 +3,8 @@ use crate::annotation::{self, given};
 use crate::arn::{ArnError, RoleArn, resolve};
 use crate::decision::RuleSet;
 use std::sync::Arc;
+/// Default audience of the tokens for web identity, as on EKS.
+pub const WEB_IDENTITY_AUDIENCE: &str = "sts.amazonaws.com";
 /// The annotations of a service account that concern AWS, as written. Values are normalized and
 /// truncated as those of pods.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]

@@ -133,7 +133,8 @@ impl Fixture {
         Ok(fixture)
     }
 
-    async fn bare() -> anyhow::Result<Self> {
+    /// Starts an API server with namespace `shop`, and no webhook.
+    pub(super) async fn bare() -> anyhow::Result<Self> {
         let cluster = Cluster::start().await?;
         let (chain, key) = cluster.serving_pair("webhook", &["127.0.0.1"])?;
         cluster

@@ -6,13 +6,13 @@
 use std::path::PathBuf;
 
 use json_patch::Patch;
+use rolegate_core::decision::RuleSet;
+use rolegate_core::service_account::ServiceAccountAnnotations;
 use rolegate_review::mutation::config_map::PodIdentityConfig;
 use rolegate_review::mutation::source::ContainerIdentities;
 use rolegate_review::mutation::{
     InjectionSettings, InvalidArn, PodChange, Sources, inject, is_skipped,
 };
-use rolegate_core::decision::RuleSet;
-use rolegate_core::service_account::ServiceAccountAnnotations;
 use rolegate_testkit::repository;
 use serde::{Deserialize, Serialize};
 use serde_json::value::to_raw_value;
@@ -138,7 +138,8 @@ fn every_pod_has_its_expected_result() {
     for file in files() {
         let name = file.display();
         let text = std::fs::read_to_string(&file).unwrap();
-        let case: Case = serde_saphyr::from_str(&text).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let case: Case =
+            serde_saphyr::from_str(&text).unwrap_or_else(|why| panic!("{name}: {why}"));
         let (result, warnings) = result(&case);
         let expected = (result != case.pod).then_some(result);
         if writes {
