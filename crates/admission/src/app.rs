@@ -134,6 +134,7 @@ impl Service for AdmissionService {
             cluster_config: options.cluster_config,
             keys: options.annotations.clone(),
             purpose: Purpose::Admission,
+            service_accounts: None,
         };
         let source = options.rule_source;
         let (rules, watches) = rules(source, follower, &connection, &mut metrics, supervisor);

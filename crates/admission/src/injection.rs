@@ -13,19 +13,19 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rolegate_core::service_account::ServiceAccountAnnotations;
 use rolegate_review::mutation::config_map::PodIdentityConfig;
 use rolegate_review::mutation::source::ContainerIdentities;
 use rolegate_review::mutation::{
     Identity, InjectionSettings, Mutation, PodChange, Resolved, Sources, inject,
 };
 use rolegate_rules::rules::RuleStore;
+use rolegate_rules::service_accounts::AccountLookup;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use crate::metrics::injection::{InjectionMetrics, Missed};
-use accounts::{Account, Accounts};
+use accounts::Accounts;
 use missed::RecentPods;
 
 /// Maximum number of pods that wait at a time. Others are answered at once.
@@ -61,7 +61,7 @@ pub struct Report {
     pub namespace: Arc<str>,
     /// Its name.
     pub account: Arc<str>,
-    /// Its UID. Empty if the service account is not known.
+    /// Its UID. Empty if the service account is unknown or old.
     pub uid: Arc<str>,
     /// One sentence.
     pub message: String,
@@ -248,15 +248,17 @@ impl Injection {
         };
         let snapshot = inputs.rules.load();
         let rules = &snapshot.admission;
-        if !inputs.accounts.is_synced() || rules.not_synced.is_some() {
+        let known = inputs.accounts.lookup(namespace, account);
+        if known == AccountLookup::NotSynced || rules.not_synced.is_some() {
             return LookUp::NotSynced;
         }
-        let known = inputs.accounts.find(namespace, account);
-        let none = ServiceAccountAnnotations::default();
-        let annotations = known.as_ref().map_or(&none, |known| &*known.annotations);
-        let assignment = rules.assigned_role(namespace, account, annotations, None);
+        let annotations = match &known {
+            AccountLookup::Present(known) => known.annotations(),
+            AccountLookup::Absent | AccountLookup::NotSynced => Default::default(),
+        };
+        let assignment = rules.assigned_role(namespace, account, &annotations, None);
         let sources = Sources {
-            annotations,
+            annotations: &annotations,
             assignment: &assignment,
             container_identities: &identities,
             config_map: &config_map,
@@ -266,22 +268,17 @@ impl Injection {
         if resolved != Resolved::default() {
             return LookUp::Resolved(resolved);
         }
-        self.pending(known.as_ref(), bound)
-            .unwrap_or(LookUp::Resolved(resolved))
-    }
-
-    /// Returns the time until which a role may come. `None`: the service account has none.
-    fn pending(&self, known: Option<&Account>, bound: Instant) -> Option<LookUp> {
-        let Some(known) = known else {
-            return Some(LookUp::Pending(bound, Missed::UnknownAccount));
-        };
-        // An empty annotation declines a role.
-        if known.annotations.role.is_some() {
-            return None;
+        if known == AccountLookup::Absent {
+            return LookUp::Pending(bound, Missed::UnknownAccount);
         }
-        let now = Instant::now();
-        let left = known.may_change_for(self.inputs.wait, now);
-        (!left.is_zero()).then(|| LookUp::Pending(now + left, Missed::NoRole))
+        let left = inputs
+            .accounts
+            .may_change_for(namespace, account, inputs.wait);
+        // An empty annotation declines a role.
+        if annotations.role.is_some() || left.is_zero() {
+            return LookUp::Resolved(resolved);
+        }
+        LookUp::Pending(Instant::now() + left, Missed::NoRole)
     }
 
     /// Reports pods that were admitted before their service accounts got a role. Call it after each
@@ -314,11 +311,10 @@ impl Injection {
     }
 
     fn report(&self, namespace: &str, account: &str, message: &str) {
-        let known = self.inputs.accounts.find(namespace, account);
         (self.inputs.reporter)(&Report {
             namespace: namespace.into(),
             account: account.into(),
-            uid: known.map_or_else(|| "".into(), |known| known.uid),
+            uid: self.inputs.accounts.uid(namespace, account),
             message: message.to_owned(),
         });
     }

@@ -109,7 +109,7 @@ impl Reconciler for PodReconciler {
     fn affected(&self, change: &Invalidated) -> Vec<Arc<str>> {
         self.pods
             .pods()
-            .filter(|pod| change.includes(&pod.workload.namespace))
+            .filter(|pod| change.includes(&pod.workload))
             .map(|pod| pod.workload.uid.clone())
             .collect()
     }

@@ -6,6 +6,7 @@ use kube::{CustomResource, ResourceExt};
 use rolegate_core::grant::{self, Grant};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::attribution::{SessionDefaults, SourceIdentity, WorkloadTags};
 use crate::condition::Condition;
@@ -33,20 +34,23 @@ use crate::{text, texts, validation};
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = content_validations()))]
 pub struct RoleGrantSpec {
-    /// Granted roles: names or ARNs. `*` matches any text, including slashes.
+    /// Granted roles: names or ARNs. `*` matches any text, including slashes. Required unless the
+    /// grant has associations only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 2048)))]
-    #[schemars(extend("x-kubernetes-validations" = validation(
-        "size(self) > 0",
-        "spec.roles is empty: name at least one role, such as \"payments-*\"")))]
     pub roles: Vec<String>,
-    /// Workloads that may assume the roles. A workload must match at least one subject.
+    /// Workloads that may assume the roles. A workload must match at least one subject. Required
+    /// unless the grant has associations only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
-    #[schemars(extend("x-kubernetes-validations" = validation(
-        "size(self) > 0",
-        "spec.subjects is empty: name at least one subject; an empty list does not mean all \
-         workloads")))]
     pub subjects: Vec<Subject>,
+    /// Associations of roles with service accounts, for container credentials and web identity. An
+    /// association also grants its role to its service accounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub associations: Vec<Association>,
     /// External IDs that the workloads may pass to STS. If empty, none are allowed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 2, max = 1224)))]
@@ -54,6 +58,47 @@ pub struct RoleGrantSpec {
     /// Settings of the workloads' sessions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<Session>,
+}
+
+/// Associates a role with service accounts, as an association of EKS Pod Identity does. Of several
+/// associations of a service account, the most precise one applies: an exact name before a name
+/// with `*`, first by namespace, then by service account.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Association {
+    /// The namespace. `*` matches any text.
+    #[schemars(length(min = 1, max = 253))]
+    pub namespace: String,
+    /// The service account. `*` matches any text.
+    #[schemars(length(min = 1, max = 253))]
+    pub service_account: String,
+    /// The role: a name or an ARN.
+    #[schemars(length(min = 1, max = 2048))]
+    #[schemars(extend("x-kubernetes-validations" = validation(
+        "!self.contains('*')", "an association has exactly one role: write it without *")))]
+    pub role: String,
+    /// The audience of the tokens that get the role, for a container with a role and a token of its
+    /// own. Defaults to the audience of container credentials. Annotations of the service account
+    /// take precedence over associations without an audience.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 1, max = 253))]
+    #[schemars(extend("x-kubernetes-validations" = validation(
+        "!(self in ['pods.eks.amazonaws.com', 'sts.amazonaws.com'])",
+        "leave audience out for the default audience; sts.amazonaws.com is that of tokens for STS \
+         itself")))]
+    pub audience: Option<String>,
+    /// A role that is assumed with the credentials of `role`; the pods get its credentials. Its
+    /// sessions last one hour at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 1, max = 2048))]
+    #[schemars(extend("x-kubernetes-validations" = validation(
+        "!self.contains('*')", "an association has exactly one target role: write it without *")))]
+    pub target_role: Option<String>,
+    /// The external ID that the trust policy of the target role requires, or that of `role` if there
+    /// is no target role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 2, max = 1224))]
+    pub external_id: Option<String>,
 }
 
 /// Selects workloads. A workload must match every field that is set.
@@ -143,6 +188,27 @@ pub struct RoleGrantStatus {
     pub observed_generation: Option<i64>,
 }
 
+/// Returns the CEL rules that a grant has a role and a subject, unless it has associations only.
+fn content_validations() -> Value {
+    let missing = |field: &str, other: &str| {
+        format!(
+            "(has(self.{field}) && size(self.{field}) > 0) || (has(self.associations) && \
+             size(self.associations) > 0 && !(has(self.{other}) && size(self.{other}) > 0))"
+        )
+    };
+    json!([
+        {
+            "rule": missing("roles", "subjects"),
+            "message": "spec.roles is empty: name at least one role, such as \"payments-*\"",
+        },
+        {
+            "rule": missing("subjects", "roles"),
+            "message": "spec.subjects is empty: name at least one subject; an empty list does not \
+                        mean all workloads",
+        },
+    ])
+}
+
 /// The CEL rule covers lower case only: keys have no maximum length, so the API server could not
 /// bound the cost of more. Other spellings are rejected when the grant is compiled.
 fn tags(_: &mut SchemaGenerator) -> Schema {
@@ -168,6 +234,7 @@ impl From<&RoleGrant> for Grant {
             roles: texts(&spec.roles),
             subjects: spec.subjects.iter().map(Into::into).collect(),
             external_ids: texts(&spec.external_ids),
+            associations: spec.associations.iter().map(Into::into).collect(),
             session: spec.session.as_ref().map(Into::into).unwrap_or_default(),
             ..Self::default()
         }
@@ -181,6 +248,33 @@ impl From<&Subject> for grant::Subject {
             namespace_selector: subject.namespace_selector.as_ref().map(Into::into),
             service_accounts: texts(&subject.service_accounts),
             pod_selector: subject.pod_selector.as_ref().map(Into::into),
+        }
+    }
+}
+
+impl From<&Association> for grant::Association {
+    fn from(association: &Association) -> Self {
+        let optional = |value: &Option<String>| value.as_deref().map(text);
+        Self {
+            namespace: text(&association.namespace),
+            service_account: text(&association.service_account),
+            role: text(&association.role),
+            audience: optional(&association.audience),
+            target_role: optional(&association.target_role),
+            external_id: optional(&association.external_id),
+        }
+    }
+}
+
+impl From<&grant::Association> for Association {
+    fn from(association: &grant::Association) -> Self {
+        Self {
+            namespace: association.namespace.clone(),
+            service_account: association.service_account.clone(),
+            role: association.role.clone(),
+            audience: association.audience.clone(),
+            target_role: association.target_role.clone(),
+            external_id: association.external_id.clone(),
         }
     }
 }
@@ -214,6 +308,7 @@ impl From<&Grant> for RoleGrant {
             roles: grant.roles.clone(),
             subjects: grant.subjects.iter().map(Into::into).collect(),
             external_ids: grant.external_ids.clone(),
+            associations: grant.associations.iter().map(Into::into).collect(),
             session: (*session != grant::SessionRules::default()).then(|| session.into()),
         };
         Self::new(&grant.name, spec)

@@ -1,6 +1,6 @@
 //! The options of a process that decides for running pods: a standalone agent or a broker.
 
-use rolegate_core::annotation::AnnotationKeys;
+use rolegate_core::annotation::{AnnotationKeys, EKS_PREFIX};
 use rolegate_core::config::RuleConfig;
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::session_name::SessionScope;
@@ -27,6 +27,8 @@ pub struct DecisionOptions {
     pub session_seconds: u32,
     /// Limits of the session engine.
     pub engine: EngineOptions,
+    /// True if pods also get the roles of their service accounts, for container credentials.
+    pub service_account_roles: bool,
 }
 
 impl Default for DecisionOptions {
@@ -41,6 +43,7 @@ impl Default for DecisionOptions {
             scope: SessionScope::Workload,
             session_seconds: 3600,
             engine: EngineOptions::default(),
+            service_account_roles: false,
         }
     }
 }
@@ -57,6 +60,7 @@ impl DecisionOptions {
                 scope: self.scope,
                 session_seconds: self.session_seconds,
             },
+            service_accounts: self.service_account_roles.then(|| EKS_PREFIX.to_owned()),
         }
     }
 }

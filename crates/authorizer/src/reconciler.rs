@@ -227,7 +227,7 @@ pub trait Reconciler {
     /// Applies a change of the rules.
     fn report(&mut self, report: Report) {
         let reason = match report {
-            Report::Rules(_) => Reason::Retry,
+            Report::Rules(_) | Report::ServiceAccounts(_) => Reason::Retry,
             // Policy data changes with every namespace, which is not a reason to call STS again.
             Report::ConfigMaps(..) | Report::Replicated(..) | Report::Unwatched(_) => {
                 Reason::Changed

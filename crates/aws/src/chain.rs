@@ -44,6 +44,7 @@ impl IntermediateRole {
             external_id: self.external_id.clone(),
             duration_seconds: SESSION_SECONDS,
             limits: None,
+            target: None,
         }
     }
 }

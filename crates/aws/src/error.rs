@@ -325,6 +325,7 @@ mod tests {
             external_id: None,
             duration_seconds: 7200,
             limits: None,
+            target: None,
         }
     }
 
@@ -532,6 +533,7 @@ mod tests {
         };
         let marked = SessionKey {
             limits: Some(marked.into()),
+            target: None,
             ..key()
         };
         for code in ["AccessDenied", "PackedPolicyTooLarge"] {

@@ -13,6 +13,7 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_sts::Client;
 use aws_sdk_sts::config::endpoint::{DefaultResolver, EndpointFuture, Params, ResolveEndpoint};
 use aws_sdk_sts::operation::assume_role::AssumeRoleOutput;
+use aws_sdk_sts::operation::assume_role::builders::AssumeRoleFluentBuilder;
 use aws_sdk_sts::types::{PolicyDescriptorType, Tag};
 use jiff::Timestamp;
 use rolegate_core::session::{
@@ -207,8 +208,8 @@ fn tags(limits: &SessionLimits) -> Result<Option<Vec<Tag>>, Failure> {
 }
 
 fn transitive_tag_keys(limits: &SessionLimits) -> Option<Vec<String>> {
-    let keys = limits.tags.iter().map(|(key, _)| key.to_owned());
-    limits.transitive.then(|| keys.collect())
+    let keys: Vec<_> = limits.tags.iter().map(|(key, _)| key.to_owned()).collect();
+    (!keys.is_empty()).then_some(keys)
 }
 
 fn policy_arns(limits: &SessionLimits) -> Option<Vec<PolicyDescriptorType>> {
@@ -220,6 +221,20 @@ fn policy_arns(limits: &SessionLimits) -> Option<Vec<PolicyDescriptorType>> {
     (!arns.is_empty()).then_some(arns)
 }
 
+const NO_CREDENTIALS: &str = "the response from STS has no credentials: check which server is \
+                              listening at its endpoint";
+
+/// The place of a call in the chain of a session's roles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hop {
+    /// The session has one role.
+    Only,
+    /// The call for the role whose credentials assume the target role.
+    First,
+    /// The call for the target role.
+    Last,
+}
+
 impl AssumeRole for Sts {
     async fn assume_role(&self, key: &SessionKey) -> Result<Credentials, Failure> {
         Self::assume_role(self, key).await
@@ -228,26 +243,77 @@ impl AssumeRole for Sts {
 
 impl Inner {
     async fn assume_role(&self, key: &SessionKey) -> Result<AssumeRoleOutput, Failure> {
+        let client = self.client().await?;
+        let Some(target) = &key.target else {
+            let call = self.call(client, key, Hop::Only);
+            return self.send(call?, key).await;
+        };
+        let first = self.send(self.call(client, key, Hop::First)?, key).await?;
+        let credentials = first
+            .credentials
+            .ok_or_else(|| error::temporary("BadAnswer", NO_CREDENTIALS))?;
+        let credentials = aws_credential_types::Credentials::new(
+            credentials.access_key_id,
+            credentials.secret_access_key,
+            Some(credentials.session_token),
+            None,
+            "role of a chain",
+        );
+        // The shared client's configuration, and thus its connections, with other credentials.
+        let config = client.config().to_builder();
+        let config = config
+            .credentials_provider(credentials)
+            .identity_cache(IdentityCache::no_cache());
+        let client = Client::from_conf(config.build());
+        let key = SessionKey {
+            role: target.role.clone(),
+            external_id: target.external_id.clone(),
+            ..key.clone()
+        };
+        self.send(self.call(&client, &key, Hop::Last)?, &key).await
+    }
+
+    async fn send(
+        &self,
+        call: AssumeRoleFluentBuilder,
+        key: &SessionKey,
+    ) -> Result<AssumeRoleOutput, Failure> {
+        let answer = call.send().await;
+        answer.map_err(|error| error::from_sdk(&error, Some(key), self.options.timeout))
+    }
+
+    /// Returns the call for a key, or for one of the roles of its chain.
+    fn call(
+        &self,
+        client: &Client,
+        key: &SessionKey,
+        hop: Hop,
+    ) -> Result<AssumeRoleFluentBuilder, Failure> {
         // Values above STS's maximum of 43,200 are rejected by STS with a good message.
         let seconds = i32::try_from(key.duration_seconds).unwrap_or(i32::MAX);
         let limits = key.limits.as_deref();
-        self.client()
-            .await?
+        // STS adds the transitive tags and the source identity of the first call to the second one,
+        // and refuses to set them again.
+        let attribution = limits.filter(|_| hop != Hop::Last);
+        let policies = limits.filter(|_| hop != Hop::First);
+        let is_transitive = |limits: &&SessionLimits| limits.transitive || hop == Hop::First;
+        Ok(client
             .assume_role()
             .role_arn(key.role.as_str())
             .role_session_name(key.name.as_ref())
             .set_external_id(key.external_id.as_deref().map(str::to_owned))
             .duration_seconds(seconds)
-            .set_tags(limits.map(tags).transpose()?.flatten())
-            .set_transitive_tag_keys(limits.and_then(transitive_tag_keys))
-            .set_source_identity(
-                limits.and_then(|limits| limits.source_identity.as_deref().map(str::to_owned)),
+            .set_tags(attribution.map(tags).transpose()?.flatten())
+            .set_transitive_tag_keys(
+                attribution
+                    .filter(is_transitive)
+                    .and_then(transitive_tag_keys),
             )
-            .set_policy_arns(limits.and_then(policy_arns))
-            .set_policy(limits.and_then(|limits| limits.policy.as_deref().map(str::to_owned)))
-            .send()
-            .await
-            .map_err(|error| error::from_sdk(&error, Some(key), self.options.timeout))
+            .set_source_identity(
+                attribution.and_then(|limits| limits.source_identity.as_deref().map(str::to_owned)),
+            )
+            .set_policy_arns(policies.and_then(policy_arns))
+            .set_policy(policies.and_then(|limits| limits.policy.as_deref().map(str::to_owned))))
     }
 
     async fn caller_identity(&self) -> Result<CallerIdentity, Failure> {
@@ -323,13 +389,7 @@ fn session(
     from: Timestamp,
     now: Timestamp,
 ) -> Result<Credentials, Failure> {
-    let nothing = || {
-        error::temporary(
-            "BadAnswer",
-            "the response from STS has no credentials: check which server is listening at its \
-             endpoint",
-        )
-    };
+    let nothing = || error::temporary("BadAnswer", NO_CREDENTIALS);
     let credentials = output.credentials.ok_or_else(nothing)?;
     let secret_access_key = Zeroizing::new(credentials.secret_access_key);
     let session_token = Zeroizing::new(credentials.session_token);

@@ -389,7 +389,7 @@ impl Reconciler for Index {
     fn affected(&self, change: &Invalidated) -> Vec<Arc<str>> {
         self.pods
             .values()
-            .filter(|pod| change.includes(&pod.namespace) && is_served(&self.nodes, pod))
+            .filter(|pod| change.includes(pod) && is_served(&self.nodes, pod))
             .map(|pod| pod.uid.clone())
             .collect()
     }

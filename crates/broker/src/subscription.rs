@@ -537,6 +537,7 @@ fn message(pod: &Pod) -> v1::Pod {
         service_account: workload.service_account.to_string(),
         addresses: workload.own_addresses().iter().map(address).collect(),
         authorization: Some(authorization),
+        assigned_roles: Vec::new(),
     }
 }
 

@@ -132,6 +132,7 @@ impl StatusTask {
             cluster_config: self.options.cluster_config,
             keys: self.options.keys.clone(),
             purpose: Purpose::Admission,
+            service_accounts: None,
         };
         let follower = follow(&self.connection, options, &self.metrics, &mut watches);
         let (mut writer, mut reports) = (follower.writer, follower.reports);

@@ -68,6 +68,11 @@ impl RoleArn {
         &self.text
     }
 
+    /// Returns the ARN as shared text.
+    pub fn shared_text(&self) -> Arc<str> {
+        self.text.clone()
+    }
+
     /// Returns the partition: `aws`, `aws-cn`, `aws-us-gov`, …
     pub fn partition(&self) -> &str {
         self.text.split(':').nth(1).unwrap_or_default()

@@ -16,6 +16,7 @@ use crate::grant::GrantSession;
 use crate::layer::{AccessRequest, ActiveLayer, LayerId, LayerResult, Mode, Verdict};
 use crate::namespace::NamespaceRules;
 use crate::needs::Needs;
+use crate::service_account::Associations;
 use crate::session::{SessionKey, SessionLimits};
 use crate::session_name::{SessionScope, session_name};
 use crate::workload::Workload;
@@ -118,6 +119,8 @@ pub struct RuleSet {
     pub cluster: Option<Arc<str>>,
     /// The attribution of sessions, unless a grant overrides it.
     pub attribution: Attribution,
+    /// The associations of roles with service accounts, unless layer `grants` is off.
+    pub associations: Arc<Associations>,
     /// The missing prerequisite of the rules, such as a deleted configuration. While it is set,
     /// every request is denied.
     pub missing: Option<Arc<str>>,
@@ -337,6 +340,7 @@ impl RuleSet {
                     .unwrap_or(self.session_seconds)
                     .min(self.max_session_seconds.unwrap_or(u32::MAX)),
                 limits,
+                target: None,
             },
         })
     }

@@ -3,6 +3,7 @@
 //! A grant lists roles and the workloads that may assume them. A broken or empty grant grants
 //! nothing: a subject without criteria is a mistake and never means every workload.
 
+mod association;
 mod subject;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::pattern::{MAX_COMPILED, Pattern, PatternError, PatternFormat};
 use crate::selector::Selector;
 use crate::session::SessionLimits;
 use crate::workload::Workload;
+pub use association::{Association, AssociationName, CompiledAssociation, Precision};
 pub use subject::CompiledSubject;
 
 /// Maximum number of role patterns, of subjects, and of values in one list of a grant.
@@ -45,6 +47,8 @@ pub struct Grant {
     pub subjects: Vec<Subject>,
     /// External IDs that the workloads may pass to STS. If empty, none are allowed.
     pub external_ids: Vec<String>,
+    /// Associations of roles with service accounts. Each grants its role to its service accounts.
+    pub associations: Vec<Association>,
     /// Settings of the sessions.
     pub session: SessionRules,
     /// The error of a source that could not read the grant. Such a grant is invalid, whatever else
@@ -118,6 +122,9 @@ pub enum GrantError {
     /// A role pattern is malformed.
     #[error("spec.roles: {0}")]
     Role(String),
+    /// An association is malformed: its index, the field and the fault.
+    #[error("spec.associations[{0}].{1}: {2}")]
+    Association(usize, &'static str, String),
     /// Another pattern is malformed.
     #[error("{0}: {1}")]
     Pattern(&'static str, PatternError),
@@ -194,6 +201,8 @@ pub struct CompiledGrant {
     pub subjects: Vec<CompiledSubject>,
     /// The allowed external IDs.
     pub external_ids: Vec<Arc<str>>,
+    /// The associations.
+    pub associations: Vec<CompiledAssociation>,
     /// Session settings.
     pub session: Arc<GrantSession>,
 }
@@ -201,6 +210,38 @@ pub struct CompiledGrant {
 impl fmt::Debug for CompiledGrant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CompiledGrant({})", self.name)
+    }
+}
+
+impl Grant {
+    /// Returns the grants without associations that this grant amounts to: its roles for its
+    /// subjects, and the roles of each association for its service accounts. Exports to formats
+    /// without associations use it.
+    pub fn parts(&self) -> Vec<Self> {
+        let own = (!self.roles.is_empty() || self.associations.is_empty()).then(|| Self {
+            associations: Vec::new(),
+            ..self.clone()
+        });
+        let associated = self.associations.iter().flat_map(|association| {
+            let target = association.target_role.as_ref();
+            // The external ID is that of the last role.
+            let roles = [(Some(&association.role), target.is_none()), (target, true)];
+            roles.into_iter().filter_map(|(role, is_last)| {
+                let id = association.external_id.as_ref().filter(|_| is_last);
+                Some(Self {
+                    roles: vec![role?.clone()],
+                    subjects: vec![Subject {
+                        namespaces: vec![association.namespace.clone()],
+                        service_accounts: vec![association.service_account.clone()],
+                        ..Subject::default()
+                    }],
+                    external_ids: id.into_iter().cloned().collect(),
+                    associations: Vec::new(),
+                    ..self.clone()
+                })
+            })
+        });
+        own.into_iter().chain(associated).collect()
     }
 }
 
@@ -213,10 +254,13 @@ impl CompiledGrant {
         if let Some(why) = &grant.unreadable {
             return Err(GrantError::Unreadable(why.clone()));
         }
-        if grant.roles.is_empty() {
+        // Associations need neither. One without the other is a mistake in any case.
+        let only_associations =
+            !grant.associations.is_empty() && grant.roles.is_empty() && grant.subjects.is_empty();
+        if grant.roles.is_empty() && !only_associations {
             return Err(GrantError::NoRoles);
         }
-        if grant.subjects.is_empty() {
+        if grant.subjects.is_empty() && !only_associations {
             return Err(GrantError::NoSubjects);
         }
         check_count("spec.roles", &grant.roles)?;
@@ -224,7 +268,11 @@ impl CompiledGrant {
         if grant.subjects.len() > MAX_LIST {
             return Err(GrantError::TooMany("spec.subjects"));
         }
+        if grant.associations.len() > MAX_LIST {
+            return Err(GrantError::TooMany("spec.associations"));
+        }
         let roles = grant.roles.iter().map(|text| role_pattern(text, base));
+        let associations = grant.associations.iter().enumerate();
         let subjects = grant.subjects.iter().enumerate();
         Ok(Self {
             name: grant.name.clone(),
@@ -237,8 +285,42 @@ impl CompiledGrant {
                 .iter()
                 .map(|id| id.as_str().into())
                 .collect(),
+            associations: associations
+                .map(|(place, association)| {
+                    CompiledAssociation::compile(&grant.name, place, association, base)
+                })
+                .collect::<Result<_, _>>()?,
             session: Arc::new(session(&grant.session)?),
         })
+    }
+
+    /// Returns the specificity with which the grant gives `role` to `workload` in a namespace with
+    /// `namespace_labels`: the highest one of the role patterns and associations that match.
+    pub fn covers_role(
+        &self,
+        workload: &Workload,
+        namespace_labels: &Labels,
+        role: &RoleArn,
+    ) -> Option<Specificity> {
+        let by_subject = self
+            .specificity(role)
+            .filter(|_| self.covers(workload, namespace_labels));
+        let associations = self.associations.iter();
+        let by_association = associations.filter_map(|it| it.specificity(workload, role));
+        by_association.chain(by_subject).max()
+    }
+
+    /// Returns the texts of the roles that `workload` may assume by this grant.
+    pub fn roles_of(&self, workload: &Workload, namespace_labels: &Labels) -> Vec<&str> {
+        let roles = self
+            .covers(workload, namespace_labels)
+            .then_some(&self.roles);
+        let associations = self.associations.iter().filter(|association| {
+            association.matches(&workload.namespace, &workload.service_account)
+        });
+        let associated = associations.flat_map(|association| &association.grants);
+        let roles = roles.into_iter().flatten().chain(associated);
+        roles.map(|role| &*role.text).collect()
     }
 
     /// Returns the highest specificity of the patterns that match `role`.
@@ -268,14 +350,25 @@ impl CompiledGrant {
     /// labels. A user who may create such a namespace can obtain the roles. Subjects that match
     /// every name are ignored, since they give no name a meaning.
     pub fn matches_namespace(&self, namespace: &str, labels: &Labels) -> bool {
+        let mut associations = self.associations.iter();
         self.subjects
             .iter()
             .any(|subject| subject.matches_namespace(namespace, labels))
+            || associations.any(|association| association.matches_namespace(namespace))
     }
 
-    /// Returns true if pods may pass `id` to STS. No external ID is always allowed.
-    pub fn allows_external_id(&self, id: Option<&str>) -> bool {
-        id.is_none_or(|id| self.external_ids.iter().any(|known| **known == *id))
+    /// Returns true if `workload` may pass `id` to STS for `role`, which the grant covers. No
+    /// external ID is always allowed.
+    pub fn allows_external_id(
+        &self,
+        workload: &Workload,
+        role: &RoleArn,
+        id: Option<&str>,
+    ) -> bool {
+        let Some(id) = id else { return true };
+        let mut associations = self.associations.iter();
+        self.external_ids.iter().any(|known| **known == *id)
+            || associations.any(|it| it.allows_external_id(workload, role, id))
     }
 
     /// Returns the keys of the namespace labels that the subjects read. Users who may set them can

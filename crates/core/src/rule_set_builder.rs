@@ -17,7 +17,7 @@ use crate::layer::{ActiveLayer, Layer, LayerId, Mode};
 use crate::namespace::{Namespace, NamespaceRules};
 use crate::needs::Needs;
 use crate::session_name::SessionScope;
-use crate::workload::Change;
+use crate::workload::{Change, Workload};
 
 /// Facts about the AWS environment that a process detects.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -123,16 +123,26 @@ pub enum Invalidated {
     Nothing,
     /// Decisions about workloads of this namespace.
     Namespace(Arc<str>),
+    /// The roles of this service account.
+    ServiceAccount {
+        /// Its namespace.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+    },
     /// All decisions.
     All,
 }
 
 impl Invalidated {
-    /// Returns true if decisions about workloads of `namespace` are invalidated.
-    pub fn includes(&self, namespace: &str) -> bool {
+    /// Returns true if decisions about `workload` are invalidated.
+    pub fn includes(&self, workload: &Workload) -> bool {
         match self {
             Self::Nothing => false,
-            Self::Namespace(touched) => **touched == *namespace,
+            Self::Namespace(touched) => *touched == workload.namespace,
+            Self::ServiceAccount { namespace, name } => {
+                *namespace == workload.namespace && *name == workload.service_account
+            }
             Self::All => true,
         }
     }
@@ -338,6 +348,10 @@ impl RuleSetBuilder {
             max_session_seconds: aws_environment.max_session_seconds,
             cluster: config.cluster.clone(),
             attribution: config.attribution,
+            associations: match config.modes[LayerId::Grants] {
+                Mode::Off => Arc::default(),
+                Mode::Enforce | Mode::Audit => self.grants_layer.associations().clone(),
+            },
             missing: self.missing(),
             not_synced: self.not_synced(),
             generation: self.generation,

@@ -23,6 +23,20 @@ pub struct SessionKey {
     pub duration_seconds: u32,
     /// Restrictions and attribution of the session; `None` for none.
     pub limits: Option<Arc<SessionLimits>>,
+    /// The role that is assumed with the credentials of [`Self::role`], and whose credentials are
+    /// those of the session; `None` for most sessions.
+    pub target: Option<Arc<TargetRole>>,
+}
+
+/// The second role of a chain, as EKS Pod Identity's target role. Both calls have the same session
+/// name and duration. The first one has the tags, which are then transitive, and the source identity;
+/// the second one has the policies.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TargetRole {
+    /// `RoleArn` of the second call.
+    pub role: RoleArn,
+    /// `ExternalId` of the second call.
+    pub external_id: Option<Arc<str>>,
 }
 
 /// Session tags, source identity and policies, as sent to STS.

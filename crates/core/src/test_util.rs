@@ -40,5 +40,6 @@ pub fn session_key(role: &str) -> SessionKey {
         external_id: None,
         duration_seconds: 3600,
         limits: None,
+        target: None,
     }
 }

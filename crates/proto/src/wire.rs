@@ -10,7 +10,7 @@ use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::{Denial, DenialSource, RequestField};
 use rolegate_core::session::{
     Credentials, Failure, FailureKind, MissingAction, RefusalCause, SessionKey, SessionLimits,
-    Validity, check_credentials,
+    TargetRole, Validity, check_credentials,
 };
 
 use crate::v1;
@@ -50,6 +50,7 @@ impl From<&SessionKey> for v1::SessionKey {
             external_id,
             duration_seconds,
             limits,
+            target,
         } = key;
         Self {
             role: role.to_string(),
@@ -57,7 +58,29 @@ impl From<&SessionKey> for v1::SessionKey {
             external_id: external_id.as_deref().map(Into::into),
             duration_seconds: *duration_seconds,
             limits: limits.as_deref().map(Into::into),
+            target: target.as_deref().map(Into::into),
         }
+    }
+}
+
+impl From<&TargetRole> for v1::TargetRole {
+    fn from(target: &TargetRole) -> Self {
+        let TargetRole { role, external_id } = target;
+        Self {
+            role: role.to_string(),
+            external_id: external_id.as_deref().map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<v1::TargetRole> for TargetRole {
+    type Error = Malformed;
+
+    fn try_from(target: v1::TargetRole) -> Result<Self, Malformed> {
+        Ok(Self {
+            role: RoleArn::parse(&target.role).map_err(|_| Malformed("a target role"))?,
+            external_id: target.external_id.map(Into::into),
+        })
     }
 }
 
@@ -94,6 +117,10 @@ impl TryFrom<v1::SessionKey> for SessionKey {
             external_id: key.external_id.map(Into::into),
             duration_seconds: key.duration_seconds,
             limits: key.limits.map(|limits| std::sync::Arc::new(limits.into())),
+            target: key
+                .target
+                .map(|target| TargetRole::try_from(target).map(std::sync::Arc::new))
+                .transpose()?,
         })
     }
 }
@@ -308,8 +335,12 @@ mod tests {
 
     #[test]
     fn keys_come_back_as_they_were() {
-        for (external_id, limits) in [
-            (None, None),
+        let target = TargetRole {
+            role: RoleArn::parse("arn:aws:iam::210987654321:role/writer").unwrap(),
+            external_id: Some("customer-b".into()),
+        };
+        for (external_id, limits, target) in [
+            (None, None, None),
             (
                 Some("customer-a".into()),
                 Some(Arc::new(SessionLimits {
@@ -319,6 +350,7 @@ mod tests {
                     transitive: true,
                     source_identity: Some("default.api".into()),
                 })),
+                Some(Arc::new(target)),
             ),
         ] {
             let key = SessionKey {
@@ -327,6 +359,7 @@ mod tests {
                 external_id,
                 duration_seconds: 3600,
                 limits,
+                target,
             };
             assert_eq!(SessionKey::try_from(v1::SessionKey::from(&key)), Ok(key));
         }

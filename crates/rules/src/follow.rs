@@ -14,6 +14,7 @@ use rolegate_core::workload::Change;
 use rolegate_kube::client::Connection;
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::namespaces::{NamespaceMessage, watch_namespaces};
+use rolegate_kube::service_accounts::watch_service_accounts;
 use rolegate_kube::watch::{WatchMetrics, WatchObserver};
 use rolegate_runtime::readiness::Condition;
 use rolegate_runtime::supervisor::Supervisor;
@@ -23,6 +24,7 @@ use crate::in_force::GivenRuleFlags;
 use crate::metrics::CurrentRules;
 use crate::report::report;
 use crate::rules::RuleStore;
+use crate::service_accounts::ServiceAccountStore;
 use crate::store::{Report, RuleStoreWriter};
 use crate::watches::{CONDITIONS, RuleWatches};
 
@@ -32,6 +34,8 @@ const REPORT_QUEUE_SIZE: usize = 256;
 const NO_SESSION_SECONDS: u32 = 3600;
 /// The name of the readiness condition of the namespaces' watch.
 const NAMESPACES: &str = "namespaces";
+/// The name of the readiness condition of the service accounts' watch.
+const SERVICE_ACCOUNTS: &str = "service accounts";
 
 /// The rules to follow, and their use.
 #[derive(Debug, Clone)]
@@ -46,6 +50,9 @@ pub struct FollowOptions {
     pub keys: AnnotationKeys,
     /// The purpose of the decisions.
     pub purpose: Purpose,
+    /// The prefix of the EKS webhook's annotations of service accounts; `None` if no endpoint needs
+    /// service accounts, which are then not watched.
+    pub service_accounts: Option<String>,
 }
 
 /// The purpose of decisions.
@@ -92,6 +99,8 @@ pub struct RuleFollower {
     pub writer: RuleStoreWriter,
     /// The reports of the sources, for the writer.
     pub reports: mpsc::Receiver<Report>,
+    /// The service accounts, if they are watched.
+    pub service_accounts: Option<ServiceAccountStore>,
 }
 
 /// Starts to follow the rules of a cluster. The watches are tasks of `supervisor`.
@@ -107,8 +116,24 @@ pub fn follow(
         // Flags must not apply before the cluster's configuration was read.
         writer.apply(Report::Rules(RuleUpdate::Config(ClusterConfig::NotSynced)));
     }
+    let prefix = options.service_accounts.clone();
     let rules = publish(&writer, options, &metrics.rules, supervisor);
     let (sender, reports) = mpsc::channel(REPORT_QUEUE_SIZE);
+    let service_accounts = prefix.map(|prefix| {
+        let observer = WatchObserver {
+            metrics: metrics.watches.clone(),
+            condition: supervisor.readiness().condition(SERVICE_ACCOUNTS),
+        };
+        let store = ServiceAccountStore::default();
+        let (connection, written, sender) = (connection.clone(), store.clone(), sender.clone());
+        supervisor.spawn_required("service account watch", async move {
+            // The store is written first, so a change applies to the next request even while the
+            // reports of earlier changes wait.
+            let wrap = move |change| Report::ServiceAccounts(written.apply(change));
+            watch_service_accounts(&connection, prefix, observer, wrap, sender).await;
+        });
+        store
+    });
     let watches = RuleWatches {
         connection: connection.clone(),
         cluster_config,
@@ -125,7 +150,11 @@ pub fn follow(
     supervisor.spawn_required("namespace watch", async move {
         watch_namespaces(&connection, keys, needs, observer, sender).await;
     });
-    RuleFollower { writer, reports }
+    RuleFollower {
+        writer,
+        reports,
+        service_accounts,
+    }
 }
 
 /// Applies the rules of the flags alone, without a cluster. There are no reports.
@@ -139,7 +168,11 @@ pub fn from_flags(
     let writer = writer(&options);
     publish(&writer, options, &current, supervisor);
     let (_, reports) = mpsc::channel(1);
-    RuleFollower { writer, reports }
+    RuleFollower {
+        writer,
+        reports,
+        service_accounts: None,
+    }
 }
 
 fn writer(options: &FollowOptions) -> RuleStoreWriter {
@@ -181,7 +214,7 @@ fn publish(
 
 /// Returns the names of the readiness conditions of all watches that [`follow`] starts.
 pub fn conditions() -> impl Iterator<Item = &'static str> {
-    CONDITIONS.into_iter().chain([NAMESPACES])
+    CONDITIONS.into_iter().chain([NAMESPACES, SERVICE_ACCOUNTS])
 }
 
 impl RuleFollower {

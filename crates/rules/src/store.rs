@@ -30,6 +30,8 @@ pub enum Report {
     ConfigMaps(Arc<str>, Change<ConfigMap>),
     /// A change of the objects of one kind.
     Replicated(ResourceKind, Change<Replicated>),
+    /// A change of service accounts, which their store already contains: the affected pods.
+    ServiceAccounts(Invalidated),
     /// The end of a watch. Objects that it reported may be outdated.
     Unwatched(Watch),
 }
@@ -159,6 +161,8 @@ impl RuleStoreWriter {
             Report::ConfigMaps(namespace, change) => self.change_config_maps(namespace, change),
             Report::Replicated(kind, change) => self.change_replicated(kind, change),
             Report::Unwatched(watch) => self.forget(watch),
+            // No rule has changed, so no new generation is published.
+            Report::ServiceAccounts(affected) => return affected,
         };
         if touched != Invalidated::Nothing {
             self.publish();

@@ -58,6 +58,7 @@
 //!     external_id: None,
 //!     duration_seconds: 3600,
 //!     limits: None,
+//!     target: None,
 //! };
 //! let lease = sessions.lease(key, "default".into(), Cause::New);
 //! let session = loop {

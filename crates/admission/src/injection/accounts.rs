@@ -1,128 +1,100 @@
-//! The service accounts of the cluster, as the injection needs them. One writer, many readers.
+//! The service accounts of the cluster, and which of them are new. One writer, many readers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use rolegate_core::service_account::{ServiceAccount, ServiceAccountAnnotations};
+use rolegate_core::service_account::ServiceAccount;
 use rolegate_core::workload::Change;
+use rolegate_rules::service_accounts::{AccountLookup, ServiceAccountStore};
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+/// Time for which the creation of a service account is remembered.
+const TTL: Duration = Duration::from_secs(120);
+/// Maximum number of remembered creations. Further service accounts count as old.
+const MAX_REMEMBERED: usize = 16_384;
 
 /// Namespace and name.
 type Key = (Arc<str>, Arc<str>);
 
-/// A known service account.
-#[derive(Debug, Clone)]
-pub(crate) struct Account {
-    pub(crate) uid: Arc<str>,
-    pub(crate) annotations: Arc<ServiceAccountAnnotations>,
-    /// The time at which the watch reported its creation. `None` if it is older than the watch.
-    created: Option<Instant>,
-}
-
-impl Account {
-    /// Returns the remaining time in which an annotation or association may still follow the
-    /// creation; zero if the service account is older than `window`.
-    pub(crate) fn may_change_for(&self, window: Duration, now: Instant) -> Duration {
-        self.created.map_or(Duration::ZERO, |created| {
-            window.saturating_sub(now.saturating_duration_since(created))
-        })
-    }
+/// The creation of a service account.
+#[derive(Debug)]
+struct Creation {
+    uid: Arc<str>,
+    at: Instant,
 }
 
 /// The service accounts. Cloning is cheap; clones share state.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Accounts {
-    all: Arc<RwLock<Known>>,
-    changes: Arc<watch::Sender<u64>>,
-}
-
-#[derive(Debug, Default)]
-struct Known {
-    is_synced: bool,
-    accounts: HashMap<Key, Account>,
-}
-
-impl Default for Accounts {
-    fn default() -> Self {
-        Self {
-            all: Arc::default(),
-            changes: Arc::new(watch::Sender::new(0)),
-        }
-    }
+    store: ServiceAccountStore,
+    recent: Arc<RwLock<HashMap<Key, Creation>>>,
 }
 
 impl Accounts {
-    /// Returns a service account.
-    pub(crate) fn find(&self, namespace: &str, name: &str) -> Option<Account> {
-        let key = (namespace.into(), name.into());
-        self.all.read().accounts.get(&key).cloned()
+    /// Looks a service account up.
+    pub(crate) fn lookup(&self, namespace: &str, name: &str) -> AccountLookup {
+        self.store.lookup(namespace, name)
     }
 
-    /// Returns true once the first list is complete.
-    pub fn is_synced(&self) -> bool {
-        self.all.read().is_synced
+    /// Returns the remaining time in which an annotation or association may still follow the
+    /// creation of a service account; zero if that was longer than `window` ago.
+    pub(crate) fn may_change_for(&self, namespace: &str, name: &str, window: Duration) -> Duration {
+        let recent = self.recent.read();
+        let creation = recent.get(&(namespace.into(), name.into()));
+        creation.map_or(Duration::ZERO, |creation| {
+            window.saturating_sub(creation.at.elapsed())
+        })
+    }
+
+    /// Returns the UID of a recently created service account. Empty for others, whose UIDs are not
+    /// kept.
+    pub(crate) fn uid(&self, namespace: &str, name: &str) -> Arc<str> {
+        let recent = self.recent.read();
+        let creation = recent.get(&(namespace.into(), name.into()));
+        creation.map_or_else(|| "".into(), |creation| creation.uid.clone())
     }
 
     /// Returns a receiver that is notified of each change.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+        self.store.changes()
     }
 
-    /// Applies a change. Returns the service accounts whose annotations changed.
-    pub fn apply(&self, change: Change<ServiceAccount>) -> Vec<ServiceAccount> {
-        let now = Instant::now();
-        let changed = {
-            let mut known = self.all.write();
-            match change {
-                Change::Snapshot(accounts) => known.replace(accounts, now),
-                Change::Apply(account) => known.insert(account, Some(now)).into_iter().collect(),
+    /// Applies a change. Service accounts of the first list are old; one that appears after that,
+    /// also after a gap of the watch, is new.
+    pub fn apply(&self, change: Change<ServiceAccount>) {
+        if self.store.has_synced() {
+            let mut recent = self.recent.write();
+            recent.retain(|_, creation| creation.at.elapsed() < TTL);
+            match &change {
+                Change::Snapshot(accounts) => {
+                    accounts.iter().for_each(|it| self.note(&mut recent, it));
+                }
+                Change::Apply(account) => self.note(&mut recent, account),
                 Change::Delete(account) => {
-                    known.accounts.remove(&key(&account));
-                    Vec::new()
+                    recent.remove(&key(account));
                 }
             }
-        };
-        self.changes.send_modify(|number| *number += 1);
-        changed
-    }
-}
-
-impl Known {
-    /// Replaces all. After a gap of the watch, an account that was not known is new.
-    fn replace(&mut self, accounts: Vec<ServiceAccount>, now: Instant) -> Vec<ServiceAccount> {
-        let created = self.is_synced.then_some(now);
-        let before = std::mem::take(&mut self.accounts);
-        let mut changed = Vec::new();
-        for account in accounts {
-            let key = key(&account);
-            if let Some(known) = before.get(&key) {
-                self.accounts.insert(key, known.clone());
-            }
-            changed.extend(self.insert(account, created));
         }
-        self.is_synced = true;
-        changed
+        // Applied last: whoever sees the service account also sees that it is new.
+        self.store.apply(change);
     }
 
-    fn insert(
-        &mut self,
-        account: ServiceAccount,
-        created: Option<Instant>,
-    ) -> Option<ServiceAccount> {
-        let known = self.accounts.get(&key(&account));
-        let known = known.filter(|known| known.uid == account.uid);
-        let created = known.map_or(created, |known| known.created);
-        let is_changed = known.is_none_or(|known| *known.annotations != account.annotations);
-        let entry = Account {
-            uid: account.uid.clone(),
-            annotations: Arc::new(account.annotations.clone()),
-            created,
+    fn note(&self, recent: &mut HashMap<Key, Creation>, account: &ServiceAccount) {
+        let known = match self.store.lookup(&account.namespace, &account.name) {
+            AccountLookup::Present(known) => self.store.has_uid(&known, &account.uid),
+            AccountLookup::Absent => false,
+            AccountLookup::NotSynced => true,
         };
-        self.accounts.insert(key(&account), entry);
-        is_changed.then_some(account)
+        if !known && recent.len() < MAX_REMEMBERED {
+            let creation = Creation {
+                uid: account.uid.clone(),
+                at: Instant::now(),
+            };
+            recent.insert(key(account), creation);
+        }
     }
 }
 
@@ -132,6 +104,8 @@ fn key(account: &ServiceAccount) -> Key {
 
 #[cfg(test)]
 mod tests {
+    use rolegate_core::service_account::ServiceAccountAnnotations;
+
     use super::*;
 
     fn account(name: &str, uid: &str, role: &str) -> ServiceAccount {
@@ -150,13 +124,9 @@ mod tests {
     async fn only_new_accounts_may_still_change() {
         let accounts = Accounts::default();
         let window = Duration::from_secs(2);
-        let left = |name: &str| {
-            let account = accounts.find("shop", name).unwrap();
-            account.may_change_for(window, Instant::now())
-        };
-        assert!(!accounts.is_synced());
+        let left = |name: &str| accounts.may_change_for("shop", name, window);
+        assert_eq!(accounts.lookup("shop", "old"), AccountLookup::NotSynced);
         accounts.apply(Change::Snapshot(vec![account("old", "1", "")]));
-        assert!(accounts.is_synced());
         accounts.apply(Change::Apply(account("new", "2", "")));
         assert_eq!((left("old"), left("new")), (Duration::ZERO, window));
         tokio::time::advance(window / 2).await;
@@ -169,17 +139,12 @@ mod tests {
         ]));
         assert_eq!(left("new"), window / 2);
         assert_eq!((left("old"), left("gap")), (window, window));
+        assert_eq!(&*accounts.uid("shop", "gap"), "4");
         accounts.apply(Change::Delete(account("gap", "4", "")));
-        assert!(accounts.find("shop", "gap").is_none());
-    }
-
-    #[test]
-    fn changes_of_annotations_are_reported_once() {
-        let accounts = Accounts::default();
-        let count = |change| accounts.apply(change).len();
-        assert_eq!(count(Change::Snapshot(vec![account("a", "1", "")])), 1);
-        assert_eq!(count(Change::Apply(account("a", "1", ""))), 0);
-        assert_eq!(count(Change::Apply(account("a", "1", "role"))), 1);
-        assert_eq!(count(Change::Snapshot(vec![account("a", "1", "role")])), 0);
+        assert_eq!(accounts.lookup("shop", "gap"), AccountLookup::Absent);
+        assert_eq!(left("gap"), Duration::ZERO);
+        tokio::time::advance(TTL).await;
+        accounts.apply(Change::Delete(account("gap", "4", "")));
+        assert_eq!(accounts.recent.read().len(), 0);
     }
 }

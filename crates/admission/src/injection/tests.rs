@@ -3,7 +3,7 @@ use prometheus_client::registry::Registry;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::enforcement::EnforcementPoint;
 use rolegate_core::rule_set_builder::RuleUpdate;
-use rolegate_core::service_account::ServiceAccount;
+use rolegate_core::service_account::{ServiceAccount, ServiceAccountAnnotations};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Change;
 use rolegate_review::mutation::Method;

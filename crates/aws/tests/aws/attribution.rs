@@ -14,6 +14,7 @@ use super::sts::{ROLE, USER, key, options, service};
 fn with(limits: SessionLimits) -> SessionKey {
     SessionKey {
         limits: Some(Arc::new(limits)),
+        target: None,
         ..key()
     }
 }

@@ -134,6 +134,7 @@ async fn inherited_tags_are_distinguished() {
     };
     let tags = SessionKey {
         limits: Some(tags.into()),
+        target: None,
         ..key()
     };
     // As issued by EKS Pod Identity.

@@ -28,6 +28,7 @@ pub(crate) fn key() -> SessionKey {
         external_id: Some("customer-a".into()),
         duration_seconds: 1800,
         limits: None,
+        target: None,
     }
 }
 
@@ -214,6 +215,7 @@ async fn too_long_durations_say_what_to_set() {
     let long = SessionKey {
         duration_seconds: 7200,
         limits: None,
+        target: None,
         ..key()
     };
     let failure = Sts::new(options(&by_role.url()))

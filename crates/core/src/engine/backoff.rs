@@ -66,6 +66,7 @@ mod tests {
             external_id: Some(format!("id-{}", number % 20).into()),
             duration_seconds: 3600,
             limits: None,
+            target: None,
         })
     }
 

@@ -17,6 +17,7 @@ use crate::attribution::WorkloadTags;
 use crate::grant::{CompiledGrant, Grant, GrantError, Specificity};
 use crate::layer::{AccessRequest, Layer, LayerId, Verdict, WorkloadFields};
 use crate::needs::Needs;
+use crate::service_account::Associations;
 use index::Index;
 
 /// Maximum number of allowed role patterns that a denial lists.
@@ -33,6 +34,7 @@ pub struct GrantsLayer {
     index: Index,
     reads: WorkloadFields,
     needs: Needs,
+    associations: Arc<Associations>,
 }
 
 impl GrantsLayer {
@@ -51,6 +53,7 @@ impl GrantsLayer {
         }
         layer.grants.sort_by(|a, b| a.name.cmp(&b.name));
         layer.index = Index::new(&layer.grants);
+        layer.associations = Arc::new(Associations::new(&layer.grants));
         let mut grants = layer.grants.iter();
         layer.reads.labels = grants.any(|grant| grant.pod_label_keys().next().is_some());
         let grants = layer.grants.iter();
@@ -65,6 +68,11 @@ impl GrantsLayer {
     /// Returns the valid grants, sorted by name.
     pub fn grants(&self) -> &[CompiledGrant] {
         &self.grants
+    }
+
+    /// Returns the associations of the valid grants.
+    pub fn associations(&self) -> &Arc<Associations> {
+        &self.associations
     }
 
     /// Returns the invalid grants, each with its first error.
@@ -89,9 +97,8 @@ impl GrantsLayer {
             let Some(grant) = self.grants.get(place) else {
                 continue;
             };
-            if let Some(specificity) = grant.specificity(request.role)
-                && grant.covers(request.workload, &request.namespace.labels)
-            {
+            let labels = &request.namespace.labels;
+            if let Some(specificity) = grant.covers_role(request.workload, labels, request.role) {
                 covering.push((specificity, grant));
             }
         }
@@ -103,10 +110,8 @@ impl GrantsLayer {
     /// only the workload's own rights.
     fn hints(&self, request: &AccessRequest<'_>) -> Vec<&str> {
         let grants = self.grants.iter();
-        let covering =
-            grants.filter(|grant| grant.covers(request.workload, &request.namespace.labels));
-        let mut hints: Vec<_> = covering
-            .flat_map(|grant| grant.roles.iter().map(|role| &*role.text))
+        let mut hints: Vec<_> = grants
+            .flat_map(|grant| grant.roles_of(request.workload, &request.namespace.labels))
             .take(HINTS)
             .collect();
         hints.dedup();
@@ -196,7 +201,9 @@ impl Layer for GrantsLayer {
         let mut same = covering
             .iter()
             .filter(|(_, grant)| grant.session == first.session);
-        let Some((_, grant)) = same.find(|(_, grant)| grant.allows_external_id(id)) else {
+        let (workload, role) = (request.workload, request.role);
+        let Some((_, grant)) = same.find(|(_, grant)| grant.allows_external_id(workload, role, id))
+        else {
             let name = &first.name;
             return Verdict::deny(
                 &**name,

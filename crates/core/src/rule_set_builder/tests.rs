@@ -494,10 +494,22 @@ fn namespaces_that_a_list_does_not_have_are_gone() {
 
 #[test]
 fn a_change_touches_its_namespace_or_all() {
-    assert!(!Invalidated::Nothing.includes("default"));
+    let in_namespace = |namespace: &str| Workload {
+        namespace: namespace.into(),
+        ..pod(None)
+    };
+    let (default, payments) = (in_namespace("default"), in_namespace("payments"));
+    assert!(!Invalidated::Nothing.includes(&default));
     let one = Invalidated::Namespace("default".into());
-    assert!(one.includes("default") && !one.includes("payments"));
-    assert!(Invalidated::All.includes("payments"));
+    assert!(one.includes(&default) && !one.includes(&payments));
+    assert!(Invalidated::All.includes(&payments));
+    let account = |namespace: &str, name: &str| Invalidated::ServiceAccount {
+        namespace: namespace.into(),
+        name: name.into(),
+    };
+    assert!(account("default", "default").includes(&default));
+    assert!(!account("default", "other").includes(&default));
+    assert!(!account("default", "default").includes(&payments));
 }
 
 /// Refuses everything.

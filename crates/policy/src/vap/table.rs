@@ -95,27 +95,38 @@ impl Table {
                 .filter_map(|subject| subject.namespace_selector.as_ref());
             let keys = selectors.flat_map(|selector| selector.keys());
             table.namespace_labels.extend(keys.map(str::to_owned));
-            match CompiledGrant::compile(grant, base) {
-                Ok(compiled) => {
-                    let session = sessions
-                        .iter()
-                        .position(|known| *known == compiled.session)
-                        .unwrap_or_else(|| {
-                            sessions.push(compiled.session.clone());
-                            sessions.len() - 1
-                        });
-                    let owned = |keys: &mut dyn Iterator<Item = &str>| -> Vec<String> {
-                        keys.map(str::to_owned).collect()
-                    };
-                    table
-                        .pod_labels
-                        .extend(owned(&mut compiled.pod_label_keys()));
-                    table.rows.add(grant, &compiled, session, base);
+            let parts = grant.parts();
+            let parts: Result<Vec<_>, _> = CompiledGrant::compile(grant, base).and_then(|_| {
+                let compiled = parts.iter().map(|part| {
+                    CompiledGrant::compile(part, base).map(|compiled| (part, compiled))
+                });
+                compiled.collect()
+            });
+            let parts = match parts {
+                Ok(parts) => parts,
+                Err(error) => {
+                    table.left_out.push(format!(
+                        "grant {} is not valid and grants nothing: {error}",
+                        grant.name
+                    ));
+                    continue;
                 }
-                Err(error) => table.left_out.push(format!(
-                    "grant {} is not valid and grants nothing: {error}",
-                    grant.name
-                )),
+            };
+            for (part, compiled) in parts {
+                let session = sessions
+                    .iter()
+                    .position(|known| *known == compiled.session)
+                    .unwrap_or_else(|| {
+                        sessions.push(compiled.session.clone());
+                        sessions.len() - 1
+                    });
+                let owned = |keys: &mut dyn Iterator<Item = &str>| -> Vec<String> {
+                    keys.map(str::to_owned).collect()
+                };
+                table
+                    .pod_labels
+                    .extend(owned(&mut compiled.pod_label_keys()));
+                table.rows.add(part, &compiled, session, base);
             }
         }
         for keys in [&mut table.namespace_labels, &mut table.pod_labels] {

@@ -143,6 +143,10 @@ pub struct Pod {
     /// have none.
     #[prost(bytes = "vec", repeated, tag = "5")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// The roles of the pod's service account, for endpoints whose callers present its token. A broker
+    /// that does not know them sends none; an agent that does not know them ignores the field.
+    #[prost(message, repeated, tag = "10")]
+    pub assigned_roles: ::prost::alloc::vec::Vec<AssignedRole>,
     #[prost(oneof = "pod::Authorization", tags = "6, 7, 8, 9")]
     pub authorization: ::core::option::Option<pod::Authorization>,
 }
@@ -159,6 +163,28 @@ pub mod pod {
         NoRole(super::Empty),
         /// Inputs of the decision have not been received yet.
         #[prost(message, tag = "9")]
+        Pending(super::Empty),
+    }
+}
+/// A role of the pod's service account.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AssignedRole {
+    /// The audience of the tokens that get the role; absent for the endpoint's default audience.
+    #[prost(string, optional, tag = "1")]
+    pub audience: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(oneof = "assigned_role::Authorization", tags = "2, 3, 4")]
+    pub authorization: ::core::option::Option<assigned_role::Authorization>,
+}
+/// Nested message and enum types in `AssignedRole`.
+pub mod assigned_role {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Authorization {
+        #[prost(message, tag = "2")]
+        Allowed(super::Allowed),
+        #[prost(message, tag = "3")]
+        Denied(super::Denial),
+        /// Inputs of the decision have not been received yet.
+        #[prost(message, tag = "4")]
         Pending(super::Empty),
     }
 }
@@ -219,6 +245,17 @@ pub struct SessionKey {
     /// Restrictions and attribution of the session, if any.
     #[prost(message, optional, tag = "5")]
     pub limits: ::core::option::Option<SessionLimits>,
+    /// The role that is assumed with the credentials of the first role, if any. The credentials of the
+    /// session are then those of this role.
+    #[prost(message, optional, tag = "6")]
+    pub target: ::core::option::Option<TargetRole>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TargetRole {
+    #[prost(string, tag = "1")]
+    pub role: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub external_id: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionLimits {

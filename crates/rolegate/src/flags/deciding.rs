@@ -65,6 +65,7 @@ impl DecidingFlags {
             scope: self.scope,
             session_seconds: self.session_seconds,
             engine,
+            service_account_roles: false,
         })
     }
 

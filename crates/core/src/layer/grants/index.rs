@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::arn::RoleArn;
-use crate::grant::CompiledGrant;
+use crate::grant::{CompiledGrant, RolePattern};
 
 /// Indexes of grants by namespace and role.
 #[derive(Debug, Default)]
@@ -29,12 +29,19 @@ impl Index {
         for (place, grant) in grants.iter().enumerate() {
             for subject in &grant.subjects {
                 if subject.exact_namespaces.is_empty() {
-                    index.anywhere.insert(place, grant);
+                    index.anywhere.insert(place, &grant.roles);
                 }
                 for namespace in &subject.exact_namespaces {
                     let roles = index.by_namespace.entry(namespace.clone()).or_default();
-                    roles.insert(place, grant);
+                    roles.insert(place, &grant.roles);
                 }
+            }
+            for association in &grant.associations {
+                let roles = match association.exact_namespace() {
+                    Some(namespace) => index.by_namespace.entry(namespace.into()).or_default(),
+                    None => &mut index.anywhere,
+                };
+                roles.insert(place, &association.grants);
             }
         }
         index
@@ -54,8 +61,8 @@ impl Index {
 }
 
 impl Roles {
-    fn insert(&mut self, place: usize, grant: &CompiledGrant) {
-        for role in &grant.roles {
+    fn insert(&mut self, place: usize, patterns: &[RolePattern]) {
+        for role in patterns {
             let (start, is_all) = role.pattern.literal_start();
             let map = if is_all {
                 &mut self.exact
