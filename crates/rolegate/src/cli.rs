@@ -253,6 +253,71 @@ mod tests {
     }
 
     #[test]
+    fn the_eks_webhooks_command_line_is_accepted() {
+        let kops = [
+            "/webhook",
+            "--in-cluster=false",
+            "--namespace=kube-system",
+            "--service-name=pod-identity-webhook",
+            "--annotation-prefix=eks.amazonaws.com",
+            "--token-audience=amazonaws.com",
+            "--logtostderr",
+            "--watch-config-map",
+            "--sts-regional-endpoint",
+            "--aws-default-region=eu-west-1",
+            "--v=5",
+        ];
+        let every = [
+            "/usr/bin/webhook",
+            "--port=443",
+            "--metrics-port=9999",
+            "--kubeconfig=",
+            "--kube-api=",
+            "--tls-cert=/tls.crt",
+            "--tls-key=/tls.key",
+            "--tls-min-version=1.2",
+            "--tls-cipher-suites=",
+            "--in-cluster",
+            "--service-name=x",
+            "--namespace=eks",
+            "--tls-secret=x",
+            "--annotation-prefix=x",
+            "--token-audience=x",
+            "--token-mount-path=/x",
+            "--token-expiration=86400",
+            "--aws-default-region=",
+            "--sts-regional-endpoint=false",
+            "--watch-config-map=true",
+            "--compose-role-arn=false",
+            "--watch-container-credentials-config=/x",
+            "--container-credentials-audience=x",
+            "--container-credentials-token-mount-path=/x",
+            "--container-credentials-token-volume-name=x",
+            "--container-credentials-token-path=x",
+            "--container-credentials-full-uri=http://x",
+            "--service-account-lookup-grace-period=100ms",
+            "--resync-period=60s",
+            "--enable-debugging-handlers",
+            "--alsologtostderr=false",
+            "--log_dir=",
+            "--log-file=x",
+            "--stderrthreshold=2",
+            "--vmodule=",
+            "-v=2",
+        ];
+        for line in [&kops[..], &every] {
+            let arguments = line.iter().map(OsString::from).collect();
+            let arguments = with_implied_command(arguments);
+            let matches = definition().try_get_matches_from(arguments).unwrap();
+            assert_eq!(matches.subcommand_name(), Some("pod-identity-webhook"));
+        }
+        let version = ["/webhook", "--version"].map(OsString::from).to_vec();
+        let version = definition().try_get_matches_from(with_implied_command(version));
+        let kind = version.unwrap_err().kind();
+        assert_eq!(kind, clap::error::ErrorKind::DisplayVersion);
+    }
+
+    #[test]
     fn the_same_flags_give_every_command_the_same_rules() {
         let flags = [
             "--base-role-arn=arn:aws:iam::123456789012:role/",

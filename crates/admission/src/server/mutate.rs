@@ -1,5 +1,8 @@
 //! `POST /mutate`: adds credentials to pods.
 
+#[cfg(test)]
+mod tests;
+
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
