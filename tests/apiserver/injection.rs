@@ -9,11 +9,15 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use http::StatusCode;
+use rolegate_core::config::{Modes, RuleConfig};
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_testkit::eventually;
 use rolegate_testkit::request::PatchKind;
 use serde_json::json;
 
 use fixture::{DEADLINE, Fixture, REGION, ROLE, Sidecars, container, pod, role_of, variable};
+
+const OTHER_ROLE: &str = "arn:aws:iam::123456789012:role/other";
 
 #[tokio::test]
 async fn pods_get_credentials_in_both_versions_of_reviews() {
@@ -155,7 +159,10 @@ async fn pods_without_injection_can_be_refused() {
         .await
         .unwrap();
     fixture.account("api", Some(ROLE)).await.unwrap();
-    fixture.require_injection().await.unwrap();
+    fixture
+        .require_injection(&RuleConfig::default())
+        .await
+        .unwrap();
     // The mutating webhook is not registered.
     eventually(DEADLINE, async || {
         let answer = fixture.dry_run(&pod("probe", "api")).await?;
@@ -190,6 +197,77 @@ async fn pods_without_injection_can_be_refused() {
         .object()
         .unwrap();
     assert_eq!(role_of(container(&stored, 0)), Some(ROLE));
+}
+
+#[tokio::test]
+async fn container_credentials_need_a_grant_as_other_roles_do() {
+    let mut fixture = Fixture::start(&["--require-injection=enforce"])
+        .await
+        .unwrap();
+    for account in ["api", "denied"] {
+        fixture.account(account, None).await.unwrap();
+    }
+    let rules = [
+        json!({"apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
+            "metadata": {"name": "shop"},
+            "spec": {"associations": [
+                {"namespace": "shop", "serviceAccount": "api", "role": ROLE}]}}),
+        json!({"apiVersion": "rolegate.dev/v1alpha1", "kind": "RolegateConfig",
+            "metadata": {"name": "cluster"}, "spec": {"layers": {"grants": "enforce"}}}),
+    ];
+    for rule in rules {
+        fixture
+            .cluster
+            .apply_manifest(&rule.to_string())
+            .await
+            .unwrap();
+    }
+    let ungranted = json!({"metadata": {"annotations": {"rolegate.dev/role": OTHER_ROLE}}});
+    let path = "/api/v1/namespaces/shop/serviceaccounts/denied";
+    fixture
+        .driver
+        .patch(path, PatchKind::Merge, &ungranted)
+        .await
+        .unwrap()
+        .object()
+        .unwrap();
+    let config = RuleConfig {
+        modes: Modes::default().with(LayerId::Grants, Mode::Enforce),
+        ..RuleConfig::default()
+    };
+    fixture.require_injection(&config).await.unwrap();
+    fixture.register(|_| {});
+    fixture.apply_registration().await.unwrap();
+    eventually(DEADLINE, async || {
+        let answer = fixture.dry_run(&pod("probe", "api")).await?.object()?;
+        let uri = variable(container(&answer, 0), "AWS_CONTAINER_CREDENTIALS_FULL_URI");
+        ensure!(uri == "http://169.254.170.23/v1/credentials", "{answer}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let stored = fixture
+        .create(&pod("api", "api"))
+        .await
+        .unwrap()
+        .object()
+        .unwrap();
+    assert_eq!(
+        stored["metadata"]["labels"]["eks.amazonaws.com/pod-identity"],
+        "enabled"
+    );
+    eventually(DEADLINE, async || {
+        let answer = fixture.dry_run(&pod("denied", "denied")).await?;
+        ensure!(answer.is_refused_by_webhook(), "{}", answer.status);
+        ensure!(
+            answer.message().contains(OTHER_ROLE),
+            "{}",
+            answer.message()
+        );
+        Ok(())
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]

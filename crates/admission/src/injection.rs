@@ -13,6 +13,8 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rolegate_core::service_account::ServiceAccountAnnotations;
+use rolegate_review::ServiceAccounts;
 use rolegate_review::mutation::config_map::PodIdentityConfig;
 use rolegate_review::mutation::source::ContainerIdentities;
 use rolegate_review::mutation::{
@@ -332,6 +334,15 @@ impl Injection {
                 else => std::future::pending().await,
             }
             self.report_late_roles();
+        }
+    }
+}
+
+impl ServiceAccounts for Injection {
+    fn annotations(&self, namespace: &str, name: &str) -> ServiceAccountAnnotations {
+        match self.inputs.accounts.lookup(namespace, name) {
+            AccountLookup::Present(account) => account.annotations(),
+            AccountLookup::Absent | AccountLookup::NotSynced => Default::default(),
         }
     }
 }

@@ -20,7 +20,7 @@ use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::layer::Mode;
 use rolegate_review::admission_review::{MAX_REVIEW_BYTES, Review, ReviewError};
 use rolegate_review::outcome::{Outcome, refusal};
-use rolegate_review::{ValidationRules, validate};
+use rolegate_review::{ServiceAccounts, ValidationRules, validate};
 use rolegate_rules::rules::RuleStore;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
@@ -284,6 +284,10 @@ impl Webhook {
             grants: &snapshot.grants,
             keys: &self.keys,
             policies: Some(&*snapshot.policies),
+            accounts: self
+                .mutating
+                .as_ref()
+                .map(|mutating| &*mutating.injection as &dyn ServiceAccounts),
         };
         let mut outcome = validate(&rules, review, self.clock.now());
         if let Some(mutating) = &self.mutating

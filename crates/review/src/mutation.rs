@@ -27,9 +27,10 @@ use rolegate_core::text::bounded;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::admission_review::Review;
 use crate::field_path::{FieldRef, Malformed, StringMap};
 use crate::json::{self, Node};
-use crate::outcome::{Violation, ViolationSource};
+use crate::outcome::{Violation, ViolationSource, patched};
 use container::{ContainerPlan, Presence};
 pub use patch::AddOperation;
 use patch::Pointer;
@@ -72,6 +73,15 @@ impl Mutation {
         if self.warnings.len() < MAX_WARNINGS && !self.warnings.contains(&sentence) {
             self.warnings.push(sentence);
         }
+    }
+
+    /// Returns the response to a review: an AdmissionReview as JSON. An empty patch is left out.
+    pub fn answer(&self, review: &Review<'_>) -> Vec<u8> {
+        let patch = (!self.patch.is_empty()).then(|| {
+            // Serialization of JSON values cannot fail.
+            serde_json::to_vec(&self.patch).unwrap_or_default()
+        });
+        patched(review, patch.as_deref(), &self.warnings)
     }
 
     fn add(&mut self, path: String, value: Value) {
@@ -232,7 +242,11 @@ impl<'a> Injector<'a> {
             Method::WebIdentity { .. } => &settings.web_identity,
             Method::ContainerCredentials => &settings.container_credentials,
         };
-        let expiration = settings.expiration(own.or(identity.expiration), identity, change.jitter);
+        let jitter = match identity.method {
+            Method::WebIdentity { .. } => None,
+            Method::ContainerCredentials => Some(change.jitter),
+        };
+        let expiration = settings.expiration(own.or(identity.expiration), jitter);
         let audience = identity.audience.as_deref().unwrap_or(&token.audience);
         let (volume, taken) = TokenVolume::find(&spec, token, audience, expiration)?;
         if let Some(taken) = taken {

@@ -11,7 +11,6 @@ use rolegate_core::text::{bounded, cut};
 use serde::{Serialize, Serializer};
 
 use crate::admission_review::{KIND, Review, ReviewVersion};
-use crate::mutation::{AddOperation, Mutation};
 
 /// Maximum number of violations kept of one review.
 const MAX_VIOLATIONS: usize = 64;
@@ -250,23 +249,17 @@ pub fn refusal((version, uid): (ReviewVersion, &str), sentence: &str) -> Vec<u8>
     response.encode(version)
 }
 
-/// Returns a response that allows the request with these additions. An empty patch is left out.
-pub fn mutated(review: &Review<'_>, mutation: &Mutation) -> Vec<u8> {
-    let mut response = Response {
-        warnings: mutation
-            .warnings
-            .iter()
-            .take(MAX_WARNINGS)
+/// Returns a response that allows the request, with a JSON patch and warnings.
+pub(crate) fn patched(review: &Review<'_>, patch: Option<&[u8]>, warnings: &[String]) -> Vec<u8> {
+    let warnings = warnings.iter().take(MAX_WARNINGS);
+    let response = Response {
+        warnings: warnings
             .map(|warning| cut(format!("rolegate: {warning}"), MAX_WARNING_BYTES))
             .collect(),
+        patch_type: patch.map(|_| "JSONPatch"),
+        patch: patch.map(|patch| STANDARD.encode(patch)),
         ..Response::new(review.uid(), true)
     };
-    if !mutation.patch.is_empty() {
-        // Serialization of JSON values cannot fail.
-        let patch = serde_json::to_vec::<[AddOperation]>(&mutation.patch).unwrap_or_default();
-        response.patch_type = Some("JSONPatch");
-        response.patch = Some(STANDARD.encode(patch));
-    }
     response.encode(review.version())
 }
 

@@ -301,7 +301,7 @@ impl PodIdentityWebhookFlags {
             notes.push("--tls-min-version and --tls-cipher-suites: TLS 1.2 and 1.3 are served");
         }
         if self.enable_debugging_handlers {
-            notes.push("--enable-debugging-handlers: there are none");
+            notes.push("--enable-debugging-handlers: no such handlers exist");
         }
         notes
     }

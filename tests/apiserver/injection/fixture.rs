@@ -246,7 +246,7 @@ impl Fixture {
         self.registration = Some(registration);
     }
 
-    async fn apply_registration(&self) -> anyhow::Result<()> {
+    pub(super) async fn apply_registration(&self) -> anyhow::Result<()> {
         if let Some(registration) = &self.registration {
             self.driver.delete(MUTATING).await?;
             self.cluster
@@ -274,11 +274,11 @@ impl Fixture {
         .await
     }
 
-    /// Registers the validating webhook that requires injection.
-    pub(super) async fn require_injection(&self) -> anyhow::Result<()> {
+    /// Registers the validating webhook for these rules. It also requires injection.
+    pub(super) async fn require_injection(&self, config: &RuleConfig) -> anyhow::Result<()> {
         let url = format!("https://127.0.0.1:{}/validate", self.service.port);
         let registration = webhook_configuration(&Registration {
-            config: &RuleConfig::default(),
+            config,
             keys: &AnnotationKeys::default(),
             has_default_role: false,
             has_rego: false,

@@ -54,7 +54,7 @@ pub struct InjectionOptions {
     pub settings: InjectionSettings,
     /// Time for which a pod waits for the role of a new service account.
     pub wait: Duration,
-    /// The namespace of the EKS webhook's ConfigMap. `None`: there is none.
+    /// The namespace of the EKS webhook's ConfigMap. `None`: it is not read.
     pub config_map_namespace: Option<String>,
     /// The EKS webhook's file of service accounts with container credentials.
     pub identities: Option<PathBuf>,

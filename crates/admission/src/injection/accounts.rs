@@ -78,7 +78,7 @@ impl Accounts {
                 }
             }
         }
-        // Applied last: whoever sees the service account also sees that it is new.
+        // Applied last: a reader that sees the service account also sees that it is new.
         self.store.apply(change);
     }
 

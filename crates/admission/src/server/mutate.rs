@@ -9,7 +9,7 @@ use http_body_util::Full;
 use rolegate_review::Violation;
 use rolegate_review::admission_review::{Operation, Review};
 use rolegate_review::mutation::{self, Mutation, PodChange, is_skipped, service_account};
-use rolegate_review::outcome::{mutated, refusal};
+use rolegate_review::outcome::refusal;
 use tracing::warn;
 
 use super::{json, text};
@@ -27,7 +27,7 @@ pub(super) async fn respond(
     review: &Review<'_>,
 ) -> (MutationEnding, Response<Full<Bytes>>) {
     let unchanged = || {
-        let response = mutated(review, &Mutation::default());
+        let response = Mutation::default().answer(review);
         (MutationEnding::Unchanged, json(response))
     };
     let kind = review.kind();
@@ -67,7 +67,7 @@ pub(super) async fn respond(
             } else {
                 MutationEnding::Changed
             };
-            (ending, json(mutated(review, &mutation)))
+            (ending, json(mutation.answer(review)))
         }
         Ok(Err(sentence)) => {
             warn!(reason = sentence, "cannot read the pod of a review");

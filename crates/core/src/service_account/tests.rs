@@ -426,6 +426,7 @@ proptest! {
         let place = seed.min(grants.len());
         grants.insert(place, grant("exact", &[association("a", "b", "exact")]));
         let found = rules(&grants).assigned_role("a", "b", &Default::default(), None);
-        prop_assert_eq!(found.unwrap().unwrap().role.name(), "exact");
+        let found = found.unwrap().unwrap();
+        prop_assert_eq!(found.role.name(), "exact");
     }
 }

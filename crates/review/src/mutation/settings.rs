@@ -1,7 +1,5 @@
 //! The settings of the injection that hold for all pods.
 
-use super::source::{Identity, Method};
-
 /// Minimum expiration of a token that the API server issues, in seconds.
 pub const MIN_EXPIRATION_SECONDS: u32 = 600;
 /// Maximum and default expiration, in seconds.
@@ -106,16 +104,17 @@ impl InjectionSettings {
     }
 
     /// Returns the expiration within the bounds of Kubernetes and of EKS's webhook, in seconds. The
-    /// maximum is spread for container credentials.
-    pub(super) fn expiration(&self, asked: Option<u32>, identity: &Identity, jitter: u32) -> u32 {
+    /// maximum is spread by `jitter`, if it is given.
+    pub(super) fn expiration(&self, asked: Option<u32>, jitter: Option<u32>) -> u32 {
         let asked = asked.filter(|asked| *asked > 0);
         let seconds = asked
             .unwrap_or(self.expiration_seconds)
             .clamp(MIN_EXPIRATION_SECONDS, MAX_EXPIRATION_SECONDS);
-        if identity.method == Method::ContainerCredentials && seconds == MAX_EXPIRATION_SECONDS {
-            MAX_EXPIRATION_SECONDS - JITTER_SECONDS + jitter % (JITTER_SECONDS + 1)
-        } else {
-            seconds
+        match jitter {
+            Some(jitter) if seconds == MAX_EXPIRATION_SECONDS => {
+                MAX_EXPIRATION_SECONDS - JITTER_SECONDS + jitter % (JITTER_SECONDS + 1)
+            }
+            _ => seconds,
         }
     }
 

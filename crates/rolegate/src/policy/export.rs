@@ -130,7 +130,7 @@ fn vap(arguments: &ExportArguments, loaded: &Loaded) -> anyhow::Result<String> {
     Ok(exported.yaml()?)
 }
 
-/// Exports the roles of service accounts by their annotations.
+/// Exports the roles of service accounts, by annotations and associations.
 fn injection(arguments: &ExportArguments, loaded: &Loaded) -> anyhow::Result<String> {
     let mut settings = InjectionSettings {
         region: arguments.inject_region.clone(),
@@ -150,6 +150,27 @@ fn injection(arguments: &ExportArguments, loaded: &Loaded) -> anyhow::Result<Str
                 roles.insert(account, role.to_string());
             }
             Err(error) => without.push((format!("{namespace}/{name}"), error.to_string())),
+        }
+    }
+    let associations = loaded.grants.iter().flat_map(|grant| &grant.associations);
+    for association in associations {
+        let (namespace, name) = (&association.namespace, &association.service_account);
+        let account = format!("{namespace}/{name}");
+        let needs_endpoint = association.target_role.is_some()
+            || association.external_id.is_some()
+            || association.audience.is_some();
+        if account.contains('*') || needs_endpoint {
+            let reason = "its association has stars, a target role, an external ID or an audience";
+            without.push((account, reason.to_owned()));
+            continue;
+        }
+        match resolve(&association.role, loaded.snapshot.rules.base.as_ref()) {
+            // An annotation takes precedence.
+            Ok(role) => {
+                let account = (namespace.clone(), name.clone());
+                roles.entry(account).or_insert_with(|| role.to_string());
+            }
+            Err(error) => without.push((account, error.to_string())),
         }
     }
     let exported = injection::export(&InjectionInput {
