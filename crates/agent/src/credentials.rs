@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use rolegate_authorizer::assigned::AssignedLookup;
 use rolegate_authorizer::pod::{Allowed, Authorization, PodEntry};
 use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_core::arn::RoleArn;
@@ -32,8 +33,10 @@ pub enum Refusal {
     UnknownPod,
     /// The namespace of the pod has not synced yet.
     NamespaceNotSynced,
-    /// The pod requests no role.
+    /// The pod requests no role, or its service account has none.
     NoRole,
+    /// The service account of the pod is not loaded yet, or was deleted.
+    UnknownServiceAccount,
     /// The rules deny the role. The message is for the pod's owner.
     Denied(Bytes),
     /// The last call to STS failed.
@@ -122,6 +125,27 @@ impl CredentialSource {
         }
     }
 
+    /// Continues for a pod whose service account may have its role for tokens of an audience, and
+    /// reports the denial of one that may not. `audience` is `None` for the endpoint's default
+    /// audience. `attempt` gets the entry of that role, to which outcomes are reported.
+    ///
+    /// The endpoint must have verified that a token of this audience is bound to the pod.
+    pub fn allowed_for<T: From<Refusal>>(
+        &self,
+        pod: &PodEntry,
+        audience: Option<&str>,
+        now: Timestamp,
+        attempt: impl FnOnce(&PodEntry, &Allowed) -> Attempt<T>,
+    ) -> Attempt<T> {
+        match self.decisions.assigned(pod, audience) {
+            AssignedLookup::Role(entry) => {
+                self.allowed(&entry, now, |allowed| attempt(&entry, allowed))
+            }
+            AssignedLookup::NoRole => Attempt::Done(Refusal::NoRole.into()),
+            AssignedLookup::Unknown => Attempt::Wait(Refusal::UnknownServiceAccount.into()),
+        }
+    }
+
     /// Serves the current session of an allowed pod, and reports the outcome.
     pub fn session<T: From<Refusal>>(
         &self,
@@ -167,6 +191,35 @@ impl CredentialSource {
             };
             self.allowed(&entry, now, |allowed| {
                 self.session(&entry, allowed, now, |session| Ok(session.clone()))
+            })
+        };
+        match attempt(self.clock.now()) {
+            Attempt::Done(session) => session,
+            Attempt::Wait(last) | Attempt::WaitForSession(_, last) => {
+                Box::pin(self.retry_on_change(last, attempt)).await
+            }
+        }
+    }
+
+    /// Returns the current session of the role that the service account of a pod has for tokens of
+    /// an audience, as [`Self::session_of`] does for the pod's own role.
+    ///
+    /// # Errors
+    /// Returns [`Refusal`] if the pod gets no credentials within [`Self::wait`].
+    pub async fn session_for(
+        &self,
+        uid: &str,
+        audience: Option<&str>,
+    ) -> Result<Arc<Session>, Refusal> {
+        let attempt = |now| {
+            if let Err(refusal) = self.check_ready(now) {
+                return Attempt::Wait(Err(refusal));
+            }
+            let Some(pod) = self.pod_table.pod(uid) else {
+                return Attempt::Wait(Err(Refusal::UnknownPod));
+            };
+            self.allowed_for(&pod, audience, now, |entry, allowed| {
+                self.session(entry, allowed, now, |session| Ok(session.clone()))
             })
         };
         match attempt(self.clock.now()) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 use jiff::Timestamp;
+use rolegate_authorizer::assigned::AssignedLookup;
 use rolegate_authorizer::authorizer::Authorizer;
 use rolegate_authorizer::pod::{DecisionRecord, PodEntry};
 use rolegate_runtime::clock::Clock;
@@ -24,6 +25,16 @@ impl DecisionSource {
             Self::Here(authorizer) => authorizer.authorization(entry, now),
             Self::Broker(_) => entry.decided.load(),
         }
+    }
+
+    /// Returns the role of the service account of `entry` for tokens of an audience; `None` for the
+    /// endpoint's default audience.
+    pub fn assigned(&self, entry: &PodEntry, audience: Option<&str>) -> AssignedLookup {
+        let roles = match self {
+            Self::Here(authorizer) => authorizer.assigned_roles(entry),
+            Self::Broker(_) => entry.assigned.load_full(),
+        };
+        roles.map_or(AssignedLookup::NoRole, |roles| roles.find(audience))
     }
 
     /// Returns the current time.

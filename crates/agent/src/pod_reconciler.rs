@@ -86,7 +86,9 @@ impl Reconciler for PodReconciler {
         if before.as_ref().is_some_and(|known| *known.workload == pod) {
             return;
         }
+        let assigned = before.as_ref().and_then(|entry| entry.assigned.load_full());
         let before = before.as_ref().map(|entry| entry.decided.load());
+        let pod = Arc::new(pod);
         let decided = self
             .authorizer
             .decide(&pod, before.as_ref().map(|it| &***it));
@@ -94,8 +96,10 @@ impl Reconciler for PodReconciler {
             // The pod changed, so a request that STS refused should be retried.
             allowed.lease.retry();
         }
-        let entry = Arc::new(PodEntry::new(Arc::new(pod), decided));
-        self.pods.put(entry);
+        let assigned = self.authorizer.assign_roles(&pod, assigned.as_deref());
+        let entry = PodEntry::new(pod, decided);
+        entry.assigned.store(assigned.map(Arc::new));
+        self.pods.put(Arc::new(entry));
     }
 
     fn remove(&mut self, uid: &Arc<str>) {
@@ -120,10 +124,13 @@ impl Reconciler for PodReconciler {
         let Some(entry) = self.pods.get(uid) else {
             return;
         };
-        let decided = self.authorizer.authorization(entry, self.authorizer.now());
+        let now = self.authorizer.now();
+        let decided = self.authorizer.authorization(entry, now);
         if let (Reason::Retry, Authorization::Allowed(allowed)) = (reason, &decided.authorization) {
             allowed.lease.retry();
         }
+        let retry = reason == Reason::Retry;
+        self.authorizer.refresh_assigned(entry, now, retry);
     }
 
     fn publish(&mut self) {

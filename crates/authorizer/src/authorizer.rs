@@ -9,15 +9,18 @@ use std::time::Duration;
 
 use arc_swap::Guard;
 use jiff::Timestamp;
-use rolegate_core::decision::Decision;
+use rolegate_core::decision::{Decision, RuleSet};
 use rolegate_core::decision_cache::DecisionCache;
 use rolegate_core::engine::Cause;
 use rolegate_core::session::SessionKey;
-use rolegate_core::workload::{Phase, Workload};
+use rolegate_core::workload::Workload;
 use rolegate_rules::rules::RuleStore;
+use rolegate_rules::service_accounts::ServiceAccountStore;
+use rolegate_rules::snapshot::Snapshot;
 use rolegate_runtime::clock::Clock;
 use rolegate_sessions::{Lease, Sessions};
 
+use crate::assigned::Assignment;
 use crate::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
 
 /// Lifetime of a decision whose rules read the time.
@@ -32,6 +35,7 @@ pub struct Authorizer {
     sessions: Sessions,
     clock: Clock,
     decision_cache: Arc<DecisionCache>,
+    service_accounts: Option<ServiceAccountStore>,
 }
 
 impl Authorizer {
@@ -42,7 +46,34 @@ impl Authorizer {
             sessions,
             clock,
             decision_cache: Arc::default(),
+            service_accounts: None,
         }
+    }
+
+    /// Also authorizes pods for the roles of their service accounts, if there are `accounts`.
+    #[must_use]
+    pub fn with_service_accounts(self, accounts: Option<ServiceAccountStore>) -> Self {
+        Self {
+            service_accounts: accounts,
+            ..self
+        }
+    }
+
+    pub(crate) fn service_accounts(&self) -> Option<&ServiceAccountStore> {
+        self.service_accounts.as_ref()
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.rules.generation()
+    }
+
+    /// Returns true if a decision is based on the current rules and has not expired.
+    pub(crate) fn is_current(&self, decided: &DecisionRecord) -> bool {
+        decided.is_current(self.rules.generation(), self.clock.now())
+    }
+
+    pub(crate) fn snapshot(&self) -> Guard<Arc<Snapshot>> {
+        self.rules.load()
     }
 
     /// Returns the current time.
@@ -56,7 +87,7 @@ impl Authorizer {
         if decided.is_current(self.rules.generation(), now) {
             return decided;
         }
-        let new = Arc::new(self.decide(&entry.workload, Some(&decided)));
+        let new = Arc::new(self.decide_entry(entry, &decided));
         // If another thread has decided by the same or newer rules in the meantime, its decision is
         // kept and returned.
         let replaced = entry.decided.rcu(|other| {
@@ -80,7 +111,14 @@ impl Authorizer {
         if decided.is_current(self.rules.generation(), self.clock.now()) {
             return decided;
         }
-        Arc::new(self.decide(&entry.workload, Some(&decided)))
+        Arc::new(self.decide_entry(entry, &decided))
+    }
+
+    fn decide_entry(&self, entry: &PodEntry, before: &DecisionRecord) -> DecisionRecord {
+        match &entry.assignment {
+            Some(assignment) => self.decide_assigned(&entry.workload, assignment, Some(before)),
+            None => self.decide(&entry.workload, Some(before)),
+        }
     }
 
     /// Decides for a pod. If the session stays the same, its previous lease is kept, so that no
@@ -89,35 +127,65 @@ impl Authorizer {
         let snapshot = self.rules.load();
         let rules = &snapshot.rules;
         let now = self.clock.now();
-        let finished = matches!(workload.phase, Phase::Succeeded | Phase::Failed);
-        let mut is_transient = false;
-        let authorization = if finished || workload.host_network {
+        let decision = if workload.is_finished() || workload.host_network {
             // The pod has no address, so nothing could ever be served.
-            Authorization::NoRole
+            Decision::NoRole
         } else {
-            let decision = self.decision_cache.decide(rules, workload, now);
-            is_transient = decision.is_transient();
-            match decision {
-                Decision::Pending => Authorization::Pending,
-                Decision::NoRole => Authorization::NoRole,
-                Decision::Deny(denial) => Authorization::Denied {
-                    body: format!("{}\n", denial.owner_message()).into(),
-                    denial,
-                },
-                Decision::Allow {
-                    key,
-                    role_name,
-                    rules,
-                    audited,
-                } => Authorization::Allowed(Allowed {
-                    role: key.role.clone(),
-                    role_name: role_name.into(),
-                    since: now,
-                    rules,
-                    audited,
-                    lease: self.lease(key, workload, before),
-                }),
+            self.decision_cache.decide(rules, workload, now)
+        };
+        self.record(decision, rules, workload, before)
+    }
+
+    /// Decides for a pod and the role of its service account, as [`Self::decide`] does. The pod is
+    /// identified by a token, so it needs no address.
+    pub(crate) fn decide_assigned(
+        &self,
+        pod: &Workload,
+        assignment: &Assignment,
+        before: Option<&DecisionRecord>,
+    ) -> DecisionRecord {
+        let snapshot = self.rules.load();
+        let rules = &snapshot.rules;
+        let now = self.clock.now();
+        let decision = match assignment {
+            _ if pod.is_finished() => Decision::NoRole,
+            Ok(assignment) => {
+                assignment.decide(pod, |asking| self.decision_cache.decide(rules, asking, now))
             }
+            Err(error) => Decision::Deny(error.denial()),
+        };
+        self.record(decision, rules, pod, before)
+    }
+
+    fn record(
+        &self,
+        decision: Decision,
+        rules: &RuleSet,
+        workload: &Workload,
+        before: Option<&DecisionRecord>,
+    ) -> DecisionRecord {
+        let now = self.clock.now();
+        let is_transient = decision.is_transient();
+        let authorization = match decision {
+            Decision::Pending => Authorization::Pending,
+            Decision::NoRole => Authorization::NoRole,
+            Decision::Deny(denial) => Authorization::Denied {
+                body: format!("{}\n", denial.owner_message()).into(),
+                denial,
+            },
+            Decision::Allow {
+                key,
+                role_name,
+                rules,
+                audited,
+            } => Authorization::Allowed(Allowed {
+                role: key.last_role().clone(),
+                role_name: role_name.into(),
+                since: now,
+                rules,
+                audited,
+                lease: self.lease(key, workload, before),
+            }),
         };
         DecisionRecord {
             generation: rules.generation,

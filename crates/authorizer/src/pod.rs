@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use jiff::Timestamp;
 use rolegate_core::arn::RoleArn;
@@ -12,6 +12,7 @@ use rolegate_core::decision::Denial;
 use rolegate_core::workload::Workload;
 use rolegate_sessions::{Lease, Session};
 
+use crate::assigned::{AssignedRoles, Assignment};
 use crate::throttle::LogThrottle;
 
 /// A pod with its last decision. A change of the pod creates a new entry.
@@ -21,6 +22,14 @@ pub struct PodEntry {
     pub workload: Arc<Workload>,
     /// The last decision, which [`crate::authorizer::Authorizer::authorization`] updates.
     pub decided: ArcSwap<DecisionRecord>,
+    /// Whose role the entry is about.
+    pub role_of: RoleOf,
+    /// The role that the service account has, on which the decision is based; `None` for the pod's
+    /// own role, and at brokered agents.
+    pub(crate) assignment: Option<Box<Assignment>>,
+    /// The roles of the pod's service account, in the entry of its own role; `None` until they are
+    /// determined, and if no endpoint needs them.
+    pub assigned: ArcSwapOption<AssignedRoles>,
     /// Limits the reports of denials to the pod's owner.
     pub report_throttle: LogThrottle,
     /// The session that the pod last received: a hash of its `AccessKeyId`, zero for none.
@@ -33,8 +42,27 @@ impl PodEntry {
         Self {
             workload,
             decided: ArcSwap::from_pointee(decided),
+            role_of: RoleOf::Pod,
+            assignment: None,
+            assigned: ArcSwapOption::empty(),
             report_throttle: LogThrottle::default(),
             served: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes this the entry of a role of the pod's service account, for tokens of `audience`.
+    #[must_use]
+    pub fn for_service_account(self, audience: Option<Arc<str>>) -> Self {
+        Self {
+            role_of: RoleOf::ServiceAccount { audience },
+            ..self
+        }
+    }
+
+    pub(crate) fn with_assignment(self, assignment: Assignment) -> Self {
+        Self {
+            assignment: Some(Box::new(assignment)),
+            ..self
         }
     }
 
@@ -44,6 +72,9 @@ impl PodEntry {
         Self {
             workload,
             decided: ArcSwap::from_pointee(decided),
+            role_of: self.role_of.clone(),
+            assignment: self.assignment.clone(),
+            assigned: ArcSwapOption::new(self.assigned.load_full()),
             report_throttle: self.report_throttle.clone(),
             served: AtomicU64::new(self.served.load(Ordering::Relaxed)),
         }
@@ -61,6 +92,19 @@ impl PodEntry {
     }
 }
 
+/// The holder of the role that an entry is about.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum RoleOf {
+    /// The pod: the role in its annotations, or a default role.
+    #[default]
+    Pod,
+    /// The pod's service account.
+    ServiceAccount {
+        /// The audience of the tokens that get the role; `None` for the endpoint's default audience.
+        audience: Option<Arc<str>>,
+    },
+}
+
 /// A decision and its lifetime.
 #[derive(Debug)]
 pub struct DecisionRecord {
@@ -76,6 +120,21 @@ impl DecisionRecord {
     /// Returns true if the decision is based on this generation of the rules and has not expired.
     pub(crate) fn is_current(&self, generation: u64, now: Timestamp) -> bool {
         self.generation == generation && self.expires_at.is_none_or(|expires_at| now < expires_at)
+    }
+
+    /// Sends a request that STS refused again, if `retry` is true and the role is allowed.
+    pub(crate) fn retry_if(&self, retry: bool) {
+        if let (true, Authorization::Allowed(allowed)) = (retry, &self.authorization) {
+            allowed.lease.retry();
+        }
+    }
+
+    /// Returns the lease of the session, if the role is allowed.
+    pub fn lease(&self) -> Option<&Arc<Lease>> {
+        match &self.authorization {
+            Authorization::Allowed(allowed) => Some(&allowed.lease),
+            Authorization::NoRole | Authorization::Denied { .. } | Authorization::Pending => None,
+        }
     }
 
     /// Returns true if the pod gets the same response from both decisions.

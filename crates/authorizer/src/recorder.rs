@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use crate::ledger::{Issued, Ledger};
-use crate::pod::{Allowed, PodEntry};
+use crate::pod::{Allowed, PodEntry, RoleOf};
 
 /// Minimum interval between reports of the same denial of the same pod, since SDKs retry.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
@@ -25,6 +25,8 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 pub struct OutcomeReport {
     /// The pod's UID.
     pub pod_uid: Arc<str>,
+    /// Whose role the request was for.
+    pub role_of: RoleOf,
     /// The outcome of the request.
     pub outcome: RequestOutcome,
 }
@@ -167,8 +169,11 @@ impl OutcomeRecorder {
 
     fn forward(&self, entry: &PodEntry, outcome: RequestOutcome) {
         if let Some(broker) = &self.broker {
-            let pod_uid = entry.workload.uid.clone();
-            let _ = broker.try_send(OutcomeReport { pod_uid, outcome });
+            let _ = broker.try_send(OutcomeReport {
+                pod_uid: entry.workload.uid.clone(),
+                role_of: entry.role_of.clone(),
+                outcome,
+            });
         }
     }
 }

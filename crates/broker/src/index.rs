@@ -11,7 +11,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rolegate_authorizer::authorizer::Authorizer;
-use rolegate_authorizer::pod::Authorization;
 use rolegate_authorizer::reconciler::{
     BATCH_SIZE, MissingRules, Reconciler, ReconcilerState, Sources,
 };
@@ -222,24 +221,30 @@ impl Index {
 
     /// Decides for a pod and updates the subscription.
     fn decide(&mut self, subscription: &Arc<Subscription>, pod: Arc<Workload>, retry: bool) {
-        let before = subscription
-            .entry(&pod.uid)
-            .as_ref()
-            .map(|entry| entry.decided.load());
+        let known = subscription.entry(&pod.uid);
+        let assigned = known.as_ref().and_then(|entry| entry.assigned.load_full());
+        let before = known.as_ref().map(|entry| entry.decided.load());
         let decided = self
             .authorizer
             .decide(&pod, before.as_ref().map(|it| &***it));
-        if decided.expires_at.is_some() {
+        let assigned = self.authorizer.assign_roles(&pod, assigned.as_deref());
+        let entries = assigned.iter().flat_map(|assigned| assigned.entries());
+        let roles: Vec<_> = entries.map(|role| role.decided.load_full()).collect();
+        let all = || roles.iter().map(|role| &**role).chain([&decided]);
+        if all().any(|decided| decided.expires_at.is_some()) {
             self.timely.insert(pod.uid.clone());
         }
-        if let (true, Authorization::Allowed(allowed)) = (retry, &decided.authorization) {
-            allowed.lease.retry();
+        for lease in all()
+            .filter_map(|decided| decided.lease())
+            .filter(|_| retry)
+        {
+            lease.retry();
         }
         let SessionChanges {
             begun,
             removed_sessions,
-        } = subscription.put(pod, decided);
-        if let Some(key) = begun {
+        } = subscription.put(pod, decided, assigned);
+        for key in begun {
             let users = self.users.entry(key).or_default();
             let known =
                 |user: &Weak<Subscription>| std::ptr::eq(user.as_ptr(), Arc::as_ptr(subscription));
@@ -247,7 +252,7 @@ impl Index {
                 users.push(Arc::downgrade(subscription));
             }
         }
-        if let Some(key) = removed_sessions {
+        for key in removed_sessions {
             self.leave_session(&key, subscription);
         }
         self.complete(subscription);
@@ -280,7 +285,7 @@ impl Index {
             self.nodes.remove(name);
         }
         for subscription in subscriptions {
-            if let Some(key) = subscription.remove(&pod.uid) {
+            for key in subscription.remove(&pod.uid) {
                 self.leave_session(&key, &subscription);
             }
             self.complete(&subscription);

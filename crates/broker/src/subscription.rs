@@ -5,23 +5,30 @@
 //! current state when the stream has room. So an agent that reads slowly, or not at all, costs no
 //! more than its node's pods and delays nothing else.
 
+mod message;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard};
+use rolegate_authorizer::assigned::AssignedRoles;
 use rolegate_authorizer::ledger::{Issued, Ledger};
-use rolegate_authorizer::pod::{Authorization, DecisionRecord, PodEntry};
+use rolegate_authorizer::pod::{Authorization, DecisionRecord, PodEntry, RoleOf};
 use rolegate_authorizer::recorder::{OutcomeRecorder, RequestOutcome};
 use rolegate_core::session::{SessionKey, Validity};
 use rolegate_core::workload::Workload;
-use rolegate_proto::{v1, wire};
+use rolegate_proto::v1;
 use rolegate_runtime::keyed_limit::Permit;
 use rolegate_runtime::rate::Rate;
 use rolegate_sessions::Lease;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use message::message;
 
 /// Maximum subscriptions of one node. An agent and its successor have four together, and broken
 /// streams count until they are detected. Each costs the index a pass over the node's pods, and its
@@ -91,6 +98,8 @@ enum Completeness {
 struct Pod {
     entry: Arc<PodEntry>,
     session: Option<u64>,
+    /// The sessions of the roles of its service account, in the order of their entries.
+    assigned_sessions: Vec<Option<u64>>,
     /// `true` if it was sent to the agent.
     sent: bool,
 }
@@ -141,17 +150,31 @@ impl Subscription {
     }
 
     /// Adds or updates a pod. The result lists sessions whose use changed.
-    pub(crate) fn put(&self, workload: Arc<Workload>, decided: DecisionRecord) -> SessionChanges {
+    pub(crate) fn put(
+        &self,
+        workload: Arc<Workload>,
+        decided: DecisionRecord,
+        assigned: Option<AssignedRoles>,
+    ) -> SessionChanges {
+        let assigned = assigned.map(Arc::new);
         let mut state = self.state();
         state.expected.remove(&workload.uid);
         let before = state.pods.get_mut(&workload.uid);
         if let Some(before) = before {
             let last = before.entry.decided.load();
-            let same =
-                same_to_agent(&before.entry.workload, &workload) && last.same_response(&decided);
+            let roles = before.entry.assigned.load();
+            let same_roles = match (&*roles, &assigned) {
+                (Some(last), Some(new)) => last.same_responses(new),
+                (None, None) => true,
+                (Some(_), None) | (None, Some(_)) => false,
+            };
+            let same = same_to_agent(&before.entry.workload, &workload)
+                && last.same_response(&decided)
+                && same_roles;
             if same {
                 // The pod is unchanged, but the generation of the rules is newer.
-                drop(last);
+                drop((last, roles));
+                before.entry.assigned.store(assigned);
                 if before.entry.workload == workload {
                     before.entry.decided.store(Arc::new(decided));
                 } else {
@@ -163,27 +186,29 @@ impl Subscription {
             }
         }
         let uid = workload.uid.clone();
-        let lease = match &decided.authorization {
-            Authorization::Allowed(allowed) => Some(allowed.lease.clone()),
-            _ => None,
-        };
-        // Taken before the old session is released, so that an unchanged session keeps its number.
-        let session = lease.map(|lease| state.take_session(lease));
-        let entry = Arc::new(PodEntry::new(workload, decided));
+        let mut begun = Vec::new();
+        // Taken before the old sessions are released, so that an unchanged session keeps its number.
+        let session = state.take_session_of(&decided, &mut begun);
+        let entry = PodEntry::new(workload, decided);
+        let roles = assigned.iter().flat_map(|assigned| assigned.entries());
+        let assigned_sessions = roles
+            .map(|role| state.take_session_of(&role.decided.load(), &mut begun))
+            .collect();
+        entry.assigned.store(assigned);
         let (sent, old) = match state.pods.remove(&uid) {
-            Some(before) => (before.sent, before.session),
+            Some(before) => (before.sent, before.sessions().collect()),
             // The pod returned before its removal was sent, so the agent never lost it.
-            None => (state.removed_pod_uids.remove(&uid), None),
+            None => (state.removed_pod_uids.remove(&uid), Vec::new()),
         };
         let pod = Pod {
-            entry,
+            entry: Arc::new(entry),
             session,
+            assigned_sessions,
             sent,
         };
         state.pods.insert(uid.clone(), pod);
         state.new_pods.insert(uid);
-        let removed_sessions = old.and_then(|number| state.leave_session(number));
-        let begun = session.and_then(|number| state.began(number));
+        let removed_sessions = state.leave_sessions(old);
         drop(state);
         self.changed.notify_one();
         SessionChanges {
@@ -193,15 +218,17 @@ impl Subscription {
     }
 
     /// Removes a pod.
-    pub(crate) fn remove(&self, uid: &str) -> Option<Arc<SessionKey>> {
+    pub(crate) fn remove(&self, uid: &str) -> Vec<Arc<SessionKey>> {
         let mut state = self.state();
         state.expected.remove(uid);
-        let (uid, pod) = state.pods.remove_entry(uid)?;
+        let Some((uid, pod)) = state.pods.remove_entry(uid) else {
+            return Vec::new();
+        };
         state.new_pods.remove(&uid);
         if pod.sent {
             state.removed_pod_uids.insert(uid);
         }
-        let removed_sessions = pod.session.and_then(|number| state.leave_session(number));
+        let removed_sessions = state.leave_sessions(pod.sessions());
         drop(state);
         self.changed.notify_one();
         removed_sessions
@@ -309,7 +336,7 @@ impl Subscription {
     pub fn record(
         &self,
         uid: &str,
-        outcome: &RequestOutcome,
+        (role_of, outcome): (&RoleOf, &RequestOutcome),
         recorder: &OutcomeRecorder,
         now: Timestamp,
     ) {
@@ -317,7 +344,9 @@ impl Subscription {
         let Some(pod) = state.pods.get(uid).filter(|pod| pod.sent) else {
             return;
         };
-        let entry = pod.entry.clone();
+        let Some(entry) = pod.entry_of(role_of) else {
+            return;
+        };
         let decided = entry.decided.load();
         match (&decided.authorization, outcome) {
             (Authorization::Denied { denial, .. }, RequestOutcome::Denied) => {
@@ -351,8 +380,37 @@ impl Subscription {
 /// Sessions that the stream started or stopped using with a change.
 #[derive(Debug, Default)]
 pub(crate) struct SessionChanges {
-    pub(crate) begun: Option<Arc<SessionKey>>,
-    pub(crate) removed_sessions: Option<Arc<SessionKey>>,
+    pub(crate) begun: Vec<Arc<SessionKey>>,
+    pub(crate) removed_sessions: Vec<Arc<SessionKey>>,
+}
+
+impl Pod {
+    /// Returns the entries of the pod's own role and those of its service account, each with the
+    /// number of its session.
+    fn roles(&self) -> Vec<(Arc<PodEntry>, Option<u64>)> {
+        let assigned = self.entry.assigned.load();
+        let entries = assigned.iter().flat_map(|assigned| assigned.entries());
+        let assigned = entries.cloned().zip(self.assigned_sessions.iter().copied());
+        let own = (self.entry.clone(), self.session);
+        std::iter::once(own).chain(assigned).collect()
+    }
+
+    /// Returns the numbers of the sessions in use.
+    fn sessions(&self) -> impl Iterator<Item = u64> {
+        let all = std::iter::once(&self.session).chain(&self.assigned_sessions);
+        all.flatten().copied()
+    }
+
+    fn entry_of(&self, role_of: &RoleOf) -> Option<Arc<PodEntry>> {
+        match role_of {
+            RoleOf::Pod => Some(self.entry.clone()),
+            RoleOf::ServiceAccount { audience } => {
+                let assigned = self.entry.assigned.load();
+                let assigned = assigned.as_ref()?;
+                assigned.entry(audience.as_deref()).cloned()
+            }
+        }
+    }
 }
 
 /// Returns `true` if both workloads look the same to an agent.
@@ -364,7 +422,21 @@ fn same_to_agent(one: &Workload, other: &Workload) -> bool {
 }
 
 impl State {
-    /// Adds a user of the session and returns the session's number.
+    /// Adds a user of the session of a decision, if it allows one, and returns the session's number.
+    /// Adds its key to `begun` if the session was not in use.
+    fn take_session_of(
+        &mut self,
+        decided: &DecisionRecord,
+        begun: &mut Vec<Arc<SessionKey>>,
+    ) -> Option<u64> {
+        let lease = decided.lease()?;
+        let key = lease.cell().shared_key();
+        if !self.slots.contains_key(&key) {
+            begun.push(key);
+        }
+        Some(self.take_session(lease.clone()))
+    }
+
     fn take_session(&mut self, lease: Arc<Lease>) -> u64 {
         let key = lease.cell().shared_key();
         if let Some(slot) = self.slots.get_mut(&key) {
@@ -390,10 +462,13 @@ impl State {
         self.slots.get(self.keys.get(&number)?)
     }
 
-    /// Returns the key if the session has just come into use.
-    fn began(&self, number: u64) -> Option<Arc<SessionKey>> {
-        let slot = self.slot(number)?;
-        (slot.users == 1 && !slot.sent).then(|| slot.lease.cell().shared_key())
+    /// Removes a user of each of these sessions. Returns the keys of those that were left by their
+    /// last user.
+    fn leave_sessions(&mut self, numbers: impl IntoIterator<Item = u64>) -> Vec<Arc<SessionKey>> {
+        let numbers = numbers.into_iter();
+        numbers
+            .filter_map(|number| self.leave_session(number))
+            .collect()
     }
 
     /// Removes a user of the session. Returns the key if it was the last one.
@@ -425,6 +500,7 @@ impl State {
     fn take(&mut self, handed: &mut Vec<(Arc<PodEntry>, Pushed)>) -> v1::Update {
         let mut update = v1::Update::default();
         while update.pods.len() < BATCH_SIZE
+            && update.sessions.len() < BATCH_SIZE
             && let Some(uid) = self.new_pods.pop_first()
         {
             let Some(pod) = self.pods.get_mut(&uid) else {
@@ -432,11 +508,12 @@ impl State {
             };
             pod.sent = true;
             update.pods.push(message(pod));
-            let Some(number) = pod.session else { continue };
-            let entry = pod.entry.clone();
-            update.sessions.extend(self.introduce(number));
-            if let Some(pushed) = self.slot(number).and_then(|slot| slot.pushed.last()) {
-                handed.push((entry, pushed.clone()));
+            for (entry, number) in pod.roles() {
+                let Some(number) = number else { continue };
+                update.sessions.extend(self.introduce(number));
+                if let Some(pushed) = self.slot(number).and_then(|slot| slot.pushed.last()) {
+                    handed.push((entry, pushed.clone()));
+                }
             }
         }
         while update.sessions.len() < BATCH_SIZE
@@ -448,11 +525,11 @@ impl State {
                 let Some(pushed) = slot.pushed.last() else {
                     continue;
                 };
-                let users = self
-                    .pods
-                    .values()
-                    .filter(|pod| pod.session == Some(number) && pod.sent);
-                handed.extend(users.map(|pod| (pod.entry.clone(), pushed.clone())));
+                let users = self.pods.values().filter(|pod| pod.sent);
+                let users = users.filter(|pod| pod.sessions().any(|used| used == number));
+                let entries = users.flat_map(Pod::roles);
+                let entries = entries.filter(|(_, used)| *used == Some(number));
+                handed.extend(entries.map(|(entry, _)| (entry, pushed.clone())));
             }
         }
         // Removals come last, when nothing refers to them any more.
@@ -513,33 +590,3 @@ impl SessionSlot {
         }
     }
 }
-
-fn message(pod: &Pod) -> v1::Pod {
-    use v1::pod::Authorization as Said;
-    let workload = &pod.entry.workload;
-    let decided = pod.entry.decided.load();
-    let authorization = match &decided.authorization {
-        Authorization::Allowed(allowed) => Said::Allowed(v1::Allowed {
-            session: pod.session.unwrap_or_default(),
-            role_name: String::from_utf8_lossy(&allowed.role_name).into_owned(),
-            rules: allowed.rules.to_vec(),
-            audited: allowed.audited.iter().map(Into::into).collect(),
-        }),
-        Authorization::Denied { denial, .. } => Said::Denied(denial.into()),
-        Authorization::NoRole => Said::NoRole(v1::Empty {}),
-        Authorization::Pending => Said::Pending(v1::Empty {}),
-    };
-    let address = |address: &IpAddr| wire::address_bytes(*address);
-    v1::Pod {
-        uid: workload.uid.to_string(),
-        namespace: workload.namespace.to_string(),
-        name: workload.name.to_string(),
-        service_account: workload.service_account.to_string(),
-        addresses: workload.own_addresses().iter().map(address).collect(),
-        authorization: Some(authorization),
-        assigned_roles: Vec::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -19,6 +19,8 @@ pub const CONTAINER_CREDENTIALS_AUDIENCE: &str = "pods.eks.amazonaws.com";
 pub const WEB_IDENTITY_AUDIENCE: &str = "sts.amazonaws.com";
 /// Maximum length of an association's audience, in characters.
 pub const MAX_AUDIENCE: usize = 253;
+/// Maximum number of audiences for which a service account has a role, including the default one.
+pub const MAX_ASSIGNED_AUDIENCES: usize = 16;
 /// Maximum session duration of a chained role in STS, in seconds.
 const MAX_CHAINED_SECONDS: u32 = 3600;
 
@@ -386,7 +388,9 @@ impl RuleSet {
     }
 
     /// Returns the audiences for which a service account may have a role: the endpoint's default
-    /// audience, as `None`, and those of its associations, without duplicates.
+    /// audience, as `None`, and those of its associations, without duplicates. Only the first
+    /// [`MAX_ASSIGNED_AUDIENCES`] in alphabetical order count, since each pod keeps a session for
+    /// each.
     pub fn assigned_audiences(
         &self,
         namespace: &str,
@@ -394,7 +398,8 @@ impl RuleSet {
     ) -> BTreeSet<Option<Arc<str>>> {
         let all = self.associations.of(namespace, service_account);
         let audiences = all.iter().map(|association| association.audience.clone());
-        audiences.chain([None]).collect()
+        let all: BTreeSet<_> = audiences.chain([None]).collect();
+        all.into_iter().take(MAX_ASSIGNED_AUDIENCES).collect()
     }
 }
 

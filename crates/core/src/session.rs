@@ -28,6 +28,15 @@ pub struct SessionKey {
     pub target: Option<Arc<TargetRole>>,
 }
 
+impl SessionKey {
+    /// Returns the role whose credentials are those of the session.
+    pub fn last_role(&self) -> &RoleArn {
+        self.target
+            .as_ref()
+            .map_or(&self.role, |target| &target.role)
+    }
+}
+
 /// The second role of a chain, as EKS Pod Identity's target role. Both calls have the same session
 /// name and duration. The first one has the tags, which are then transitive, and the source identity;
 /// the second one has the policies.

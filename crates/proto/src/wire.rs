@@ -16,12 +16,16 @@ use rolegate_core::session::{
 use crate::v1;
 
 /// Maximum size of a message to a broker, in bytes. It limits the unauthenticated first message,
-/// which contains a token, and later ones with up to [`MAX_OUTCOMES`] outcomes.
+/// which contains a token, and later ones with up to [`MAX_SENT_OUTCOMES`] outcomes.
 pub const MAX_TO_BROKER: usize = 64 << 10;
 /// Maximum size of a message to an agent, in bytes.
 pub const MAX_TO_AGENT: usize = 2 << 20;
-/// Maximum number of outcomes in a message. Agents send fewer.
+/// Maximum number of outcomes in a message that a broker accepts.
 pub const MAX_OUTCOMES: usize = 256;
+/// Maximum number of outcomes in a message that an agent sends.
+pub const MAX_SENT_OUTCOMES: usize = 128;
+/// Maximum number of roles of a pod's service account. Brokers send fewer.
+pub const MAX_ASSIGNED_ROLES: usize = 64;
 /// Maximum size of an agent's token, in bytes.
 pub const MAX_TOKEN: usize = 16 << 10;
 /// Maximum size of an identifier (a UID, a node, an access key, a code), in bytes.
@@ -333,6 +337,34 @@ mod tests {
         }
     }
 
+    /// `Pod` before it had the roles of service accounts.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct OldPod {
+        #[prost(string, tag = "1")]
+        uid: String,
+        #[prost(message, optional, tag = "8")]
+        no_role: Option<v1::Empty>,
+    }
+
+    #[test]
+    fn versions_before_service_accounts_understand_each_other() {
+        let new = v1::Pod {
+            uid: "uid-1".into(),
+            authorization: Some(v1::pod::Authorization::NoRole(v1::Empty {})),
+            assigned_roles: vec![v1::AssignedRole::default()],
+            unknown_service_account: true,
+            ..v1::Pod::default()
+        };
+        let old = <OldPod as prost::Message>::decode(&*prost::Message::encode_to_vec(&new));
+        let old = old.unwrap();
+        assert_eq!(old.uid, "uid-1");
+        assert!(old.no_role.is_some());
+        let read = <v1::Pod as prost::Message>::decode(&*prost::Message::encode_to_vec(&old));
+        let read = read.unwrap();
+        assert_eq!(read.authorization, new.authorization);
+        assert!(read.assigned_roles.is_empty() && !read.unknown_service_account);
+    }
+
     #[test]
     fn keys_come_back_as_they_were() {
         let target = TargetRole {
@@ -386,9 +418,12 @@ mod tests {
         let notice = v1::Outcome {
             pod_uid: "x".repeat(36),
             result: Some(v1::outcome::Result::Served(key)),
+            service_account: Some(v1::ServiceAccountRole {
+                audience: Some("x".repeat(MAX_NAME)),
+            }),
         };
         let outcomes = v1::Outcomes {
-            outcomes: vec![notice; MAX_OUTCOMES],
+            outcomes: vec![notice; MAX_SENT_OUTCOMES],
         };
         let body = Some(v1::from_agent::Body::Outcomes(outcomes));
         let message = v1::FromAgent { body };
@@ -399,10 +434,11 @@ mod tests {
     fn the_largest_tokens_and_credentials_fit_into_their_messages() {
         // Tokens of the API server have one to two KiB; issuers with many claims, more.
         const { assert!(MAX_TOKEN >= 8 << 10 && MAX_TOKEN + 1024 <= MAX_TO_BROKER) };
-        // A broker puts 64 sessions into one message, and as many pods.
+        // A broker puts 64 sessions into one message, and as many pods. The last pod may add those of
+        // its own role and of 16 roles of its service account.
         const CREDENTIALS: usize =
             MAX_ACCESS_KEY_ID_BYTES + MAX_SECRET_ACCESS_KEY_BYTES + MAX_SESSION_TOKEN_BYTES;
-        const { assert!(64 * (CREDENTIALS + 8 * 1024) <= MAX_TO_AGENT) };
+        const { assert!((63 + 17) * (CREDENTIALS + 8 * 1024) <= MAX_TO_AGENT) };
     }
 
     fn credentials(id: &str, secret: &str, token: &str) -> v1::Credentials {

@@ -360,6 +360,7 @@ fn lie(stream: &Stream, uids: [&str; 2], key: &str) -> anyhow::Result<()> {
         outcomes.clone().map(|outcome| v1::Outcome {
             pod_uid: uid.into(),
             result: Some(outcome),
+            service_account: None,
         })
     });
     let outcomes = outcomes.collect();

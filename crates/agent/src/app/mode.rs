@@ -80,7 +80,8 @@ pub(super) async fn standalone(
 
     let source = Source::start(options.source, shared.host_ip, rules, metrics, supervisor).await?;
     let writer = source.rules.writer;
-    let authorizer = Authorizer::new(writer.rules(), sessions.clone(), clock);
+    let authorizer = Authorizer::new(writer.rules(), sessions.clone(), clock)
+        .with_service_accounts(source.rules.service_accounts);
     let verifier = AddressVerifier::new(source.freshness.map(Age::Cluster), shared.attachments);
     let parts = PodReconcilerParts {
         pod_table: shared.pod_table,

@@ -7,7 +7,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
+use rolegate_authorizer::assigned::AssignedRoles;
+use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry, RoleOf};
 use rolegate_authorizer::recorder::{OutcomeReport, RequestOutcome};
 use rolegate_core::decision::Denial;
 use rolegate_core::engine::Cause;
@@ -15,7 +16,7 @@ use rolegate_core::labels::Labels;
 use rolegate_core::session::{Credentials, Failure, SessionKey};
 use rolegate_core::workload::{Phase, RoleRequest, Workload};
 use rolegate_proto::v1::{self, from_agent, outcome, pod};
-use rolegate_proto::wire::{self, MAX_OUTCOMES, Malformed};
+use rolegate_proto::wire::{self, MAX_ASSIGNED_ROLES, MAX_SENT_OUTCOMES, Malformed};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::readiness::{Block, Condition, Readiness};
 use rolegate_runtime::staleness::Staleness;
@@ -110,7 +111,7 @@ impl BrokerSync {
                     None => return,
                 },
                 // Until then they wait in their channel: a broker knows the pods that it has sent.
-                count = outcomes.recv_many(&mut batch, MAX_OUTCOMES),
+                count = outcomes.recv_many(&mut batch, MAX_SENT_OUTCOMES),
                     if sync.shown.is_none() && streams.has_room() =>
                 {
                     if count == 0 {
@@ -271,9 +272,53 @@ impl BrokerSync {
         if known > MAX_ENTRIES {
             return Err(Malformed("too many pods for one node"));
         }
-        let entry = PodEntry::new(Arc::new(workload), decided);
+        let workload = Arc::new(workload);
+        let known = self.writer.get(&uid).filter(|_| self.shown.is_some());
+        let known = known.and_then(|known| known.assigned.load_full());
+        let assigned = if entry.unknown_service_account {
+            // As above: until the broker knows the service account, what was known applies.
+            known.unwrap_or_else(|| Arc::new(AssignedRoles::received(None)))
+        } else {
+            let roles = self.assigned_roles(&workload, entry.assigned_roles)?;
+            Arc::new(AssignedRoles::received(Some(roles)))
+        };
+        let entry = PodEntry::new(workload, decided);
+        entry.assigned.store(Some(assigned));
         self.writer.put(Arc::new(entry));
         Ok(())
+    }
+
+    fn assigned_roles(
+        &self,
+        pod: &Arc<Workload>,
+        roles: Vec<v1::AssignedRole>,
+    ) -> Result<Vec<Arc<PodEntry>>, Malformed> {
+        use v1::assigned_role::Authorization as Said;
+        if roles.len() > MAX_ASSIGNED_ROLES {
+            return Err(Malformed("too many roles of a service account"));
+        }
+        let entry = |role: v1::AssignedRole| {
+            let audience = role.audience.as_deref();
+            let audience = audience
+                .map(|it| wire::name(it, "an audience"))
+                .transpose()?;
+            // A kind that a later version adds allows nothing here.
+            let said = match role.authorization {
+                Some(Said::Allowed(allowed)) => pod::Authorization::Allowed(allowed),
+                Some(Said::Denied(denial)) => pod::Authorization::Denied(denial),
+                Some(Said::Pending(_)) | None => pod::Authorization::Pending(v1::Empty {}),
+            };
+            let decided = DecisionRecord {
+                generation: 0,
+                expires_at: None,
+                authorization: self.authorization(said)?,
+            };
+            let entry = PodEntry::new(pod.clone(), decided);
+            Ok(Arc::new(
+                entry.for_service_account(audience.map(Into::into)),
+            ))
+        };
+        roles.into_iter().map(entry).collect()
     }
 
     fn authorization(&self, said: pod::Authorization) -> Result<Authorization, Malformed> {
@@ -292,7 +337,7 @@ impl BrokerSync {
                     .table
                     .get(&allowed.session)
                     .ok_or(Malformed("an unknown session"))?;
-                let role = lease.cell().key().role.clone();
+                let role = lease.cell().key().last_role().clone();
                 Authorization::Allowed(Allowed {
                     since: self.clock.now(),
                     role,
@@ -318,6 +363,12 @@ fn outcome_message(report: OutcomeReport) -> v1::Outcome {
     v1::Outcome {
         pod_uid: report.pod_uid.to_string(),
         result: Some(result),
+        service_account: match report.role_of {
+            RoleOf::Pod => None,
+            RoleOf::ServiceAccount { audience } => Some(v1::ServiceAccountRole {
+                audience: audience.map(|audience| audience.to_string()),
+            }),
+        },
     }
 }
 

@@ -388,6 +388,11 @@ impl From<Refusal> for Reply {
                 Outcome::UnknownPod,
                 "the namespace of this pod is not loaded yet\n",
             ),
+            Refusal::UnknownServiceAccount => Self::refuse(
+                Outcome::UnknownPod,
+                "the service account of this pod is not known: it is not loaded yet, or was \
+                 deleted\n",
+            ),
             Refusal::NoRole => Self::refuse(
                 Outcome::NoRole,
                 "this pod has no role: annotate it with iam.amazonaws.com/role\n",

@@ -1,5 +1,7 @@
 //! Tests of the pod reconciler: events in, pod table out.
 
+mod assigned;
+
 use std::net::IpAddr;
 
 use prometheus_client::registry::Registry;

@@ -90,7 +90,8 @@ impl Decisions {
 
         let agents = Agents::new(options.agents.clone());
         let node_addresses = options.kiam.is_some().then(NodeAddresses::default);
-        let authorizer = Authorizer::new(readers, sessions, clock);
+        let authorizer =
+            Authorizer::new(readers, sessions, clock).with_service_accounts(rules.service_accounts);
         let parts = IndexParts {
             writer: rules.writer,
             authorizer: authorizer.clone(),

@@ -2,6 +2,7 @@
 
 use prometheus_client::registry::Registry;
 use rolegate_authorizer::ledger::Ledger;
+use rolegate_authorizer::pod::Authorization;
 use rolegate_authorizer::work_queue::WorkQueue;
 use rolegate_core::annotation::ENFORCEMENT_POINTS;
 use rolegate_core::arn::BaseArn;

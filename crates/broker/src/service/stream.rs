@@ -2,6 +2,7 @@
 
 use std::mem::take;
 
+use rolegate_authorizer::pod::RoleOf;
 use rolegate_authorizer::recorder::RequestOutcome;
 use rolegate_proto::v1::{self, from_agent, outcome, to_agent};
 use rolegate_proto::wire::MAX_OUTCOMES;
@@ -137,8 +138,15 @@ impl<'c> AgentStream<'c> {
                 },
                 None => continue,
             };
+            let role_of = match &report.service_account {
+                None => RoleOf::Pod,
+                Some(role) => RoleOf::ServiceAccount {
+                    audience: role.audience.as_deref().map(Into::into),
+                },
+            };
             let subscription = &self.index.subscription;
-            subscription.record(&report.pod_uid, &outcome, &parts.recorder, now);
+            let outcome = (&role_of, &outcome);
+            subscription.record(&report.pod_uid, outcome, &parts.recorder, now);
         }
         Ok(())
     }

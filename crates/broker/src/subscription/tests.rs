@@ -1,9 +1,12 @@
 //! Tests of a subscription alone: changes from the index in, messages out.
 
+mod assigned;
+
 use std::collections::HashSet;
 
 use rolegate_authorizer::ledger::Ledger;
 use rolegate_authorizer::pod::Allowed;
+use rolegate_authorizer::pod::RoleOf;
 use rolegate_core::decision::{Denial, RequestField};
 use rolegate_core::engine::Cause;
 use rolegate_core::layer::LayerId;
@@ -99,7 +102,7 @@ impl Fixture {
     }
 
     fn put(&self, uid: &str, role: &str) -> SessionChanges {
-        self.subscription.put(pod(uid), self.allowed(role))
+        self.subscription.put(pod(uid), self.allowed(role), None)
     }
 
     /// Returns all that is left to send.
@@ -224,7 +227,7 @@ fn removals_are_sent_only_for_known_entries() {
     let updates = fixture.drain();
     assert_eq!(removed_pod_uids(&updates), ["sent"]);
     assert_eq!(updates[0].removed_sessions.len(), 1);
-    assert!(fixture.subscription.remove("sent").is_none());
+    assert!(fixture.subscription.remove("sent").is_empty());
 }
 
 #[test]
@@ -253,18 +256,18 @@ fn a_pod_that_comes_back_is_not_gone() {
 fn a_shared_session_keeps_its_number_until_its_last_user_leaves() {
     let fixture = fixture();
     assert_eq!(
-        fixture.put("uid-1", "a").begun.as_deref(),
+        fixture.put("uid-1", "a").begun.first().map(|key| &**key),
         Some(&session_key("a"))
     );
-    assert!(fixture.put("uid-2", "a").begun.is_none());
+    assert!(fixture.put("uid-2", "a").begun.is_empty());
     let updates = fixture.drain();
     let numbers: HashSet<_> = updates[0].pods.iter().map(session).collect();
     assert_eq!((numbers.len(), updates[0].sessions.len()), (1, 1));
 
-    assert!(fixture.subscription.remove("uid-1").is_none());
+    assert!(fixture.subscription.remove("uid-1").is_empty());
     assert_eq!(fixture.subscription.sessions().len(), 1);
-    let put = fixture.subscription.put(pod("uid-2"), denied());
-    assert_eq!(put.removed_sessions.as_deref(), Some(&session_key("a")));
+    let put = fixture.subscription.put(pod("uid-2"), denied(), None);
+    assert_eq!(*put.removed_sessions[0], session_key("a"));
     let updates = fixture.drain();
     assert_eq!(
         updates[0].removed_sessions,
@@ -282,7 +285,7 @@ fn sessions_end_with_their_pods_and_the_subscription() {
     let lease = Arc::downgrade(&allowed.lease);
     fixture
         .subscription
-        .put(pod("uid-1"), decided(Authorization::Allowed(allowed)));
+        .put(pod("uid-1"), decided(Authorization::Allowed(allowed)), None);
     assert!(lease.upgrade().is_some());
     drop(fixture.subscription);
     assert!(lease.upgrade().is_none());
@@ -296,7 +299,9 @@ fn threat_20_what_an_agent_says_counts_only_for_pods_and_keys_that_it_was_sent()
     let served = |uid: &str, key: &str| {
         let access_key_id = key.into();
         let outcome = RequestOutcome::Served { access_key_id };
-        fixture.subscription.record(uid, &outcome, &recorder, at(1));
+        fixture
+            .subscription
+            .record(uid, (&RoleOf::Pod, &outcome), &recorder, at(1));
         let records = fixture.ledger.records(None);
         let served = records.iter().filter(|record| record.served.is_some());
         (served.count(), records.len())
@@ -366,7 +371,7 @@ fn threat_20_what_is_sent_is_written_whatever_the_agent_says() {
     // A stream that is reopened adds no duplicate entries.
     for _ in 0..3 {
         let again = subscription();
-        again.put(pod("uid-1"), fixture.allowed("a"));
+        again.put(pod("uid-1"), fixture.allowed("a"), None);
         again.take(&fixture.ledger, at(2));
     }
     assert_eq!(written().len(), 4);
@@ -385,7 +390,7 @@ fn removals_alone_are_sent() {
     assert_eq!(removed_pod_uids(&updates), ["uid-1"]);
     assert!(updates[0].removed_sessions.is_empty());
     // If a pod is now denied, its session's end is sent alongside the pod.
-    fixture.subscription.put(pod("uid-2"), denied());
+    fixture.subscription.put(pod("uid-2"), denied(), None);
     let update = fixture.subscription.take(&fixture.ledger, at(0)).unwrap();
     assert_eq!((update.pods.len(), update.removed_sessions.len()), (1, 1));
     assert!(!fixture.subscription.has_changes());
@@ -398,7 +403,7 @@ fn removals_are_sent_before_completion() {
     for number in 0..many {
         fixture
             .subscription
-            .put(pod(&format!("uid-{number}")), denied());
+            .put(pod(&format!("uid-{number}")), denied(), None);
     }
     fixture.drain();
     for number in 0..many {
@@ -424,7 +429,7 @@ fn removals_are_sent_before_completion() {
     for number in 0..MAX_REMOVALS + 1 {
         fixture
             .subscription
-            .put(pod(&format!("uid-{number}")), denied());
+            .put(pod(&format!("uid-{number}")), denied(), None);
     }
     fixture.subscription.complete();
     let updates = fixture.drain();
@@ -451,7 +456,7 @@ fn audited_denials_are_recorded_when_the_agent_reports_them() {
     };
     fixture
         .subscription
-        .put(pod("uid-1"), decided(Authorization::Allowed(audited)));
+        .put(pod("uid-1"), decided(Authorization::Allowed(audited)), None);
     fixture.drain();
     let told = || {
         let entry = fixture.subscription.entry("uid-1").unwrap();
@@ -460,8 +465,11 @@ fn audited_denials_are_recorded_when_the_agent_reports_them() {
             .report_throttle
             .allows(at(2), std::time::Duration::from_secs(3600))
     };
-    fixture
-        .subscription
-        .record("uid-1", &RequestOutcome::Audited, &recorder, at(1));
+    fixture.subscription.record(
+        "uid-1",
+        (&RoleOf::Pod, &RequestOutcome::Audited),
+        &recorder,
+        at(1),
+    );
     assert!(told(), "the outcome was not recorded");
 }

@@ -117,6 +117,7 @@ async fn threat_20_what_a_stolen_agent_says_of_others_is_written_nowhere() {
     let notice = |uid: &str, outcome| v1::Outcome {
         pod_uid: uid.into(),
         result: Some(outcome),
+        service_account: None,
     };
     let theirs = victims["podUid"].as_str().unwrap();
     let their_key = victims["accessKeyId"].as_str().unwrap();
@@ -301,6 +302,7 @@ async fn unauthenticated_peers_send_no_large_messages() {
     let notice = v1::Outcome {
         pod_uid: String::new(),
         result: None,
+        service_account: None,
     };
     let outcomes = vec![notice; 64 << 10];
     unknown_peer

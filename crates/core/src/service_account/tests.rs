@@ -376,17 +376,19 @@ fn parts_of_a_grant_decide_as_the_whole() {
     let layers =
         [std::slice::from_ref(&whole), &parts].map(|grants| GrantsLayer::new(grants, Some(&base)));
     for role in ["reader", "target", "shared-x", "other"] {
+        let asked = resolve(role, Some(&base)).unwrap();
         for account in ["api", "other"] {
             for id in [None, Some("customer"), Some("stranger")] {
                 let mut asking = pod(Some(role));
                 asking.service_account = account.into();
                 asking.role_request.external_id = id.map(Into::into);
                 let [whole, parts] = layers.each_ref().map(|layer| {
+                    let namespace = NamespaceRules::from_labels(Default::default());
                     let request = crate::layer::AccessRequest {
                         workload: &asking,
-                        role: &resolve(role, Some(&base)).unwrap(),
+                        role: &asked,
                         is_default: false,
-                        namespace: &NamespaceRules::from_labels(Default::default()),
+                        namespace: &namespace,
                         now: Timestamp::UNIX_EPOCH,
                     };
                     let verdict = crate::layer::Layer::evaluate(layer, &request);

@@ -76,6 +76,9 @@ pub struct Outcomes {
 pub struct Outcome {
     #[prost(string, tag = "1")]
     pub pod_uid: ::prost::alloc::string::String,
+    /// Set if the request was for a role of the pod's service account.
+    #[prost(message, optional, tag = "6")]
+    pub service_account: ::core::option::Option<ServiceAccountRole>,
     #[prost(oneof = "outcome::Result", tags = "2, 3, 4, 5")]
     pub result: ::core::option::Option<outcome::Result>,
 }
@@ -96,6 +99,13 @@ pub mod outcome {
         #[prost(string, tag = "5")]
         Served(::prost::alloc::string::String),
     }
+}
+/// Names a role of a pod's service account.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServiceAccountRole {
+    /// As in AssignedRole.
+    #[prost(string, optional, tag = "1")]
+    pub audience: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Empty {}
@@ -147,6 +157,9 @@ pub struct Pod {
     /// that does not know them sends none; an agent that does not know them ignores the field.
     #[prost(message, repeated, tag = "10")]
     pub assigned_roles: ::prost::alloc::vec::Vec<AssignedRole>,
+    /// True if the pod's service account is not known: not loaded yet, or deleted. It has no roles then.
+    #[prost(bool, tag = "11")]
+    pub unknown_service_account: bool,
     #[prost(oneof = "pod::Authorization", tags = "6, 7, 8, 9")]
     pub authorization: ::core::option::Option<pod::Authorization>,
 }

@@ -1,5 +1,7 @@
 //! Tests of the broker sync: messages in, pod table out.
 
+mod assigned;
+
 use std::net::IpAddr;
 
 use futures::FutureExt;
@@ -102,6 +104,8 @@ fn pod(n: u8, session: u64) -> v1::Pod {
             rules: [].into(),
             audited: Vec::new(),
         })),
+        assigned_roles: Vec::new(),
+        unknown_service_account: false,
     }
 }
 
