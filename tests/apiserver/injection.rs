@@ -65,6 +65,7 @@ async fn pods_get_credentials_in_both_versions_of_reviews() {
 #[tokio::test]
 async fn an_invalid_role_warns_the_user() {
     let mut fixture = Fixture::start(&[]).await.unwrap();
+    fixture.account("api", Some(ROLE)).await.unwrap();
     fixture
         .account("broken", Some("arn:aws:iam::1:user/x"))
         .await
@@ -117,6 +118,7 @@ async fn a_sidecar_injected_later_gets_variables_by_reinvocation() {
     }
     // Without reinvocation the sidecar has none, as with EKS's webhook.
     fixture.register(|webhook| webhook["reinvocationPolicy"] = "Never".into());
+    fixture.apply_registration().await.unwrap();
     eventually(DEADLINE, async || {
         let answer = fixture.dry_run(&pod("probe", "api")).await?.object()?;
         ensure!(role_of(container(&answer, 0)).is_none(), "{answer}");

@@ -181,6 +181,8 @@ impl Fixture {
         let program = dir.path().join("webhook");
         std::os::unix::fs::symlink(Rolegate::path()?, &program)?;
         let mut command = Command::new(&program);
+        // Variables for the tests, such as ROLEGATE_BINARY, are not for the program.
+        command.env_clear();
         command.args([
             "--in-cluster=false",
             "--namespace=eks",

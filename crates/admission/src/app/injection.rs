@@ -19,7 +19,7 @@ use rolegate_review::mutation::config_map::{KEY, NAME, PodIdentityConfig};
 use rolegate_review::mutation::source::ContainerIdentities;
 use rolegate_rules::rules::RuleStore;
 use rolegate_runtime::metrics::Metrics;
-use rolegate_runtime::readiness::Condition;
+use rolegate_runtime::readiness::{Block, Condition};
 use rolegate_runtime::supervisor::Supervisor;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
@@ -87,6 +87,13 @@ impl InjectionOptions {
             supervisor: &mut *supervisor,
         };
         let (accounts, config_map, identities) = tasks.start(&self);
+        supervisor.spawn(settle(
+            accounts.clone(),
+            self.wait,
+            supervisor
+                .readiness()
+                .block("new service accounts are not known yet"),
+        ));
         let injection = Injection::new(InjectionInputs {
             settings: self.settings,
             wait: self.wait,
@@ -213,6 +220,19 @@ impl Tasks<'_> {
                 }
             });
     }
+}
+
+/// Holds `block` until all service accounts of the first list are older than the time for which pods
+/// wait. A role may follow the creation of such a service account, whose time is not known.
+async fn settle(accounts: Accounts, wait: Duration, block: Block) {
+    let mut changes = accounts.changes();
+    while !accounts.has_synced() {
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+    tokio::time::sleep(wait).await;
+    drop(block);
 }
 
 /// Applies a change of the ConfigMap. A ConfigMap that is not JSON keeps the entries before it, as

@@ -57,6 +57,11 @@ impl Accounts {
         creation.map_or_else(|| "".into(), |creation| creation.uid.clone())
     }
 
+    /// Returns true once the first list is complete.
+    pub(crate) fn has_synced(&self) -> bool {
+        self.store.has_synced()
+    }
+
     /// Returns a receiver that is notified of each change.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.store.changes()
