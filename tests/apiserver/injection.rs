@@ -215,7 +215,7 @@ async fn container_credentials_need_a_grant_as_other_roles_do() {
             "spec": {"associations": [
                 {"namespace": "shop", "serviceAccount": "api", "role": ROLE}]}}),
         json!({"apiVersion": "rolegate.dev/v1alpha1", "kind": "RolegateConfig",
-            "metadata": {"name": "cluster"}, "spec": {"layers": {"grants": "enforce"}}}),
+            "metadata": {"name": "cluster"}, "spec": {"layers": {"namespace": "off", "grants": "enforce", "rego": "off"}}}),
     ];
     for rule in rules {
         fixture

@@ -29,7 +29,7 @@ pub(super) const REGION: &str = "eu-west-1";
 const MUTATING: &str =
     "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/rolegate";
 const RULES: &str = "{apiVersion: rolegate.dev/v1alpha1, kind: RolegateConfig, \
-    metadata: {name: cluster}, spec: {}}";
+    metadata: {name: cluster}, spec: {layers: {namespace: \"off\", grants: \"off\", rego: \"off\"}}}";
 
 /// The rights of EKS's webhook and of kOps, and no others.
 const NARROW_RIGHTS: &str = r#"
