@@ -4,6 +4,7 @@
 mod fixture;
 mod policy;
 mod race;
+mod registration;
 
 use std::time::Duration;
 

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 pub(super) const DEADLINE: Duration = Duration::from_secs(120);
 pub(super) const ROLE: &str = "arn:aws:iam::123456789012:role/reader";
 pub(super) const REGION: &str = "eu-west-1";
-const MUTATING: &str =
+pub(super) const MUTATING: &str =
     "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/rolegate";
 const RULES: &str = "{apiVersion: rolegate.dev/v1alpha1, kind: RolegateConfig, \
     metadata: {name: cluster}, spec: {layers: {namespace: \"off\", grants: \"off\", rego: \"off\"}}}";
@@ -123,13 +123,19 @@ pub(super) struct Fixture {
 impl Fixture {
     /// Starts `rolegate admission --inject` with more flags, in front of nothing yet.
     pub(super) async fn start(flags: &[&str]) -> anyhow::Result<Self> {
-        let mut fixture = Self::bare().await?;
-        fixture.cluster.install_admission().await?;
-        fixture.cluster.install(&["rolegate-injection"]).await?;
-        fixture.cluster.apply_manifest(RULES).await?;
+        let mut fixture = Self::installed().await?;
         let webhook = fixture.replica(flags).await?;
         fixture.service.lead_to(&webhook.url());
         fixture.webhook = Some(webhook);
+        Ok(fixture)
+    }
+
+    /// Starts an API server with the shipped manifests and rules that allow all roles, and no webhook.
+    pub(super) async fn installed() -> anyhow::Result<Self> {
+        let fixture = Self::bare().await?;
+        fixture.cluster.install_admission().await?;
+        fixture.cluster.install(&["rolegate-injection"]).await?;
+        fixture.cluster.apply_manifest(RULES).await?;
         Ok(fixture)
     }
 
