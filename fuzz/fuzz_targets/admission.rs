@@ -138,6 +138,7 @@ fuzz_target!(|body: &[u8]| {
             grants: BOOK.grants(),
             keys: &keys,
             policies,
+            accounts: None,
         };
         let outcome = validate(&gate, &review, Timestamp::UNIX_EPOCH);
         check(&outcome.answer(&review), review.uid());

@@ -14,6 +14,7 @@ mod crds;
 mod deploy;
 mod deploy_broker;
 mod doctor;
+mod injection;
 mod lease;
 mod merge_patch;
 mod parts;

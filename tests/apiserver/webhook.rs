@@ -183,6 +183,7 @@ impl Fixture {
             endpoint: Endpoint::Url(&test_admission.url()),
             ca_bundle: ca.as_bytes(),
             own_namespace: HOME,
+            requires_injection: Mode::Off,
         });
         let webhooks = registration["webhooks"].as_array_mut();
         let webhooks = webhooks.context("no webhooks")?;

@@ -70,7 +70,7 @@ const PROCESSES: [(&str, &[&str], &str); 5] = [
     ),
     (
         "admission",
-        &["--listen-address=127.0.0.1:0"],
+        &["--listen-address=127.0.0.1:0", "--inject"],
         "rolegate_config_generation 1",
     ),
     ("controller", &[], "rolegate_leader_election_status 0"),

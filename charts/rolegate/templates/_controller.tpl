@@ -1,3 +1,31 @@
+{{/* The webhook's arguments about the injection of credentials. */}}
+{{- define "rolegate.injectionArgs" -}}
+{{- with .Values.endpoints.webIdentity }}
+{{- if .enabled }}
+- --inject
+- --inject-assigned={{ .assigned }}
+{{- if ne .require "off" }}
+- --require-injection={{ .require }}
+{{- end }}
+{{- if ne .audience "sts.amazonaws.com" }}
+- --inject-audience={{ .audience }}
+{{- end }}
+{{- if ne (int .expirationSeconds) 86400 }}
+- --inject-expiration={{ int .expirationSeconds }}
+{{- end }}
+{{- with .region }}
+- --inject-region={{ . }}
+{{- end }}
+{{- if .regionalSts }}
+- --inject-regional-sts
+{{- end }}
+{{- if .configMap }}
+- --inject-config-map
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* The controller's arguments that are not about rules. */}}
 {{- define "rolegate.controllerArgs" -}}
 {{- $fullname := include "rolegate.fullname" . -}}
@@ -8,6 +36,17 @@
   (list "--tls-secret" (printf "%s-admission-tls" $fullname) "rolegate-admission-tls")) }}
 {{- if eq .Values.certificates.source "cert-manager" }}
 - --certificate=cert-manager
+{{- end }}
+{{- with .Values.endpoints.webIdentity }}
+{{- if .enabled }}
+- --inject
+{{- if ne .failurePolicy "Fail" }}
+- --inject-failure-policy={{ lower .failurePolicy }}
+{{- end }}
+{{- if ne .require "off" }}
+- --require-injection={{ .require }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- else }}
 # Without the webhook, its certificate is not issued and it is not registered.

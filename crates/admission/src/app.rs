@@ -1,16 +1,23 @@
-//! The admission webhook's process: starts every task from validated options and returns the bound
-//! addresses.
+//! The process of the admission webhooks: starts every task from validated options and returns the
+//! bound addresses.
+
+mod injection;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
+use rolegate_core::rule_set_builder::RuleUpdate;
+use rolegate_core::workload::Change;
 use rolegate_kube::client::{ClientError, ClientOptions, Connection};
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_kube::watch::WatchMetrics;
 use rolegate_rules::in_force::GivenRuleFlags;
-use rolegate_rules::{FollowMetrics, FollowOptions, Purpose, follow};
+use rolegate_rules::rules::RuleStore;
+use rolegate_rules::store::Report;
+use rolegate_rules::{FollowMetrics, FollowOptions, Purpose, follow, from_flags};
 use rolegate_runtime::admin::Admin;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::metrics::Metrics;
@@ -21,6 +28,7 @@ use tracing::info;
 
 use crate::metrics::AdmissionMetrics;
 use crate::server::Webhook;
+pub use injection::{InjectionOptions, RuleSource};
 
 /// The validated options of the webhook.
 #[derive(Debug)]
@@ -45,6 +53,10 @@ pub struct AdmissionOptions {
     pub secret: (String, String),
     /// The time.
     pub clock: Clock,
+    /// The source of the rules.
+    pub rule_source: RuleSource,
+    /// The options of the mutating webhook. `None`: only the validating webhook is served.
+    pub injection: Option<InjectionOptions>,
 }
 
 /// An error that prevents the webhook from starting.
@@ -116,7 +128,6 @@ impl Service for AdmissionService {
                 .await;
         });
 
-        let follow_metrics = FollowMetrics::register(metrics.ours(), &connection);
         let follower = FollowOptions {
             flags: options.rules,
             given: options.given,
@@ -125,10 +136,14 @@ impl Service for AdmissionService {
             purpose: Purpose::Admission,
             service_accounts: None,
         };
-        let follower = follow(&connection, follower, &follow_metrics, supervisor);
-        let rules = follower.writer.rules();
-        let condition = supervisor.readiness().condition("rules");
-        supervisor.spawn_required("rule store writer", follower.run(condition));
+        let source = options.rule_source;
+        let (rules, watches) = rules(source, follower, &connection, &mut metrics, supervisor);
+        let mutating = match options.injection {
+            None => None,
+            Some(injection) => {
+                Some(injection.start(&connection, &rules, &watches, &mut metrics, supervisor))
+            }
+        };
 
         let listener = listen(options.listen)?;
         let admin = listen(options.admin_listen)?;
@@ -137,12 +152,46 @@ impl Service for AdmissionService {
             admin: admin.local_addr()?,
         };
         let admission_metrics = AdmissionMetrics::register(metrics.ours());
-        let webhook = Webhook::new(rules, options.annotations, options.clock, admission_metrics);
+        let webhook = Webhook::new(
+            rules,
+            options.annotations,
+            options.clock,
+            admission_metrics,
+            mutating,
+        );
         let serving = Admin::new(Arc::new(metrics), supervisor.readiness().clone());
         let drain = supervisor.drain().clone();
         supervisor.spawn(serving.serve(admin, drain.clone()));
         supervisor.spawn(webhook.serve(listener, tls, drain));
         Ok((Self, addresses))
+    }
+}
+
+/// Starts the source of rules. Also returns the metrics of watches.
+fn rules(
+    source: RuleSource,
+    options: FollowOptions,
+    connection: &Connection,
+    metrics: &mut Metrics,
+    supervisor: &mut Supervisor,
+) -> (RuleStore, WatchMetrics) {
+    match source {
+        RuleSource::Cluster => {
+            let metrics = FollowMetrics::register(metrics.ours(), connection);
+            let follower = follow(connection, options, &metrics, supervisor);
+            let rules = follower.writer.rules();
+            let condition = supervisor.readiness().condition("rules");
+            supervisor.spawn_required("rule store writer", follower.run(condition));
+            (rules, metrics.watches)
+        }
+        RuleSource::Flags => {
+            let watches = WatchMetrics::register(metrics.ours(), connection.freshness());
+            let mut follower = from_flags(options, metrics.ours(), supervisor);
+            // The injection decides by service accounts alone.
+            let namespaces = RuleUpdate::Namespaces(Change::Snapshot(Vec::new()));
+            follower.writer.apply(Report::Rules(namespaces));
+            (follower.writer.rules(), watches)
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! The webhook's metrics.
 
+pub mod compatible;
+pub mod injection;
+
 use std::ops::Deref;
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! The webhook's HTTPS server.
+//! The webhooks' HTTPS server.
 
+mod mutate;
 mod peers;
 #[cfg(test)]
 mod tests;
@@ -16,12 +17,14 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
 use rolegate_core::annotation::AnnotationKeys;
-use rolegate_review::admission_review::{MAX_REVIEW_BYTES, Review};
+use rolegate_core::layer::Mode;
+use rolegate_review::admission_review::{MAX_REVIEW_BYTES, Review, ReviewError};
 use rolegate_review::outcome::{Outcome, refusal};
-use rolegate_review::{ValidationRules, validate};
+use rolegate_review::{ServiceAccounts, ValidationRules, validate};
 use rolegate_rules::rules::RuleStore;
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::drain::Drain;
+use rolegate_runtime::readiness::Readiness;
 use rolegate_runtime::serve::{self, serve_tls};
 use rolegate_runtime::shares::Eviction;
 use rolegate_runtime::tls::ServerTls;
@@ -30,11 +33,16 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
+use crate::injection::Injection;
+use crate::metrics::injection::{InjectionMetrics, MutationEnding};
 use crate::metrics::{AdmissionMetrics, Ending};
+pub use mutate::MUTATE_PATH;
 use peers::{Held, Peer, Peers};
 
-/// The path of the webhook.
+/// The path of the validating webhook.
 pub const PATH: &str = "/validate";
+/// The path of health checks on the port of the webhooks, as in EKS's pod identity webhook.
+const HEALTH_PATH: &str = "/healthz";
 
 /// Maximum size of a body, in bytes. The API server accepts objects up to 3 MiB, and an update has
 /// two.
@@ -58,6 +66,29 @@ pub struct Webhook {
     clock: Clock,
     metrics: AdmissionMetrics,
     peers: Arc<Peers>,
+    mutating: Option<Mutating>,
+}
+
+/// The mutating webhook.
+#[derive(Debug, Clone)]
+pub struct Mutating {
+    /// Decides about the injection.
+    pub injection: Arc<Injection>,
+    /// The metrics of the injection.
+    pub metrics: InjectionMetrics,
+    /// The readiness of the process, for health checks on the port of the webhooks.
+    pub readiness: Readiness,
+    /// The mode of the check that pods have the credentials of their service accounts.
+    pub require: Mode,
+    /// True to serve the mutating webhook alone.
+    pub is_alone: bool,
+}
+
+/// A path of the server that takes reviews.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Validate,
+    Mutate,
 }
 
 impl Webhook {
@@ -67,6 +98,7 @@ impl Webhook {
         keys: AnnotationKeys,
         clock: Clock,
         metrics: AdmissionMetrics,
+        mutating: Option<Mutating>,
     ) -> Arc<Self> {
         Arc::new(Self {
             rules,
@@ -74,6 +106,7 @@ impl Webhook {
             clock,
             metrics,
             peers: Peers::new(),
+            mutating,
         })
     }
 
@@ -122,32 +155,85 @@ impl Webhook {
     }
 
     async fn answer(&self, request: Request<Incoming>, peer: &Peer) -> Response<Full<Bytes>> {
-        let begin = std::time::Instant::now();
         peer.begin();
-        let (ending, response) = match body(request, peer).await {
+        let response = match self.mutating(&request) {
+            Ok(Some(mutating)) => self.mutate(mutating, request, peer).await,
+            Ok(None) => self.validation(request, peer).await,
+            Err(response) => response,
+        };
+        peer.end();
+        response
+    }
+
+    /// Returns the mutating webhook if the request is for it, or the response to a request that is
+    /// not a review.
+    fn mutating(
+        &self,
+        request: &Request<Incoming>,
+    ) -> Result<Option<&Mutating>, Response<Full<Bytes>>> {
+        let Some(mutating) = &self.mutating else {
+            return Ok(None);
+        };
+        match request.uri().path() {
+            MUTATE_PATH => Ok(Some(mutating)),
+            HEALTH_PATH if mutating.readiness.is_ready() => Err(plain(StatusCode::OK, "ok".into())),
+            HEALTH_PATH => {
+                let sentence = "not ready: /readyz of the metrics port lists the reasons";
+                Err(text(StatusCode::SERVICE_UNAVAILABLE, sentence.into()))
+            }
+            _ if mutating.is_alone => {
+                let sentence = "the path of reviews is /mutate";
+                Err(text(StatusCode::NOT_FOUND, sentence.into()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn validation(&self, request: Request<Incoming>, peer: &Peer) -> Response<Full<Bytes>> {
+        let begin = std::time::Instant::now();
+        let (ending, response) = match body(request, peer, Target::Validate).await {
             Ok((body, _memory)) => self.review(&body, peer).await,
             Err((status, sentence)) => {
                 warn!(%status, reason = sentence, "the request is not a review");
                 (Ending::Malformed, text(status, sentence))
             }
         };
-        peer.end();
         self.metrics.observe(ending, begin.elapsed());
+        response
+    }
+
+    async fn mutate(
+        &self,
+        mutating: &Mutating,
+        request: Request<Incoming>,
+        peer: &Peer,
+    ) -> Response<Full<Bytes>> {
+        let begin = std::time::Instant::now();
+        let (ending, response) = match body(request, peer, Target::Mutate).await {
+            Ok((body, _memory)) => match Review::parse(&body) {
+                Ok(review) => {
+                    peer.reviewed();
+                    mutate::respond(&mutating.injection, &review).await
+                }
+                Err(error) => (MutationEnding::Malformed, unreadable(&error)),
+            },
+            Err((status, sentence)) => {
+                warn!(%status, reason = sentence, "the request is not a review");
+                (MutationEnding::Malformed, text(status, sentence))
+            }
+        };
+        let took = begin.elapsed();
+        mutating.metrics.observe(ending, took);
+        if let Some(compatible) = mutating.metrics.compatible() {
+            compatible.request(MUTATE_PATH, response.status().as_u16(), took);
+        }
         response
     }
 
     async fn review(&self, body: &[u8], peer: &Peer) -> (Ending, Response<Full<Bytes>>) {
         let review = match Review::parse(body) {
             Ok(review) => review,
-            Err(error) => {
-                let sentence = error.to_string();
-                warn!(reason = sentence, "cannot parse a review");
-                let response = match error.uid() {
-                    Some(uid) => json(refusal(uid, &sentence)),
-                    None => text(StatusCode::BAD_REQUEST, sentence),
-                };
-                return (Ending::Malformed, response);
-            }
+            Err(error) => return (Ending::Malformed, unreadable(&error)),
         };
         peer.reviewed();
         let outcome = self.validate(&review).await;
@@ -198,8 +284,23 @@ impl Webhook {
             grants: &snapshot.grants,
             keys: &self.keys,
             policies: Some(&*snapshot.policies),
+            accounts: self
+                .mutating
+                .as_ref()
+                .map(|mutating| &*mutating.injection as &dyn ServiceAccounts),
         };
-        validate(&rules, review, self.clock.now())
+        let mut outcome = validate(&rules, review, self.clock.now());
+        if let Some(mutating) = &self.mutating
+            && mutating.require != Mode::Off
+            && !snapshot
+                .config
+                .exempt_namespaces
+                .contains(review.namespace())
+            && let Some(violation) = mutate::missing(&mutating.injection, review)
+        {
+            outcome.add(mutating.require, violation);
+        }
+        outcome
     }
 
     fn log_outcome(&self, outcome: &Outcome, review: &Review<'_>) {
@@ -236,9 +337,10 @@ impl Webhook {
 async fn body(
     request: Request<Incoming>,
     peer: &Peer,
+    target: Target,
 ) -> Result<(Bytes, Held<'_>), (StatusCode, String)> {
     let refuse = |status, sentence: &str| Err((status, sentence.to_owned()));
-    if request.uri().path() != PATH {
+    if target == Target::Validate && request.uri().path() != PATH {
         return refuse(StatusCode::NOT_FOUND, "the path of reviews is /validate");
     }
     if request.method() != Method::POST {
@@ -248,6 +350,11 @@ async fn body(
         );
     }
     let kind = request.headers().get(CONTENT_TYPE);
+    // EKS's webhook rejects parameters too, with this text.
+    if target == Target::Mutate && kind.is_none_or(|kind| kind != "application/json") {
+        let sentence = "Invalid Content-Type, expected application/json";
+        return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, sentence);
+    }
     if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
         let sentence = "the content type of reviews is application/json";
         return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, sentence);
@@ -276,6 +383,23 @@ async fn body(
     }
 }
 
+/// Returns the response to a body that is not a review: a denial if the request can be identified,
+/// otherwise an error, which makes the API server apply its failure policy.
+fn unreadable(error: &ReviewError) -> Response<Full<Bytes>> {
+    let sentence = error.to_string();
+    warn!(reason = sentence, "cannot parse a review");
+    match error.uid() {
+        Some(request) => json(refusal(request, &sentence)),
+        None => text(StatusCode::BAD_REQUEST, sentence),
+    }
+}
+
+fn plain(status: StatusCode, sentence: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(sentence));
+    *response.status_mut() = status;
+    response
+}
+
 fn json(body: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     response
@@ -285,8 +409,7 @@ fn json(body: Vec<u8>) -> Response<Full<Bytes>> {
 }
 
 fn text(status: StatusCode, sentence: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(format!("{sentence}\n")));
-    *response.status_mut() = status;
+    let mut response = plain(status, format!("{sentence}\n"));
     // Only API servers, which send reviews, need a persistent connection.
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(CONNECTION, close);

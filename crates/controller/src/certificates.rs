@@ -21,7 +21,9 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt, stream};
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ObjectMeta, PostParams};
@@ -119,7 +121,8 @@ impl SelfSigned {
 /// The object that publishes the trusted authorities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trust {
-    /// The `caBundle` of all webhooks of this ValidatingWebhookConfiguration, for the API server.
+    /// The `caBundle` of all webhooks of the ValidatingWebhookConfiguration and the
+    /// MutatingWebhookConfiguration of this name, for the API server.
     Webhook(String),
     /// The key `ca.crt` of this ConfigMap, for agents that mount it. Requires the Service to exist.
     ConfigMap(String),
@@ -457,7 +460,7 @@ impl Certificates {
     ) -> Result<Published, CertificateError> {
         let client = self.client.clone();
         let published = match &self.options.trust {
-            Trust::Webhook(name) => to_webhook(&Api::all(client), name, authorities)
+            Trust::Webhook(name) => to_webhooks(client, name, authorities)
                 .await
                 .map_err(CertificateError::kube("set the webhook's caBundle")),
             Trust::ConfigMap(name) => {
@@ -539,6 +542,23 @@ impl Certificates {
 
 /// Yields whenever the object `name` changes. Errors are retried silently, since the caller checks
 /// periodically anyway.
+/// Sets the authorities of the webhook configurations of this name.
+async fn to_webhooks(
+    client: Client,
+    name: &str,
+    authorities: &Authorities,
+) -> kube::Result<Published> {
+    let validating = Api::<ValidatingWebhookConfiguration>::all(client.clone());
+    let validating = to_webhook(&validating, name, authorities).await?;
+    let mutating = Api::<MutatingWebhookConfiguration>::all(client);
+    let mutating = match to_webhook(&mutating, name, authorities).await {
+        // The permission may be missing in rights that were written for an earlier version.
+        Err(kube::Error::Api(status)) if status.code == 403 => Published::Absent,
+        published => published?,
+    };
+    Ok(validating.and(mutating))
+}
+
 fn changes<K>(api: Api<PartialObjectMeta<K>>, name: &str) -> impl Stream<Item = ()> + use<K>
 where
     K: Resource<DynamicType = ()> + Clone + fmt::Debug + Send + 'static,

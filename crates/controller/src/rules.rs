@@ -12,12 +12,14 @@ use kube::Client;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::NotSynced;
+use rolegate_core::layer::Mode;
 use rolegate_core::workload::{Change, Update, Workload};
 use rolegate_kube::client::Connection;
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::events::EventRecorder;
 use rolegate_kube::watch::WatchObserver;
 use rolegate_kube::workloads::{Scope, watch_pods};
+use rolegate_review::mutating_configuration::FailurePolicy;
 use rolegate_rules::in_force::GivenRuleFlags;
 use rolegate_rules::store::RuleStoreWriter;
 use rolegate_rules::{FollowMetrics, FollowOptions, Purpose, follow};
@@ -68,6 +70,17 @@ pub struct RuleOptions {
     pub service: String,
     /// Name of the Secret that holds the webhook's certificate.
     pub secret: String,
+    /// The registration of the mutating webhook. `None`: credentials are not injected.
+    pub injection: Option<InjectionRegistration>,
+}
+
+/// The registration of the injection of credentials into pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InjectionRegistration {
+    /// The treatment of pods while the mutating webhook is unavailable.
+    pub on_failure: FailurePolicy,
+    /// The mode of the check that pods have the credentials of their service accounts.
+    pub require: Mode,
 }
 
 /// Writes the statuses of rules and updates the ValidatingWebhookConfiguration.
@@ -90,7 +103,7 @@ impl StatusTask {
     /// Creates the task, which starts with [`LeaderTask::run`]. It needs the rights to `list` and
     /// `watch` pods, namespaces, rolegate's own kinds and ConfigMaps of policies; to `patch` those
     /// ConfigMaps and the status of the own kinds; and to `get`, `create` and `update` the
-    /// ValidatingWebhookConfiguration. Creation also needs `list` of EndpointSlices and `get` of
+    /// webhook configurations, and to `delete` the mutating one. Creation also needs `list` of EndpointSlices and `get` of
     /// the Secret in the webhook's namespace.
     pub fn new(
         options: RuleOptions,

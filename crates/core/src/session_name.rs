@@ -80,7 +80,7 @@ fn looks_shortened(text: &str) -> bool {
 }
 
 /// Converts a text to a valid `RoleSessionName` or `SourceIdentity` (`[\w+=,.@-]{2,64}`).
-pub(crate) fn fit(text: &str) -> String {
+pub fn fit(text: &str) -> String {
     let mut name: String = text
         .chars()
         .map(|c| if is_taken(c) { c } else { '-' })

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rolegate_admission::app::{Admission, AdmissionOptions};
+use rolegate_admission::app::{Admission, AdmissionOptions, RuleSource};
 use rolegate_admission::server::PATH;
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::config::{Modes, RuleConfig};
@@ -66,6 +66,8 @@ impl Webhook {
             certificate: CertificateSource::Files(files),
             secret: (String::new(), String::new()),
             clock: Clock::system(),
+            rule_source: RuleSource::Cluster,
+            injection: None,
         })
         .await?;
         tokio::time::timeout(READY, admission.readiness().ready())
@@ -89,6 +91,7 @@ impl Webhook {
             endpoint: Endpoint::Url(&url),
             ca_bundle: bundle.as_bytes(),
             own_namespace: "rolegate",
+            requires_injection: Mode::Off,
         });
         let webhook = Self {
             admission,

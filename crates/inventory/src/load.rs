@@ -187,6 +187,7 @@ impl Loaded {
             grants: &self.snapshot.grants,
             keys: &self.deciding.keys,
             policies: Some(&*self.snapshot.policies),
+            accounts: None,
         }
     }
 

@@ -73,6 +73,23 @@ pub async fn watch_config_maps<M: Send + 'static>(
     source.run(&mut health, &messages).await;
 }
 
+/// Watches one ConfigMap as [`watch_config_maps`] does. Needs the rights of a list, because a watch
+/// by name is one.
+pub async fn watch_config_map<M: Send + 'static>(
+    connection: &Connection,
+    (namespace, name): (&str, &str),
+    observer: WatchObserver,
+    wrap: impl Fn(Change<ConfigMap>) -> M + Send + Sync,
+    messages: mpsc::Sender<M>,
+) {
+    let api = |client| Api::<objects::ConfigMap>::namespaced(client, namespace);
+    let mut source = Source::another("configmaps", connection, api, config_map, wrap);
+    source.config = source.config.fields(&format!("metadata.name={name}"));
+    let what = format!("ConfigMap {namespace}/{name}");
+    let mut health = WatchStatus::new("configmaps", what, "", observer);
+    source.run(&mut health, &messages).await;
+}
+
 /// Parses a ConfigMap.
 ///
 /// # Errors

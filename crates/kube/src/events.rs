@@ -48,6 +48,8 @@ pub enum EventReason {
     GrantInvalid,
     /// The configuration is invalid.
     ConfigurationInvalid,
+    /// Pods run without the role of their service account.
+    RoleNotInjected,
 }
 
 impl EventReason {
@@ -59,6 +61,7 @@ impl EventReason {
             Self::PolicyInvalid => "PolicyInvalid",
             Self::GrantInvalid => "GrantInvalid",
             Self::ConfigurationInvalid => "ConfigurationInvalid",
+            Self::RoleNotInjected => "RoleNotInjected",
         }
     }
 
@@ -69,6 +72,7 @@ impl EventReason {
             Self::PolicyInvalid => "LoadPolicy",
             Self::GrantInvalid => "LoadGrant",
             Self::ConfigurationInvalid => "LoadConfiguration",
+            Self::RoleNotInjected => "InjectRole",
         }
     }
 }
@@ -262,6 +266,22 @@ impl EventRecorder {
             uid: object.uid,
         };
         self.offer(about, reason, message);
+    }
+
+    /// Records that pods run without the role of a service account. Never waits, and may drop it.
+    pub fn report_missing_injection(
+        &self,
+        (namespace, name, uid): (&Arc<str>, &str, &Arc<str>),
+        message: &str,
+    ) {
+        let about = Regarding {
+            api_version: "v1",
+            kind: "ServiceAccount",
+            namespace: Some(namespace),
+            name,
+            uid,
+        };
+        self.offer(about, EventReason::RoleNotInjected, message);
     }
 
     fn offer(&self, about: Regarding<'_>, reason: EventReason, message: &str) {

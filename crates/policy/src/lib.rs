@@ -10,6 +10,7 @@ pub mod check;
 pub mod convert;
 pub mod document;
 pub mod explain;
+pub mod injection;
 pub mod missing;
 pub mod simulate;
 pub mod suggest;

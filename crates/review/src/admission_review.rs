@@ -1,4 +1,4 @@
-//! AdmissionReviews (`admission.k8s.io/v1`) as sent by the API server.
+//! AdmissionReviews (`admission.k8s.io/v1` and `v1beta1`) as sent by the API server.
 //!
 //! Their objects are not parsed until they are needed.
 
@@ -21,8 +21,29 @@ const MAX_UID_BYTES: usize = 128;
 /// Maximum number of characters of a parser error, which may quote its input.
 const MAX_SHOWN_CHARS: usize = 200;
 
-pub(crate) const API_VERSION: &str = "admission.k8s.io/v1";
 pub(crate) const KIND: &str = "AdmissionReview";
+const V1: &str = "admission.k8s.io/v1";
+
+/// A version of the AdmissionReview. The response must repeat the request's. The fields that this
+/// program uses are the same in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReviewVersion {
+    /// `admission.k8s.io/v1`.
+    #[default]
+    V1,
+    /// `admission.k8s.io/v1beta1`, which registrations of EKS's webhook ask for.
+    V1Beta1,
+}
+
+impl ReviewVersion {
+    /// Returns the `apiVersion`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V1 => V1,
+            Self::V1Beta1 => "admission.k8s.io/v1beta1",
+        }
+    }
+}
 
 /// The reason why a body is not a usable review.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +55,7 @@ pub enum ReviewError {
     #[error("the body is not an AdmissionReview in JSON: {0}")]
     NotJson(String),
     /// The body has another kind or version.
-    #[error("the body is {0}, not {KIND} of {API_VERSION}")]
+    #[error("the body is {0}, not {KIND} of {V1}")]
     NotAReview(String),
     /// The review has no request, such as a response.
     #[error("the AdmissionReview has no request")]
@@ -45,6 +66,8 @@ pub enum ReviewError {
     /// The request cannot be parsed.
     #[error("cannot parse the AdmissionReview's request: {why}")]
     Request {
+        /// The version of the review, for the denial.
+        version: ReviewVersion,
         /// Its UID, for the denial.
         uid: String,
         /// The reason.
@@ -53,10 +76,10 @@ pub enum ReviewError {
 }
 
 impl ReviewError {
-    /// Returns the request's UID, if known, for a denial by [`crate::outcome::refusal`].
-    pub fn uid(&self) -> Option<&str> {
+    /// Returns the review's version and the request's UID, if known, for a denial by [`crate::outcome::refusal`].
+    pub fn uid(&self) -> Option<(ReviewVersion, &str)> {
         match self {
-            Self::Request { uid, .. } => Some(uid),
+            Self::Request { version, uid, .. } => Some((*version, uid)),
             _ => None,
         }
     }
@@ -124,6 +147,7 @@ impl User<'_> {
 #[derive(Debug, Clone)]
 pub struct Review<'a> {
     body: &'a str,
+    version: ReviewVersion,
     request: Request<'a>,
 }
 
@@ -213,10 +237,11 @@ impl<'a> Review<'a> {
         else {
             return Err(Self::violation(body));
         };
-        check_version(&api_version, &kind)?;
+        let version = version_of(&api_version, &kind)?;
         check_uid(&request.uid)?;
         Ok(Self {
             body,
+            version,
             request: Request {
                 object: present(request.object),
                 old_object: present(request.old_object),
@@ -230,7 +255,7 @@ impl<'a> Review<'a> {
         let not_json = |error| ReviewError::NotJson(complaint(&error));
         let find = || {
             let envelope: Envelope<'_, &RawValue> = serde_json::from_str(body).map_err(not_json)?;
-            check_version(&envelope.api_version, &envelope.kind)?;
+            let version = version_of(&envelope.api_version, &envelope.kind)?;
             let request = present(envelope.request).ok_or(ReviewError::NoRequest)?;
             if !request.get().starts_with('{') {
                 return Err(ReviewError::NoRequest);
@@ -240,6 +265,7 @@ impl<'a> Review<'a> {
             match serde_json::from_str::<Request<'_>>(request.get()) {
                 Ok(_) => Ok(()),
                 Err(error) => Err(ReviewError::Request {
+                    version,
                     uid: only.uid.into_owned(),
                     why: complaint(&error),
                 }),
@@ -248,6 +274,11 @@ impl<'a> Review<'a> {
         // The parts can be parsed, but the whole is one level too deep.
         let unknown = || ReviewError::NotJson("it is nested too deeply".into());
         find().err().unwrap_or_else(unknown)
+    }
+
+    /// Returns the version, which the response repeats.
+    pub fn version(&self) -> ReviewVersion {
+        self.version
     }
 
     /// Returns the UID, which the response repeats.
@@ -301,9 +332,14 @@ impl<'a> Review<'a> {
     }
 }
 
-fn check_version(api_version: &str, kind: &str) -> Result<(), ReviewError> {
-    if api_version == API_VERSION && kind == KIND {
-        return Ok(());
+fn version_of(api_version: &str, kind: &str) -> Result<ReviewVersion, ReviewError> {
+    let versions = [ReviewVersion::V1, ReviewVersion::V1Beta1];
+    let mut known = versions.into_iter();
+    if let (Some(version), true) = (
+        known.find(|version| version.as_str() == api_version),
+        kind == KIND,
+    ) {
+        return Ok(version);
     }
     let what = format!("{kind:?} of {api_version:?}");
     Err(ReviewError::NotAReview(bounded(&what, MAX_SHOWN_CHARS)))

@@ -8,6 +8,8 @@ pub mod admission_review;
 pub mod audience;
 mod field_path;
 mod json;
+pub mod mutating_configuration;
+pub mod mutation;
 pub mod outcome;
 mod pod_template;
 pub mod policies;
@@ -20,7 +22,7 @@ pub use admission_review::{Review, ReviewError};
 pub use outcome::{Outcome, Undecided, Violation, ViolationSource};
 pub use pod_template::{ACCOUNTS_OF_OWNERS, ROLE_VARIABLE};
 pub use policies::{Finding, Findings, ReviewPolicies};
-pub use validate::{ValidationRules, validate};
+pub use validate::{ServiceAccounts, ValidationRules, validate};
 pub use web_identity::{UnnamedRoleRequest, WebIdentity};
 
 #[cfg(test)]

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rolegate_core::decision::{DenialSource, NotSynced};
-use rolegate_core::layer::LayerId;
+use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::text::{bounded, cut};
 use serde::{Serialize, Serializer};
 
-use crate::admission_review::{API_VERSION, KIND, Review};
+use crate::admission_review::{KIND, Review, ReviewVersion};
 
 /// Maximum number of violations kept of one review.
 const MAX_VIOLATIONS: usize = 64;
@@ -31,6 +33,8 @@ pub enum ViolationSource {
     Decision(DenialSource),
     /// A check that protects objects and fields that decisions rely on, such as rules and statuses.
     ProtectedObject,
+    /// The check that a pod has the credentials of its service account.
+    Injection,
 }
 
 impl ViolationSource {
@@ -44,6 +48,7 @@ impl ViolationSource {
         match self {
             Self::Decision(source) => source.as_str(),
             Self::ProtectedObject => "guard",
+            Self::Injection => "injection",
         }
     }
 }
@@ -170,6 +175,15 @@ impl Outcome {
         keep(&mut self.warnings, violation);
     }
 
+    /// Adds a violation of a check outside of the layers: a denial or a warning, by its mode.
+    pub fn add(&mut self, mode: Mode, violation: Violation) {
+        match mode {
+            Mode::Enforce => self.violation(violation),
+            Mode::Audit => self.warning(violation),
+            Mode::Off => {}
+        }
+    }
+
     /// Returns the message of a denial. Empty if the request is allowed.
     pub fn message(&self) -> String {
         let violations: Vec<_> = self.violations.iter().map(ToString::to_string).collect();
@@ -210,7 +224,12 @@ impl Outcome {
                 status(403, "Forbidden", self.message())
             }
         });
-        answer(review.uid(), allowed, status, self.warning_texts())
+        let response = Response {
+            status,
+            warnings: self.warning_texts(),
+            ..Response::new(review.uid(), allowed)
+        };
+        response.encode(review.version())
     }
 }
 
@@ -221,10 +240,27 @@ fn keep(all: &mut Vec<Violation>, violation: Violation) {
 }
 
 /// Returns a denial of the request `uid` with a message, for a request that cannot be evaluated.
-pub fn refusal(uid: &str, sentence: &str) -> Vec<u8> {
+pub fn refusal((version, uid): (ReviewVersion, &str), sentence: &str) -> Vec<u8> {
     let message = bounded(sentence, MAX_REASON_CHARS);
-    let status = status(403, "Forbidden", message);
-    answer(uid, false, Some(status), Vec::new())
+    let response = Response {
+        status: Some(status(403, "Forbidden", message)),
+        ..Response::new(uid, false)
+    };
+    response.encode(version)
+}
+
+/// Returns a response that allows the request, with a JSON patch and warnings.
+pub(crate) fn patched(review: &Review<'_>, patch: Option<&[u8]>, warnings: &[String]) -> Vec<u8> {
+    let warnings = warnings.iter().take(MAX_WARNINGS);
+    let response = Response {
+        warnings: warnings
+            .map(|warning| cut(format!("rolegate: {warning}"), MAX_WARNING_BYTES))
+            .collect(),
+        patch_type: patch.map(|_| "JSONPatch"),
+        patch: patch.map(|patch| STANDARD.encode(patch)),
+        ..Response::new(review.uid(), true)
+    };
+    response.encode(review.version())
 }
 
 fn status(code: u16, reason: &'static str, message: String) -> Status {
@@ -234,21 +270,6 @@ fn status(code: u16, reason: &'static str, message: String) -> Status {
         reason,
         message,
     }
-}
-
-fn answer(uid: &str, allowed: bool, status: Option<Status>, warnings: Vec<String>) -> Vec<u8> {
-    let answer = Answer {
-        api_version: API_VERSION,
-        kind: KIND,
-        response: Response {
-            uid,
-            allowed,
-            status,
-            warnings,
-        },
-    };
-    // Serialization of strings and numbers cannot fail.
-    serde_json::to_vec(&answer).unwrap_or_default()
 }
 
 /// An AdmissionReview with a response.
@@ -261,6 +282,7 @@ struct Answer<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Response<'a> {
     uid: &'a str,
     allowed: bool,
@@ -268,6 +290,34 @@ struct Response<'a> {
     status: Option<Status>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    /// Base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+}
+
+impl<'a> Response<'a> {
+    fn new(uid: &'a str, allowed: bool) -> Self {
+        Self {
+            uid,
+            allowed,
+            status: None,
+            warnings: Vec::new(),
+            patch_type: None,
+            patch: None,
+        }
+    }
+
+    fn encode(self, version: ReviewVersion) -> Vec<u8> {
+        let answer = Answer {
+            api_version: version.as_str(),
+            kind: KIND,
+            response: self,
+        };
+        // Serialization of strings and numbers cannot fail.
+        serde_json::to_vec(&answer).unwrap_or_default()
+    }
 }
 
 #[derive(Serialize)]

@@ -43,8 +43,8 @@ pub(crate) struct PodShape<'a> {
     pub(crate) service_account: Option<&'a str>,
     /// Roles named by environment variables.
     pub(crate) variables: Vec<RoleVariable<'a>>,
-    /// Paths of projected tokens that AWS accepts in exchange for credentials.
-    pub(crate) tokens: Vec<String>,
+    /// Projected tokens that AWS accepts in exchange for credentials.
+    pub(crate) tokens: Vec<PodToken<'a>>,
     pub(crate) node_name: Option<&'a str>,
     /// Paths of tolerations that tolerate every taint.
     pub(crate) tolerates_all: Vec<String>,
@@ -52,6 +52,15 @@ pub(crate) struct PodShape<'a> {
     pub(crate) tolerates_startup: Vec<String>,
     /// Nodes named by its node affinity.
     pub(crate) picked_nodes: Vec<PickedNodes<'a>>,
+}
+
+/// A projected token for AWS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PodToken<'a> {
+    /// The path of the source.
+    pub(crate) path: String,
+    /// The audience. Empty for the API server's own.
+    pub(crate) audience: &'a str,
 }
 
 /// The location of annotations and labels.
@@ -115,10 +124,14 @@ impl<'a> PodShape<'a> {
                 continue;
             };
             for source in projected.list("sources")? {
-                if let Some(token) = source.field("serviceAccountToken")?
-                    && is_for_aws(token.text("audience")?.unwrap_or_default(), audiences)
-                {
-                    shape.tokens.push(token.path());
+                if let Some(token) = source.field("serviceAccountToken")? {
+                    let audience = token.text("audience")?.unwrap_or_default();
+                    if is_for_aws(audience, audiences) {
+                        shape.tokens.push(PodToken {
+                            path: token.path(),
+                            audience,
+                        });
+                    }
                 }
             }
         }
@@ -300,8 +313,9 @@ mod tests {
                 ("t.spec.containers[1].env[1]", None)
             ]
         );
+        let tokens: Vec<_> = shape.tokens.iter().map(|token| &*token.path).collect();
         assert_eq!(
-            shape.tokens,
+            tokens,
             ["t.spec.volumes[1].projected.sources[1].serviceAccountToken"]
         );
         let role_request = shape.role_request(&AnnotationKeys::default());

@@ -17,6 +17,7 @@ use rolegate_core::config::RuleConfig;
 use rolegate_core::decision::RuleSet;
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_core::layer::{LayerId, Mode};
+use rolegate_core::service_account::ServiceAccountAnnotations;
 pub use scheduling::STARTUP_TAINTS;
 use serde_json::value::RawValue;
 
@@ -40,6 +41,15 @@ pub struct ValidationRules<'a> {
     pub keys: &'a AnnotationKeys,
     /// The policies, if any.
     pub policies: Option<&'a dyn ReviewPolicies>,
+    /// The service accounts, if they are watched.
+    pub accounts: Option<&'a dyn ServiceAccounts>,
+}
+
+/// The annotations of service accounts, which name the roles of container credentials.
+pub trait ServiceAccounts {
+    /// Returns the annotations of a service account that concern AWS. Empty if the service account
+    /// is not known.
+    fn annotations(&self, namespace: &str, name: &str) -> ServiceAccountAnnotations;
 }
 
 /// Validates a review. Pure. If [`Outcome::undecided`] is set, it must be validated again once that

@@ -92,7 +92,7 @@ impl WebIdentity {
             .role
             .is_some_and(|role| !role.is_empty());
         if !names_one && found == Self::default() {
-            found.unnamed = shape.tokens.first().map(|path| unnamed(path));
+            found.unnamed = shape.tokens.first().map(|token| unnamed(&token.path));
         }
         Some(found)
     }

@@ -20,6 +20,7 @@ use rolegate_core::template_kinds::BUILTIN_TEMPLATE_KINDS;
 use serde_json::{Map, Value, json};
 
 use crate::audience;
+use crate::mutation::SKIP_LABEL;
 use crate::target::{OURS, RULES, ZALANDO};
 
 /// The name of the configuration.
@@ -64,6 +65,8 @@ pub struct Registration<'a> {
     /// The webhook's own namespace, which is exempt: the webhook must be able to start without
     /// itself.
     pub own_namespace: &'a str,
+    /// The mode of the check that pods have the credentials of their service accounts.
+    pub requires_injection: Mode,
 }
 
 /// The namespaces of a webhook.
@@ -94,6 +97,8 @@ enum OnFailure {
     ByGuards,
     /// Requests are allowed.
     Ignore,
+    /// Requests are denied.
+    Fail,
 }
 
 /// Returns the ValidatingWebhookConfiguration as JSON.
@@ -108,6 +113,29 @@ pub fn webhook_configuration(registration: &Registration<'_>) -> Value {
         "metadata": {"name": NAME, "labels": {"app.kubernetes.io/name": "rolegate-admission"}},
         "webhooks": webhooks.collect::<Vec<_>>(),
     })
+}
+
+/// Returns the client configuration of a webhook.
+pub(crate) fn client_config(endpoint: &Endpoint<'_>, ca_bundle: &[u8]) -> Value {
+    let mut client = Map::new();
+    match endpoint {
+        Endpoint::Url(url) => {
+            client.insert("url".into(), (*url).into());
+        }
+        Endpoint::Service {
+            namespace,
+            name,
+            path,
+            port,
+        } => {
+            let service = json!({"namespace": namespace, "name": name, "path": path, "port": port});
+            client.insert("service".into(), service);
+        }
+    }
+    if !ca_bundle.is_empty() {
+        client.insert("caBundle".into(), STANDARD.encode(ca_bundle).into());
+    }
+    client.into()
 }
 
 fn rule(group: &str, resources: &[&str], operations: &[&str], scope: &str) -> Value {
@@ -145,13 +173,14 @@ impl Registration<'_> {
             all.extend(self.rules());
         }
         all.push(rule_validity());
+        all.extend(self.injection());
         all.extend(self.others());
         all
     }
 
     fn failure_policy(&self, on_failure: OnFailure) -> &'static str {
         match (on_failure, self.config.guards()) {
-            (OnFailure::ByGuards, Mode::Enforce) => "Fail",
+            (OnFailure::ByGuards, Mode::Enforce) | (OnFailure::Fail, _) => "Fail",
             (OnFailure::ByGuards, Mode::Audit | Mode::Off) | (OnFailure::Ignore, _) => "Ignore",
         }
     }
@@ -160,7 +189,7 @@ impl Registration<'_> {
         let mut value = json!({
             "name": format!("{}.rolegate.dev", webhook.name),
             "admissionReviewVersions": ["v1"],
-            "clientConfig": self.client(),
+            "clientConfig": client_config(&self.endpoint, self.ca_bundle),
             "failurePolicy": self.failure_policy(webhook.on_failure),
             "matchPolicy": "Equivalent",
             "rules": webhook.rules,
@@ -181,29 +210,6 @@ impl Registration<'_> {
             }
         }
         value
-    }
-
-    fn client(&self) -> Value {
-        let mut client = Map::new();
-        match &self.endpoint {
-            Endpoint::Url(url) => {
-                client.insert("url".into(), (*url).into());
-            }
-            Endpoint::Service {
-                namespace,
-                name,
-                path,
-                port,
-            } => {
-                let service =
-                    json!({"namespace": namespace, "name": name, "path": path, "port": port});
-                client.insert("service".into(), service);
-            }
-        }
-        if !self.ca_bundle.is_empty() {
-            client.insert("caBundle".into(), STANDARD.encode(self.ca_bundle).into());
-        }
-        client.into()
     }
 
     fn selector(&self, place: Where) -> Option<Value> {
@@ -507,6 +513,25 @@ impl Registration<'_> {
             });
         }
         all
+    }
+
+    /// Returns the webhook for pods that must have the credentials of their service accounts. Such
+    /// pods name no role, so the webhook of pods does not receive them.
+    fn injection(&self) -> Option<Webhook> {
+        let on_failure = match self.requires_injection {
+            Mode::Enforce => OnFailure::Fail,
+            Mode::Audit => OnFailure::Ignore,
+            Mode::Off => return None,
+        };
+        let mirror = cel::has_any("object", "annotations", &[MIRROR]);
+        let skipped = cel::has_any("object", "labels", &[SKIP_LABEL]);
+        Some(Webhook {
+            name: "pod-injection".into(),
+            rules: vec![rule("", &["pods"], &["CREATE"], NAMESPACED)],
+            place: Where::NotExempt,
+            on_failure,
+            conditions: vec![("not-skipped", format!("!({mirror} || {skipped})"))],
+        })
     }
 
     /// Returns the webhook for kinds that only policies evaluate.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
-use rolegate_admission::app::{Admission, AdmissionOptions, AdmissionService};
+use rolegate_admission::app::{Admission, AdmissionOptions, AdmissionService, RuleSource};
 use rolegate_core::names;
 use rolegate_runtime::clock::Clock;
 
@@ -12,6 +12,7 @@ use crate::flags::annotations::AnnotationFlags;
 use crate::flags::certificate::CertificateFlags;
 use crate::flags::duration;
 use crate::flags::given::Given;
+use crate::flags::injection::InjectionFlags;
 use crate::flags::kubernetes::KubernetesFlags;
 use crate::flags::log::LogFlags;
 use crate::flags::rules::RuleFlags;
@@ -20,11 +21,13 @@ use crate::run::{Process, log_starting};
 const PROCESS: &str = "Process";
 
 /// The introduction of the help text.
-pub(crate) const LONG_ABOUT: &str = "Validate objects at the API server, before a pod exists.\n\n\
+pub(crate) const LONG_ABOUT: &str = "Validate and change objects at the API server, before a pod exists.\n\n\
 Serves a validating webhook. Pods and objects that create pods (Deployments, Jobs, configured custom resources, \
 ...) may request an AWS role only if the rules allow it. Agents make the same decision \
 for existing pods. The webhook also protects the rules: only principals that the RolegateConfig lists may change \
 role annotations and granting labels of namespaces.\n\n\
+With --inject, the process also serves a mutating webhook, which adds the variables and the token of AWS web identity \
+or container credentials to pods.\n\n\
 Every flag can also be set by an environment variable (shown next to it).";
 
 /// Flags of `rolegate admission`.
@@ -51,6 +54,9 @@ pub(crate) struct AdmissionFlags {
 
     #[command(flatten)]
     certificate: CertificateFlags,
+
+    #[command(flatten)]
+    injection: InjectionFlags,
 
     /// Address to listen on for the API server
     #[arg(long, value_name = "ADDRESS", env = "ROLEGATE_ADMISSION_ADDRESS", default_value = "[::]:8443", help_heading = PROCESS)]
@@ -91,6 +97,10 @@ impl Process for AdmissionFlags {
 }
 
 fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
+    let instance = std::env::var("HOSTNAME").unwrap_or_else(|_| names::ADMISSION.into());
+    let injection = flags
+        .injection
+        .options(&flags.certificate.namespace, &instance);
     let (certificate, secret) = flags.certificate.source(names::ADMISSION_TLS)?;
     Ok(AdmissionOptions {
         listen: flags.listen_address,
@@ -103,5 +113,7 @@ fn options(flags: AdmissionFlags) -> anyhow::Result<AdmissionOptions> {
         certificate,
         secret,
         clock: Clock::system(),
+        rule_source: RuleSource::Cluster,
+        injection,
     })
 }

@@ -14,6 +14,7 @@ use crate::broker::BrokerFlags;
 use crate::controller::ControllerFlags;
 use crate::ledger::LedgerArguments;
 use crate::output::OutputFlags;
+use crate::pod_identity_webhook::{self, PodIdentityWebhookFlags};
 use crate::redirect::RedirectArguments;
 #[cfg(feature = "tools")]
 use crate::tools::Tool;
@@ -65,9 +66,12 @@ pub(crate) enum Command {
     /// Serve AWS credentials to the pods of this node on the metadata address
     #[command(long_about = crate::agent::LONG_ABOUT)]
     Agent(Box<AgentFlags>),
-    /// Validate objects at the API server, before a pod exists
+    /// Validate and change objects at the API server, before a pod exists
     #[command(long_about = crate::admission::LONG_ABOUT)]
     Admission(Box<AdmissionFlags>),
+    /// Add AWS credentials to pods, with the flags of EKS's pod identity webhook
+    #[command(long_about = crate::pod_identity_webhook::LONG_ABOUT)]
+    PodIdentityWebhook(Box<PodIdentityWebhookFlags>),
     /// Decide and hold sessions on behalf of the agents of all nodes
     // kiam's manifests start `/kiam server`.
     #[command(long_about = crate::broker::LONG_ABOUT, alias = "server")]
@@ -96,6 +100,7 @@ impl Command {
         match self {
             Self::Agent(_)
             | Self::Admission(_)
+            | Self::PodIdentityWebhook(_)
             | Self::Broker(_)
             | Self::Ledger(_)
             | Self::Controller(_) => true,
@@ -137,7 +142,13 @@ pub(crate) fn program_name(program: Option<&OsString>) -> &'static str {
 static VERSION: LazyLock<String> = LazyLock::new(|| Version::CURRENT.to_string());
 
 /// Long-running commands.
-pub(crate) const PROCESSES: [&str; 4] = ["agent", "broker", "admission", "controller"];
+pub(crate) const PROCESSES: [&str; 5] = [
+    "agent",
+    "broker",
+    "admission",
+    "pod-identity-webhook",
+    "controller",
+];
 
 /// Flags that new users need first, in the order of the help, above all others.
 const FIRST: [&str; 8] = [
@@ -209,8 +220,18 @@ pub(crate) fn help_of(arguments: &[OsString]) -> String {
 }
 
 /// Inserts `agent` before its flags if there is no command. kube2iam has none, so its DaemonSet
-/// works after only the image is changed.
+/// works after only the image is changed. A program with the name of the EKS webhook has only its
+/// flags.
 pub(crate) fn with_implied_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let program = arguments.first().map(Path::new).and_then(Path::file_name);
+    if program.is_some_and(|name| {
+        pod_identity_webhook::PROGRAM_NAMES
+            .iter()
+            .any(|known| name == *known)
+    }) {
+        arguments.insert(1, "pod-identity-webhook".into());
+        return arguments;
+    }
     let definition = Cli::command();
     let agent = definition.find_subcommand("agent");
     let first = arguments.get(1);
@@ -229,6 +250,71 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         definition().debug_assert();
+    }
+
+    #[test]
+    fn the_eks_webhooks_command_line_is_accepted() {
+        let kops = [
+            "/webhook",
+            "--in-cluster=false",
+            "--namespace=kube-system",
+            "--service-name=pod-identity-webhook",
+            "--annotation-prefix=eks.amazonaws.com",
+            "--token-audience=amazonaws.com",
+            "--logtostderr",
+            "--watch-config-map",
+            "--sts-regional-endpoint",
+            "--aws-default-region=eu-west-1",
+            "--v=5",
+        ];
+        let every = [
+            "/usr/bin/webhook",
+            "--port=443",
+            "--metrics-port=9999",
+            "--kubeconfig=",
+            "--kube-api=",
+            "--tls-cert=/tls.crt",
+            "--tls-key=/tls.key",
+            "--tls-min-version=1.2",
+            "--tls-cipher-suites=",
+            "--in-cluster",
+            "--service-name=x",
+            "--namespace=eks",
+            "--tls-secret=x",
+            "--annotation-prefix=x",
+            "--token-audience=x",
+            "--token-mount-path=/x",
+            "--token-expiration=86400",
+            "--aws-default-region=",
+            "--sts-regional-endpoint=false",
+            "--watch-config-map=true",
+            "--compose-role-arn=false",
+            "--watch-container-credentials-config=/x",
+            "--container-credentials-audience=x",
+            "--container-credentials-token-mount-path=/x",
+            "--container-credentials-token-volume-name=x",
+            "--container-credentials-token-path=x",
+            "--container-credentials-full-uri=http://x",
+            "--service-account-lookup-grace-period=100ms",
+            "--resync-period=60s",
+            "--enable-debugging-handlers",
+            "--alsologtostderr=false",
+            "--log_dir=",
+            "--log-file=x",
+            "--stderrthreshold=2",
+            "--vmodule=",
+            "-v=2",
+        ];
+        for line in [&kops[..], &every] {
+            let arguments = line.iter().map(OsString::from).collect();
+            let arguments = with_implied_command(arguments);
+            let matches = definition().try_get_matches_from(arguments).unwrap();
+            assert_eq!(matches.subcommand_name(), Some("pod-identity-webhook"));
+        }
+        let version = ["/webhook", "--version"].map(OsString::from).to_vec();
+        let version = definition().try_get_matches_from(with_implied_command(version));
+        let kind = version.unwrap_err().kind();
+        assert_eq!(kind, clap::error::ErrorKind::DisplayVersion);
     }
 
     #[test]

@@ -7,14 +7,16 @@ use clap::{Args, ValueEnum};
 use rolegate_controller::app::{Controller, ControllerOptions, ControllerService};
 use rolegate_controller::certificates::{SelfSigned, Trust};
 use rolegate_controller::lease::LeaseTiming;
-use rolegate_controller::rules::RuleOptions;
+use rolegate_controller::rules::{InjectionRegistration, RuleOptions};
 use rolegate_controller::startup_taint::StartupTaintOptions;
 use rolegate_core::names;
 use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_review::mutating_configuration::FailurePolicy;
 use rolegate_runtime::clock::Clock;
 
 use crate::flags::annotations::AnnotationFlags;
 use crate::flags::given::Given;
+use crate::flags::injection::RequireInjection;
 use crate::flags::kubernetes::KubernetesFlags;
 use crate::flags::log::LogFlags;
 use crate::flags::rules::RuleFlags;
@@ -51,6 +53,24 @@ Replicas elect a leader with a Lease. The leader issues and renews the certifica
 brokers, registers the webhook once it has a ready endpoint, writes the status of rules, and removes the startup \
 taint of nodes whose agent is ready.\n\n\
 Every flag can also be set by an environment variable (shown next to it).";
+
+/// The treatment of pods while the mutating webhook is unavailable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum InjectFailurePolicy {
+    /// Deny them; their controllers create them again
+    Fail,
+    /// Create them without AWS credentials
+    Ignore,
+}
+
+impl From<InjectFailurePolicy> for FailurePolicy {
+    fn from(policy: InjectFailurePolicy) -> Self {
+        match policy {
+            InjectFailurePolicy::Fail => Self::Fail,
+            InjectFailurePolicy::Ignore => Self::Ignore,
+        }
+    }
+}
 
 /// Flags of `rolegate controller`.
 #[derive(Debug, Args)]
@@ -91,6 +111,15 @@ pub(crate) struct ControllerFlags {
     /// Management of the ValidatingWebhookConfiguration
     #[arg(long, value_name = "MODE", env = "ROLEGATE_WEBHOOK_REGISTRATION", default_value = "create", help_heading = CERTIFICATE)]
     webhook_registration: WebhookRegistration,
+    /// Maintain the MutatingWebhookConfiguration too, which makes the API server send all new pods to the webhook, so that it adds AWS credentials
+    #[arg(long, env = "ROLEGATE_INJECT", help_heading = CERTIFICATE)]
+    inject: bool,
+    /// Treatment of pods while the mutating webhook is unavailable. Pods of exempt namespaces are always created
+    #[arg(long, value_name = "POLICY", env = "ROLEGATE_INJECT_FAILURE_POLICY", default_value = "fail", help_heading = CERTIFICATE)]
+    inject_failure_policy: InjectFailurePolicy,
+    /// Mode of the webhook's check that pods have the credentials of their service accounts, as in rolegate admission
+    #[arg(long, value_name = "MODE", env = "ROLEGATE_REQUIRE_INJECTION", default_value = "off", help_heading = CERTIFICATE)]
+    require_injection: RequireInjection,
     /// Issuer of the brokers' certificate, if the Service of --broker-service exists
     #[arg(long, value_name = "SOURCE", env = "ROLEGATE_BROKER_CERTIFICATE", default_value = "controller", help_heading = CERTIFICATE)]
     broker_certificate: CertificateFrom,
@@ -183,6 +212,10 @@ fn options(flags: ControllerFlags) -> anyhow::Result<ControllerOptions> {
         register: flags.webhook_registration == WebhookRegistration::Create,
         service: flags.service.clone(),
         secret: flags.tls_secret.clone(),
+        injection: flags.inject.then(|| InjectionRegistration {
+            on_failure: flags.inject_failure_policy.into(),
+            require: flags.require_injection.into(),
+        }),
     };
     let startup_taint = startup_taint(flags.startup_taint, flags.agent_selector, &flags.namespace)?;
     Ok(ControllerOptions {

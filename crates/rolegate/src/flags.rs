@@ -7,6 +7,7 @@ pub(crate) mod container;
 pub(crate) mod deciding;
 pub(crate) mod given;
 pub(crate) mod given_fields;
+pub(crate) mod injection;
 pub(crate) mod kiam;
 pub(crate) mod kubernetes;
 pub(crate) mod log;

@@ -27,6 +27,7 @@ mod lifecycle;
 mod migrate;
 mod options;
 mod output;
+mod pod_identity_webhook;
 #[cfg(feature = "tools")]
 mod policy;
 mod progress;
@@ -93,6 +94,7 @@ fn main() -> ExitCode {
     let ended = match command {
         Command::Agent(flags) => run::run(*flags),
         Command::Admission(flags) => run::run(*flags),
+        Command::PodIdentityWebhook(flags) => run::run(*flags),
         Command::Broker(flags) => run::run(*flags),
         Command::Ledger(arguments) => ledger::run(&arguments),
         Command::Controller(flags) => run::run(*flags),

@@ -4,11 +4,12 @@
 use std::process::Command;
 
 /// Commands with their own page in `docs/reference`.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 10] = [
     "agent",
     "broker",
     "redirect",
     "admission",
+    "pod-identity-webhook",
     "controller",
     "policy",
     "migrate",

@@ -22,7 +22,8 @@ use super::*;
 /// Returns a webhook that evaluates `rules`.
 fn webhook(rules: RuleStore) -> Arc<Webhook> {
     let metrics = AdmissionMetrics::register(&mut prometheus_client::registry::Registry::default());
-    Webhook::new(rules, AnnotationKeys::default(), Clock::system(), metrics)
+    let keys = AnnotationKeys::default();
+    Webhook::new(rules, keys, Clock::system(), metrics, None)
 }
 
 /// Starts the webhook without TLS.
@@ -339,6 +340,7 @@ fn refusals_and_warnings_are_counted_by_layer() {
         AnnotationKeys::default(),
         Clock::system(),
         AdmissionMetrics::register(&mut registry),
+        None,
     );
     let body = widget(0);
     let review = Review::parse(body.as_bytes()).unwrap();

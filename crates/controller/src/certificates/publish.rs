@@ -2,12 +2,15 @@
 //! in a ConfigMap.
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams};
+use kube::{Api, Resource};
 use rolegate_kube::tls_secret::CA_CRT;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::plan::Authorities;
@@ -27,12 +30,46 @@ pub(super) enum Published {
     Changed,
 }
 
+impl Published {
+    /// Combines the results for two objects of which the second may be missing.
+    pub(super) fn and(self, second: Self) -> Self {
+        match (self, second) {
+            (Self::Changed, _) | (_, Self::Changed) => Self::Changed,
+            (Self::Absent, Self::Absent) => Self::Absent,
+            _ => Self::Already,
+        }
+    }
+}
+
+/// A kind of webhook configuration.
+pub(super) trait WebhookConfiguration {
+    /// Returns the names and clients of all webhooks.
+    fn clients(&self) -> impl Iterator<Item = (&str, &WebhookClientConfig)>;
+}
+
+impl WebhookConfiguration for ValidatingWebhookConfiguration {
+    fn clients(&self) -> impl Iterator<Item = (&str, &WebhookClientConfig)> {
+        let all = self.webhooks.iter().flatten();
+        all.map(|webhook| (&*webhook.name, &webhook.client_config))
+    }
+}
+
+impl WebhookConfiguration for MutatingWebhookConfiguration {
+    fn clients(&self) -> impl Iterator<Item = (&str, &WebhookClientConfig)> {
+        let all = self.webhooks.iter().flatten();
+        all.map(|webhook| (&*webhook.name, &webhook.client_config))
+    }
+}
+
 /// Sets the authorities of all webhooks of the configuration.
-pub(super) async fn to_webhook(
-    api: &Api<ValidatingWebhookConfiguration>,
+pub(super) async fn to_webhook<K>(
+    api: &Api<K>,
     name: &str,
     authorities: &Authorities,
-) -> kube::Result<Published> {
+) -> kube::Result<Published>
+where
+    K: WebhookConfiguration + Resource + Clone + std::fmt::Debug + DeserializeOwned,
+{
     let bundle = ByteString(authorities.to_pem().into_bytes());
     let mut attempts = 1..MAX_ATTEMPTS;
     loop {
@@ -85,15 +122,16 @@ pub(super) async fn to_config_map(
 /// Returns a patch that changes nothing else, including unknown fields, or `None` if there is
 /// nothing to change. Webhooks are merged by name, and a name that was removed would be added
 /// again, so the patch is conditional on the resource version.
-fn patch(configuration: &ValidatingWebhookConfiguration, bundle: &ByteString) -> Option<Value> {
+fn patch<K>(configuration: &K, bundle: &ByteString) -> Option<Value>
+where
+    K: WebhookConfiguration + Resource,
+{
     let webhooks: Vec<_> = configuration
-        .webhooks
-        .iter()
-        .flatten()
-        .filter(|webhook| webhook.client_config.ca_bundle.as_ref() != Some(bundle))
-        .map(|webhook| json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}}))
+        .clients()
+        .filter(|(_, client)| client.ca_bundle.as_ref() != Some(bundle))
+        .map(|(name, _)| json!({"name": name, "clientConfig": {"caBundle": bundle}}))
         .collect();
-    let version = &configuration.metadata.resource_version;
+    let version = &configuration.meta().resource_version;
     (!webhooks.is_empty())
         .then(|| json!({"metadata": {"resourceVersion": version}, "webhooks": webhooks}))
 }
@@ -112,7 +150,7 @@ mod tests {
             let [a, b] = bundles;
             let object = json!({"metadata": {"resourceVersion": "7"},
                 "webhooks": [webhook("a", a), webhook("b", b)]});
-            serde_json::from_value(object).unwrap()
+            serde_json::from_value::<ValidatingWebhookConfiguration>(object).unwrap()
         };
         let bundle = ByteString(b"new".to_vec());
         assert_eq!(patch(&configuration(["bmV3", "bmV3"]), &bundle), None);

@@ -1,26 +1,32 @@
-//! The ValidatingWebhookConfiguration: created once the webhook answers, and updated when the rules
-//! change. The configuration determines the kinds that the webhook reviews. The API server may skip
+//! The ValidatingWebhookConfiguration and, if credentials are injected into pods, the
+//! MutatingWebhookConfiguration: created once the webhook answers, and updated when the rules
+//! change. The validating configuration determines the kinds that the webhook reviews. The API server may skip
 //! objects without a role request only while neither a default role nor a policy applies to them.
 
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
-use kube::api::{ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client};
 use rolegate_core::annotation::AnnotationKeys;
 use rolegate_core::decision::NotSynced;
+use rolegate_core::layer::Mode;
 use rolegate_core::names;
 use rolegate_kube::tls_secret::CA_CRT;
+use rolegate_review::mutating_configuration::{MutatingRegistration, mutating_configuration};
 use rolegate_review::webhook_configuration::{Endpoint, Registration, webhook_configuration};
 use rolegate_rules::store::RuleStoreWriter;
 use rolegate_runtime::readiness::Condition;
 use serde_json::Value;
 
-use super::RuleOptions;
+use super::{InjectionRegistration, RuleOptions};
 use crate::owner::Owner;
 
 /// Annotation of a webhook configuration that an administrator maintains. The controller leaves it
@@ -39,15 +45,42 @@ const INJECT_CA_FROM: &str = "cert-manager.io/inject-ca-from";
 const OWNER: &str = names::CONTROLLER;
 /// The label of objects that the controller creates.
 const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", names::CONTROLLER);
-/// The path and the Service's port to which the API server sends reviews.
-const PATH: &str = "/validate";
+/// The Service's port to which the API server sends reviews.
 const PORT: u16 = 443;
 /// The interval between attempts while the webhook is not ready or an update failed.
 const RETRY: Duration = Duration::from_secs(3);
 /// Timeout of one update of the webhook configuration.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Creates and updates the ValidatingWebhookConfiguration.
+/// A kind of webhook configuration.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Validating,
+    Mutating(InjectionRegistration),
+}
+
+impl Kind {
+    fn resource(self) -> ApiResource {
+        match self {
+            Self::Validating => ApiResource::erase::<ValidatingWebhookConfiguration>(&()),
+            Self::Mutating(_) => mutating(),
+        }
+    }
+
+    /// Returns the path to which the API server sends reviews.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Validating => "/validate",
+            Self::Mutating(_) => "/mutate",
+        }
+    }
+}
+
+fn mutating() -> ApiResource {
+    ApiResource::erase::<MutatingWebhookConfiguration>(&())
+}
+
+/// Creates and updates the webhook configurations.
 pub(super) struct Registrar {
     client: Client,
     options: RuleOptions,
@@ -86,14 +119,14 @@ impl Registrar {
         }
     }
 
-    fn api(&self) -> Api<ValidatingWebhookConfiguration> {
-        Api::all(self.client.clone())
+    fn api(&self, resource: &ApiResource) -> Api<DynamicObject> {
+        Api::all_with(self.client.clone(), resource)
     }
 
     /// Updates the webhook configuration, or creates it once the webhook answers. Returns the time
     /// until the next attempt if one is needed without a change.
     pub(super) async fn keep(&mut self, writer: &RuleStoreWriter) -> Option<Duration> {
-        let state = tokio::time::timeout(TIMEOUT, self.reconcile(writer)).await;
+        let state = tokio::time::timeout(TIMEOUT, self.reconcile_all(writer)).await;
         let state = match state {
             Ok(Ok(state)) => state,
             Ok(Err(error)) => return self.failed(rolegate_kube::chain(&error)),
@@ -133,22 +166,58 @@ impl Registrar {
     }
 
     fn failed(&mut self, error: String) -> Option<Duration> {
-        tracing::warn!(
-            reason = error,
-            "cannot update the ValidatingWebhookConfiguration"
-        );
+        tracing::warn!(reason = error, "cannot update the webhook configuration");
         self.condition.note(error.clone());
         self.error = Some(error);
         Some(RETRY)
     }
 
-    async fn reconcile(&self, writer: &RuleStoreWriter) -> Result<State, kube::Error> {
-        let registered = self.api().get_opt(&self.options.webhook).await?;
+    /// Reconciles both kinds. Returns the first state other than that all is up to date.
+    async fn reconcile_all(&self, writer: &RuleStoreWriter) -> Result<State, kube::Error> {
+        let validating = self.reconcile(Kind::Validating, writer).await?;
+        let Some(injection) = self.options.injection else {
+            self.remove_mutating().await?;
+            return Ok(validating);
+        };
+        let mutating = self.reconcile(Kind::Mutating(injection), writer).await?;
+        Ok(match validating {
+            State::Current => mutating,
+            other => other,
+        })
+    }
+
+    /// Deletes the MutatingWebhookConfiguration that an earlier setting created. Otherwise the API
+    /// server would deny pods because nothing serves it.
+    async fn remove_mutating(&self) -> Result<(), kube::Error> {
+        let api = self.api(&mutating());
+        let registered = match api.get_opt(&self.options.webhook).await {
+            // Rights that were written for an earlier version.
+            Err(kube::Error::Api(status)) if status.code == 403 => None,
+            found => found?,
+        };
+        let labels = registered.as_ref().map(|found| &found.metadata.labels);
+        let labels = labels.and_then(Option::as_ref);
+        if labels
+            .and_then(|labels| labels.get(MANAGED_BY.0))
+            .map(String::as_str)
+            != Some(MANAGED_BY.1)
+        {
+            return Ok(());
+        }
+        api.delete(&self.options.webhook, &DeleteParams::default())
+            .await?;
+        tracing::info!("deleted the MutatingWebhookConfiguration");
+        Ok(())
+    }
+
+    async fn reconcile(&self, kind: Kind, writer: &RuleStoreWriter) -> Result<State, kube::Error> {
+        let api = self.api(&kind.resource());
+        let registered = api.get_opt(&self.options.webhook).await?;
         match (registered, writer.missing()) {
             // The configuration that is missing may have restricted more than the defaults do.
             (Some(_), Some(missing)) => Ok(State::Kept(missing.to_string())),
             (Some(registered), None) => {
-                self.update(writer, registered).await?;
+                self.update(kind, writer, registered).await?;
                 Ok(State::Current)
             }
             (None, _) if !self.options.register => Ok(State::Current),
@@ -159,7 +228,7 @@ impl Registrar {
                 }
                 match self.readiness().await? {
                     Ok(ready) => {
-                        self.create(writer, &ready).await?;
+                        self.create(kind, writer, &ready).await?;
                         Ok(State::Current)
                     }
                     Err(waits) => Ok(State::Waits(waits)),
@@ -205,17 +274,21 @@ impl Registrar {
         }))
     }
 
-    async fn create(&self, writer: &RuleStoreWriter, ready: &Ready) -> Result<(), kube::Error> {
+    async fn create(
+        &self,
+        kind: Kind,
+        writer: &RuleStoreWriter,
+        ready: &Ready,
+    ) -> Result<(), kube::Error> {
         let endpoint = Endpoint::Service {
             namespace: &self.options.namespace,
             name: &self.options.service,
-            path: PATH,
+            path: kind.path(),
             port: PORT,
         };
-        let registration = self.registration(writer, endpoint, &ready.ca_bundle);
-        let mut registration: ValidatingWebhookConfiguration =
-            serde_json::from_value(webhook_configuration(&registration))
-                .map_err(kube::Error::SerdeError)?;
+        let registration = self.configuration(kind, writer, endpoint, &ready.ca_bundle);
+        let mut registration: DynamicObject =
+            serde_json::from_value(registration).map_err(kube::Error::SerdeError)?;
         let metadata = &mut registration.metadata;
         metadata.name = Some(self.options.webhook.clone());
         let labels = metadata.labels.get_or_insert_default();
@@ -225,10 +298,11 @@ impl Registrar {
             annotations.insert(INJECT_CA_FROM.into(), from.clone());
         }
         metadata.owner_references = self.owner().await?.references();
-        let (api, parameters) = (self.api(), PostParams::default());
+        let (api, parameters) = (self.api(&kind.resource()), PostParams::default());
         api.create(&parameters, &registration).await?;
         tracing::info!(
             webhook = self.options.webhook,
+            path = kind.path(),
             "created the webhook configuration"
         );
         Ok(())
@@ -238,6 +312,28 @@ impl Registrar {
     /// with other names.
     async fn owner(&self) -> kube::Result<Owner> {
         Owner::find::<ClusterRole>(&Api::all(self.client.clone()), OWNER).await
+    }
+
+    /// Returns the webhook configuration as JSON.
+    fn configuration(
+        &self,
+        kind: Kind,
+        writer: &RuleStoreWriter,
+        endpoint: Endpoint<'_>,
+        ca_bundle: &[u8],
+    ) -> Value {
+        match kind {
+            Kind::Validating => {
+                webhook_configuration(&self.registration(writer, endpoint, ca_bundle))
+            }
+            Kind::Mutating(injection) => mutating_configuration(&MutatingRegistration {
+                config: writer.builder().config(),
+                endpoint,
+                ca_bundle,
+                own_namespace: &self.options.namespace,
+                on_failure: injection.on_failure,
+            }),
+        }
     }
 
     fn registration<'a>(
@@ -263,29 +359,37 @@ impl Registrar {
             endpoint,
             ca_bundle,
             own_namespace: &self.options.namespace,
+            requires_injection: self
+                .options
+                .injection
+                .map_or(Mode::Off, |injection| injection.require),
         }
     }
 
     async fn update(
         &self,
+        kind: Kind,
         writer: &RuleStoreWriter,
-        mut registered: ValidatingWebhookConfiguration,
+        mut registered: DynamicObject,
     ) -> Result<(), kube::Error> {
         let annotations = registered.metadata.annotations.as_ref();
         if annotations.is_some_and(|all| all.contains_key(UNMANAGED)) {
             return Ok(());
         }
-        let is = serde_json::to_value(&registered.webhooks).map_err(kube::Error::SerdeError)?;
-        let Some(wanted) = self.wanted(writer, &is) else {
+        let Some(fields) = registered.data.as_object_mut() else {
+            return Ok(());
+        };
+        let is = fields.get("webhooks").cloned().unwrap_or_default();
+        let Some(wanted) = self.wanted(kind, writer, &is) else {
             return Ok(());
         };
         if holds(&is, &wanted) {
             return Ok(());
         }
-        registered.webhooks = serde_json::from_value(wanted).map_err(kube::Error::SerdeError)?;
+        fields.insert("webhooks".into(), wanted);
         // The resourceVersion makes the API server reject the write if another client has changed
         // the object since it was read. The next attempt then starts from that change.
-        self.api()
+        self.api(&kind.resource())
             .replace(&self.options.webhook, &PostParams::default(), &registered)
             .await?;
         tracing::info!("updated the webhook configuration");
@@ -294,7 +398,7 @@ impl Registrar {
 
     /// Returns the wanted webhooks, with the address and the authority of the existing ones, which
     /// an administrator may have set.
-    fn wanted(&self, writer: &RuleStoreWriter, is: &Value) -> Option<Value> {
+    fn wanted(&self, kind: Kind, writer: &RuleStoreWriter, is: &Value) -> Option<Value> {
         let client = is.get(0)?.get("clientConfig")?;
         let text = |path: &str| client.pointer(path).and_then(Value::as_str);
         let endpoint = match text("/url") {
@@ -310,8 +414,8 @@ impl Registrar {
                     .unwrap_or(443),
             },
         };
-        let registration = self.registration(writer, endpoint, &[]);
-        let mut wanted = webhook_configuration(&registration)
+        let mut wanted = self
+            .configuration(kind, writer, endpoint, &[])
             .get("webhooks")?
             .clone();
         if let (Some(bundle), Some(webhooks)) = (client.get("caBundle"), wanted.as_array_mut()) {

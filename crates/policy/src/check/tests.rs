@@ -48,6 +48,7 @@ fn checked(fixture: &Fixture, text: &str) -> Findings {
         grants: &fixture.grants,
         keys: &keys,
         policies: None,
+        accounts: None,
     };
     let creator = Creator {
         user: "ann".into(),
@@ -232,6 +233,7 @@ fn what_policies_are_not_asked_about_is_told() {
             grants: &fixture.grants,
             keys: &keys,
             policies: None,
+            accounts: None,
         };
         let manifest = Manifest {
             file: "all.yaml",

@@ -168,6 +168,7 @@ mod tests {
                     grants: &fixture.grants,
                     keys: &keys,
                     policies: None,
+                    accounts: None,
                 }
             });
         let mut simulation = Simulation {

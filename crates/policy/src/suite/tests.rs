@@ -38,6 +38,7 @@ fn run_observed(observer: &Observer, mode: Mode, case: &str, old: &str) -> CaseR
         grants: &fixture.grants,
         keys: &keys,
         policies: None,
+        accounts: None,
     };
     let pods = documents(PODS).unwrap().documents;
     let old = documents(old).unwrap().documents;

@@ -6,6 +6,7 @@ use rolegate_core::annotation::{AnnotationKeys, SESSION_NAME, WEB_IDENTITY_ROLE,
 use rolegate_core::config::TemplateKind;
 use rolegate_core::decision::{Decision, Denial, DenialSource, RequestField};
 use rolegate_core::layer::{LayerId, Mode, Verdict};
+use rolegate_core::service_account::CONTAINER_CREDENTIALS_AUDIENCE;
 use rolegate_core::workload::{RoleRequest, Workload};
 
 use super::{Change, Validator};
@@ -13,7 +14,7 @@ use crate::audience::is_for_aws;
 use crate::field_path::{FieldRef, Malformed, StringMap};
 use crate::json::Node;
 use crate::outcome::{Undecided, Violation, ViolationSource};
-use crate::pod_template::{PodShape, ROLE_VARIABLE};
+use crate::pod_template::{PodShape, PodToken, ROLE_VARIABLE};
 
 /// Stands for the service account of objects that every account of a namespace can use, such as a
 /// Secret. No account can have this name.
@@ -228,6 +229,9 @@ impl Validator<'_> {
             }
         }
         if let (false, Some(token)) = (asks, shape.tokens.first()) {
+            if self.container_credentials(shape, workload)? {
+                return Ok(());
+            }
             let reason = format!(
                 "a pod with a token that AWS accepts for credentials requires a named role, so that \
                  the role can be evaluated; set {ROLE_VARIABLE} in the container to a role that a \
@@ -235,9 +239,40 @@ impl Validator<'_> {
                  administrator for a grant",
                 workload.service_account, workload.namespace
             );
-            self.unnamed(token, &reason);
+            self.unnamed(&token.path, &reason);
         }
         Ok(())
+    }
+
+    /// Validates the role that the container credentials endpoint serves for a pod's tokens: that of
+    /// its service account. Returns false if a token is for another audience, whose role the pod
+    /// chooses, or if the service account has no role.
+    fn container_credentials(
+        &mut self,
+        shape: &PodShape<'_>,
+        workload: &Workload,
+    ) -> Result<bool, Malformed> {
+        let is_for_endpoint =
+            |token: &PodToken<'_>| token.audience == CONTAINER_CREDENTIALS_AUDIENCE;
+        if !shape.tokens.iter().all(is_for_endpoint) {
+            return Ok(false);
+        }
+        let (namespace, account) = (&workload.namespace, &workload.service_account);
+        let accounts = self.rules.accounts;
+        let annotations = accounts.map(|accounts| accounts.annotations(namespace, account));
+        let annotations = annotations.unwrap_or_default();
+        let rules = self.rules.rules;
+        let assigned = rules.assigned_role(namespace, account, &annotations, None);
+        // An annotation that is not a role gives none.
+        let Ok(Some(assigned)) = assigned else {
+            return Ok(false);
+        };
+        let path = shape.tokens.first().map_or("", |token| &*token.path);
+        self.ask(&assigned.request(workload), Source::Path(path), true)?;
+        if let Some(target) = assigned.target_request(workload) {
+            self.ask(&target, Source::Path(path), true)?;
+        }
+        Ok(true)
     }
 
     /// Reports a request whose role cannot be determined, and so cannot be evaluated. It is denied

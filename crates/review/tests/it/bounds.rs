@@ -1,7 +1,7 @@
 //! For any input: an error with its cause, or an outcome, bounded, and never a panic.
 
 use rolegate_core::config::presets;
-use rolegate_review::admission_review::MAX_REVIEW_BYTES;
+use rolegate_review::admission_review::{MAX_REVIEW_BYTES, ReviewVersion};
 use rolegate_review::{Review, ReviewError, validate};
 use serde_json::{Map, Value, json};
 
@@ -36,7 +36,7 @@ fn invalid_reviews_are_errors() {
     let mut other = review(request("Pod", json!({})));
     for (field, value) in [
         ("kind", "Pod"),
-        ("apiVersion", "admission.k8s.io/v1beta1"),
+        ("apiVersion", "admission.k8s.io/v1alpha1"),
         ("apiVersion", "v1"),
     ] {
         let before = other[field].take();
@@ -79,12 +79,16 @@ fn a_request_that_cannot_be_read_is_refused_by_its_uid() {
         let mut request = request("Pod", json!({}));
         request[field] = value.clone();
         let error = error(&review(request).to_string());
-        assert_eq!(error.uid(), Some("u-1"), "{field}: {value}");
+        assert_eq!(
+            error.uid(),
+            Some((ReviewVersion::V1, "u-1")),
+            "{field}: {value}"
+        );
     }
     let twice = review(request("Pod", json!({})))
         .to_string()
         .replace("\"uid\":", "\"namespace\":\"kube-system\",\"uid\":");
-    assert_eq!(error(&twice).uid(), Some("u-1"));
+    assert_eq!(error(&twice).uid(), Some((ReviewVersion::V1, "u-1")));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod agreement;
 mod bounds;
+mod injection;
 mod outcome;
 mod policies;
 mod registration;

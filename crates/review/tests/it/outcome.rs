@@ -6,6 +6,7 @@ use rolegate_core::grant::{Grant, Subject};
 use rolegate_core::layer::grants::GrantsLayer;
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::selector::Selector;
+use rolegate_review::admission_review::ReviewVersion;
 use rolegate_review::outcome::refusal;
 use rolegate_review::{Outcome, Review, Undecided, Violation, ViolationSource, validate};
 use serde_json::{Value, json};
@@ -215,7 +216,9 @@ fn threat_25_warnings_and_messages_are_bounded_and_plain() {
 
 #[test]
 fn a_refusal_without_a_verdict_has_the_same_shape() {
-    let answer: Value = serde_json::from_slice(&refusal("u-1", "no\nway")).unwrap();
+    let answer: Value =
+        serde_json::from_slice(&refusal((ReviewVersion::V1Beta1, "u-1"), "no\nway")).unwrap();
+    assert_eq!(answer["apiVersion"], "admission.k8s.io/v1beta1");
     assert_eq!(answer["response"]["uid"], "u-1");
     assert_eq!(answer["response"]["allowed"], false);
     assert_eq!(answer["response"]["status"]["message"], "no\\u{a}way");

@@ -23,6 +23,7 @@ fn made(rules: &Rules, change: impl FnOnce(&mut Registration<'_>)) -> Value {
         },
         ca_bundle: b"PEM",
         own_namespace: "rolegate-system",
+        requires_injection: Mode::Off,
     };
     change(&mut registration);
     webhook_configuration(&registration)
@@ -242,6 +243,7 @@ fn webhooks_fail_closed_only_if_a_layer_is_enforced() {
             endpoint: Endpoint::Url("https://127.0.0.1"),
             ca_bundle: b"",
             own_namespace: "rolegate-system",
+            requires_injection: Mode::Off,
         });
         let webhooks = made["webhooks"].as_array().unwrap();
         let policies = webhooks.iter().map(|webhook| {

@@ -56,6 +56,7 @@ impl Rules {
             grants: &self.grants,
             keys: &self.keys,
             policies,
+            accounts: None,
         }
     }
 
