@@ -130,7 +130,7 @@ enum Previous {
     None,
     /// It handed over its sockets and keys.
     Inherited(Inherited),
-    /// It was told to stop listening.
+    /// It received the request to stop listening.
     Released,
 }
 
@@ -169,7 +169,7 @@ async fn succeed(place: &HandoverSocket, readiness: &Readiness) -> Previous {
     })
 }
 
-/// Opens a port. If a previous agent was told to stop listening on it, waits until it has.
+/// Opens a port. If a previous agent was requested to stop listening on it, waits until it has.
 async fn listen_released(address: SocketAddr, released: bool) -> Result<TcpListener, ListenError> {
     let opened = async {
         loop {
