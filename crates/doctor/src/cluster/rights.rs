@@ -318,7 +318,8 @@ mod tests {
             "/../../charts/rolegate/templates/controller-rbac.yaml"
         );
         let text = std::fs::read_to_string(chart).unwrap();
-        assert!(text.contains("nodes"), "{chart}");
+        let rule = "resources: [nodes]\n    verbs: [get, list, watch, patch]";
+        assert!(text.contains(rule), "{chart}");
     }
 
     #[test]
