@@ -13,6 +13,7 @@ use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::Denial;
 use rolegate_core::workload::Workload;
 use rolegate_sessions::{Lease, Session};
+use serde::{Deserialize, Serialize};
 
 use crate::throttle::LogThrottle;
 pub use assigned::{AssignedLookup, AssignedRoles, Assignment};
@@ -105,6 +106,37 @@ pub enum RoleOf {
         /// The audience of the tokens that get the role; `None` for the endpoint's default audience.
         audience: Option<Arc<str>>,
     },
+}
+
+impl RoleOf {
+    /// Returns the endpoint that serves these roles.
+    pub fn endpoint(&self) -> Endpoint {
+        match self {
+            Self::Pod => Endpoint::Metadata,
+            Self::ServiceAccount { .. } => Endpoint::ContainerCredentials,
+        }
+    }
+}
+
+/// An endpoint that serves credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Endpoint {
+    /// The metadata endpoint.
+    #[default]
+    Metadata,
+    /// Container credentials.
+    ContainerCredentials,
+}
+
+impl Endpoint {
+    /// Returns the name in outputs and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Metadata => "metadata",
+            Self::ContainerCredentials => "container-credentials",
+        }
+    }
 }
 
 /// A decision and its lifetime.

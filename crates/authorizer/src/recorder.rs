@@ -155,6 +155,7 @@ impl OutcomeRecorder {
             let handed = Issued {
                 pod: &entry.workload,
                 allowed,
+                endpoint: entry.role_of.endpoint(),
                 access_key_id: &session.credentials.access_key_id,
                 lifetime: session.credentials.validity,
             };

@@ -314,6 +314,7 @@ impl Subscription {
                 let handed = Issued {
                     pod: &entry.workload,
                     allowed,
+                    endpoint: entry.role_of.endpoint(),
                     access_key_id,
                     lifetime: *lifetime,
                 };

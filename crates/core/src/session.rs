@@ -51,14 +51,6 @@ pub struct TargetRole {
     pub external_id: Option<Arc<str>>,
 }
 
-impl SessionKey {
-    /// Returns the role whose credentials are served: the target role, if there is one.
-    pub fn served_role(&self) -> &RoleArn {
-        let target = self.target.as_deref();
-        target.map_or(&self.role, |target| &target.role)
-    }
-}
-
 /// Session tags, source identity and policies, as sent to STS.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct SessionLimits {

@@ -159,13 +159,15 @@ async fn inherited_tags_are_distinguished() {
 #[tokio::test]
 async fn a_target_role_is_assumed_by_the_first_role() {
     const TARGET: &str = "arn:aws:iam::310987654321:role/target";
+    const POLICY: &str = r#"{"Version":"2012-10-17","Statement":[]}"#;
     let service = service(NODE).await;
-    service.trust_only(TARGET, &[ROLE]);
+    // Without the path, as above.
+    service.trust_only(TARGET, &["arn:aws:iam::123456789012:role/reader"]);
     service.require_external_id(TARGET, Some("customer"));
     let limits = SessionLimits {
         tags: [("team", "shop")].into_iter().collect(),
         source_identity: Some("shop.api".into()),
-        policy: Some("{}".into()),
+        policy: Some(POLICY.into()),
         ..SessionLimits::default()
     };
     let target = |external_id: Option<&str>| SessionKey {
@@ -186,15 +188,18 @@ async fn a_target_role_is_assumed_by_the_first_role() {
     assert_eq!((&*first.role_arn, &*last.role_arn), (ROLE, TARGET));
     assert_eq!(first.session_name, last.session_name);
     assert_eq!(
-        (&first.external_id, last.external_id.as_deref()),
-        (&None, Some("customer"))
+        (first.external_id.as_deref(), last.external_id.as_deref()),
+        (Some("customer-a"), Some("customer"))
     );
     // The tags reach the target role, and the policy restricts its session alone.
     assert_eq!(first.transitive_tag_keys, ["team"]);
     assert_eq!((first.tags.len(), last.tags.len()), (1, 0));
     assert_eq!(first.source_identity.as_deref(), Some("shop.api"));
     assert_eq!(last.source_identity, None);
-    assert_eq!((&first.policy, last.policy.as_deref()), (&None, Some("{}")));
+    assert_eq!(
+        (&first.policy, last.policy.as_deref()),
+        (&None, Some(POLICY))
+    );
     assert_ne!(last.access_key_id, first.access_key_id);
     assert_ne!(last.access_key_id.as_deref(), Some(&*session.access_key_id));
     // The error names the target role.
