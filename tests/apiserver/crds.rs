@@ -114,6 +114,20 @@ async fn mistakes_are_refused_with_what_to_do() {
         spec[field] = value;
         spec
     };
+    let association = |field: &str, value: Value| {
+        let one = json!({"namespace": "n", "serviceAccount": "s*", "role": "a"});
+        let mut spec = json!({"associations": [one]});
+        spec[field] = value;
+        spec
+    };
+    let associated = |field: &str, value: &str| {
+        let mut one = json!({"namespace": "n", "serviceAccount": "s*", "role": "a"});
+        one[field] = value.into();
+        association("associations", json!([one]))
+    };
+    let alone = associated("audience", "uploader.example");
+    let alone = object("RoleGrant", "associations", alone);
+    cluster.apply_manifest(&alone).await.unwrap();
     let session = |session: Value| with("session", session);
     let subject = |subject: Value| with("subjects", json!([subject]));
     for (spec, part) in [
@@ -155,6 +169,27 @@ async fn mistakes_are_refused_with_what_to_do() {
             "Unsupported value",
         ),
         (with("sesion", json!({})), "sesion"),
+        (json!({"roles": ["a"]}), "name at least one subject"),
+        (
+            json!({"subjects": [{"namespaces": ["n"]}]}),
+            "name at least one role",
+        ),
+        (json!({}), "name at least one role"),
+        (json!({"associations": []}), "name at least one role"),
+        (
+            association("roles", json!(["a"])),
+            "name at least one subject",
+        ),
+        (associated("role", "team-*"), "exactly one role"),
+        (associated("targetRole", "*"), "exactly one target role"),
+        (
+            associated("audience", "sts.amazonaws.com"),
+            "tokens for STS",
+        ),
+        (associated("audience", ""), "audience"),
+        (associated("externalId", "x"), "externalId"),
+        (associated("namespace", ""), "namespace"),
+        (associated("roleArn", "a"), "roleArn"),
     ] {
         let wrong = object("RoleGrant", "wrong", spec);
         let refused = cluster.apply_manifest(&wrong).await;

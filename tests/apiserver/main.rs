@@ -17,6 +17,7 @@ mod injection;
 mod lease;
 mod merge_patch;
 mod parts;
+mod service_accounts;
 mod startup_taint;
 mod token;
 mod vap;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use rolegate_authorizer::assigned::AssignedLookup;
+use rolegate_authorizer::pod::AssignedLookup;
 use rolegate_authorizer::pod::{Allowed, Authorization, PodEntry};
 use rolegate_authorizer::recorder::OutcomeRecorder;
 use rolegate_core::arn::RoleArn;

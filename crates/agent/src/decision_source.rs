@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 use jiff::Timestamp;
-use rolegate_authorizer::assigned::AssignedLookup;
 use rolegate_authorizer::authorizer::Authorizer;
+use rolegate_authorizer::pod::AssignedLookup;
 use rolegate_authorizer::pod::{DecisionRecord, PodEntry};
 use rolegate_runtime::clock::Clock;
 

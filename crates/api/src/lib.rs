@@ -17,7 +17,7 @@ mod selector;
 
 pub use attribution::{SessionDefaults, SourceIdentity, WorkloadTags};
 pub use condition::{Condition, NOT_READY, READY, Status};
-pub use role_grant::{RoleGrant, RoleGrantSpec, RoleGrantStatus, Session, Subject};
+pub use role_grant::{Association, RoleGrant, RoleGrantSpec, RoleGrantStatus, Session, Subject};
 pub use rolegate_config::{
     LayerMode, Layers, NamespaceDefault, NamespacedName, Rego, RestrictionFormat, RolegateConfig,
     RolegateConfigSpec, RolegateConfigStatus, WorkloadKind, Writers,

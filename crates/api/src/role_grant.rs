@@ -94,8 +94,8 @@ pub struct Association {
     #[schemars(extend("x-kubernetes-validations" = validation(
         "!self.contains('*')", "an association has exactly one target role: write it without *")))]
     pub target_role: Option<String>,
-    /// The external ID that the trust policy of the target role requires, or that of `role` if there
-    /// is no target role.
+    /// The external ID that the trust policy of the target role requires, or that of `role` without a
+    /// target role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(min = 2, max = 1224))]
     pub external_id: Option<String>,

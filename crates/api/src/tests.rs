@@ -231,9 +231,14 @@ fn a_converted_grant_is_written_as_it_was_read() {
                 "workloadTags": "pod", "transitiveTags": true,
                 "sourceIdentity": "serviceAccount"},
         }),
-        json!({"roles": ["a"], "subjects": [], "session": {"workloadTags": "workload"}}),
-        json!({"roles": ["a"], "subjects": [], "session": {"workloadTags": "none",
+        json!({"roles": ["a"], "session": {"workloadTags": "workload"}}),
+        json!({"roles": ["a"], "session": {"workloadTags": "none",
             "transitiveTags": false, "sourceIdentity": "none"}}),
+        json!({"associations": [
+            {"namespace": "n", "serviceAccount": "s*", "role": "a"},
+            {"namespace": "n", "serviceAccount": "s", "role": "a", "audience": "b.example",
+                "targetRole": "t", "externalId": "x1"},
+        ]}),
     ] {
         let written = serde_json::to_value(RoleGrant::from(&grant(spec.clone()).unwrap()));
         let object = json!({"apiVersion": "rolegate.dev/v1alpha1", "kind": "RoleGrant",
@@ -282,7 +287,15 @@ fn misspelled_fields_are_errors() {
             json!({"roles": ["a"], "subjects": [], "session": {"duration": 900}}),
             "duration",
         ),
-        (json!({"subjects": []}), "roles"),
+        (
+            json!({"associations": [{"namespace": "n", "serviceAccount": "s"}]}),
+            "role",
+        ),
+        (
+            json!({"associations": [{"namespace": "n", "serviceAccount": "s", "role": "a",
+                "roleArn": "a"}]}),
+            "roleArn",
+        ),
     ] {
         let error = grant(spec).unwrap_err().to_string();
         assert!(error.contains(word), "{word} not in {error}");

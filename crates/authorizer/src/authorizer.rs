@@ -4,6 +4,8 @@
 //! makes a request or when the pod reconciler reaches it, so a change takes effect at once, however
 //! many pods there are.
 
+mod assigned;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +22,7 @@ use rolegate_rules::snapshot::Snapshot;
 use rolegate_runtime::clock::Clock;
 use rolegate_sessions::{Lease, Sessions};
 
-use crate::assigned::Assignment;
-use crate::pod::{Allowed, Authorization, DecisionRecord, PodEntry};
+use crate::pod::{Allowed, Assignment, Authorization, DecisionRecord, PodEntry};
 
 /// Lifetime of a decision whose rules read the time.
 const TIME_DEPENDENT_TTL: Duration = Duration::from_secs(30);

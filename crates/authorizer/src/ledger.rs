@@ -16,7 +16,7 @@ use rolegate_core::workload::Workload;
 use rolegate_runtime::logging::list;
 use serde::{Deserialize, Serialize};
 
-use crate::pod::Allowed;
+use crate::pod::{Allowed, Endpoint};
 
 /// Default maximum number of entries.
 pub const DEFAULT_ENTRIES: usize = 20_000;
@@ -28,6 +28,8 @@ pub struct Issued<'a> {
     pub pod: &'a Workload,
     /// The decision that allows the session.
     pub allowed: &'a Allowed,
+    /// The endpoint that serves it.
+    pub endpoint: Endpoint,
     /// `AccessKeyId`.
     pub access_key_id: &'a Arc<str>,
     /// The period from the STS call until STS's `Expiration`.
@@ -49,6 +51,7 @@ struct Entry {
     access_key_id: Arc<str>,
     lifetime: Validity,
     rules: Arc<[String]>,
+    endpoint: Endpoint,
 }
 
 /// A displayed entry, without secrets.
@@ -81,6 +84,9 @@ pub struct Record {
     pub node: Option<String>,
     /// The rules that allowed the role.
     pub rules: Vec<String>,
+    /// The endpoint that serves the session to the pod: the first one, if several do.
+    #[serde(default)]
+    pub endpoint: Endpoint,
 }
 
 impl From<&Entry> for Record {
@@ -89,7 +95,7 @@ impl From<&Entry> for Record {
             at: entry.at,
             served: entry.served,
             access_key_id: entry.access_key_id.to_string(),
-            role: entry.key.role.to_string(),
+            role: entry.key.last_role().to_string(),
             session_name: entry.key.name.to_string(),
             issued: entry.lifetime.not_before,
             expires: entry.lifetime.not_after,
@@ -99,6 +105,7 @@ impl From<&Entry> for Record {
             service_account: entry.service_account.to_string(),
             node: entry.node.as_deref().map(Into::into),
             rules: entry.rules.to_vec(),
+            endpoint: entry.endpoint,
         }
     }
 }
@@ -210,6 +217,7 @@ impl Ledger {
                 access_key_id: issued.access_key_id.clone(),
                 lifetime: issued.lifetime,
                 rules: issued.allowed.rules.clone(),
+                endpoint: issued.endpoint,
             };
             entries.push(id, entry, self.most);
         }
@@ -229,13 +237,14 @@ fn log(issued: Issued<'_>, what: &'static str) {
     let Issued {
         pod,
         allowed,
+        endpoint,
         access_key_id,
         lifetime,
     } = issued;
     let key = allowed.lease.cell().key();
     tracing::info!(
         access_key_id = &**access_key_id,
-        role = %key.role,
+        role = %key.last_role(),
         session = %key.name,
         namespace = %pod.namespace,
         pod = %pod.name,
@@ -245,6 +254,7 @@ fn log(issued: Issued<'_>, what: &'static str) {
         issued = %lifetime.not_before,
         expires = %lifetime.not_after,
         rules = list(allowed.rules.iter()),
+        endpoint = endpoint.as_str(),
         "{what}"
     );
 }

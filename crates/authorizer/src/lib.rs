@@ -1,12 +1,10 @@
 //! The current authorization of each pod: its decision, which is updated by generation, and the
 //! session that belongs to it. Standalone agents and the broker use it.
 //!
-//! [`authorizer`] decides, [`pod`] holds a pod with its decision, [`assigned`] determines the roles
-//! of its service account, [`recorder`] reports the outcomes
+//! [`authorizer`] decides, [`pod`] holds a pod with its decision, [`recorder`] reports the outcomes
 //! of requests, `throttle` limits repeated reports, [`ledger`] records which pod received which
 //! session, and [`options`] are those of both processes.
 
-pub mod assigned;
 pub mod authorizer;
 pub mod ledger;
 pub mod options;

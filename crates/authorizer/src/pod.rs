@@ -1,4 +1,6 @@
-//! A pod with its last decision.
+//! A pod with its last decisions: for its own role, and for the roles of its service account.
+
+mod assigned;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -11,9 +13,10 @@ use rolegate_core::arn::RoleArn;
 use rolegate_core::decision::Denial;
 use rolegate_core::workload::Workload;
 use rolegate_sessions::{Lease, Session};
+use serde::{Deserialize, Serialize};
 
-use crate::assigned::{AssignedRoles, Assignment};
 use crate::throttle::LogThrottle;
+pub use assigned::{AssignedLookup, AssignedRoles, Assignment};
 
 /// A pod with its last decision. A change of the pod creates a new entry.
 #[derive(Debug)]
@@ -22,7 +25,7 @@ pub struct PodEntry {
     pub workload: Arc<Workload>,
     /// The last decision, which [`crate::authorizer::Authorizer::authorization`] updates.
     pub decided: ArcSwap<DecisionRecord>,
-    /// Whose role the entry is about.
+    /// The holder of the role that the entry is about.
     pub role_of: RoleOf,
     /// The role that the service account has, on which the decision is based; `None` for the pod's
     /// own role, and at brokered agents.
@@ -103,6 +106,37 @@ pub enum RoleOf {
         /// The audience of the tokens that get the role; `None` for the endpoint's default audience.
         audience: Option<Arc<str>>,
     },
+}
+
+impl RoleOf {
+    /// Returns the endpoint that serves these roles.
+    pub fn endpoint(&self) -> Endpoint {
+        match self {
+            Self::Pod => Endpoint::Metadata,
+            Self::ServiceAccount { .. } => Endpoint::ContainerCredentials,
+        }
+    }
+}
+
+/// An endpoint that serves credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Endpoint {
+    /// The metadata endpoint.
+    #[default]
+    Metadata,
+    /// Container credentials.
+    ContainerCredentials,
+}
+
+impl Endpoint {
+    /// Returns the name in outputs and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Metadata => "metadata",
+            Self::ContainerCredentials => "container-credentials",
+        }
+    }
 }
 
 /// A decision and its lifetime.

@@ -25,7 +25,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 pub struct OutcomeReport {
     /// The pod's UID.
     pub pod_uid: Arc<str>,
-    /// Whose role the request was for.
+    /// The holder of the requested role.
     pub role_of: RoleOf,
     /// The outcome of the request.
     pub outcome: RequestOutcome,
@@ -155,6 +155,7 @@ impl OutcomeRecorder {
             let handed = Issued {
                 pod: &entry.workload,
                 allowed,
+                endpoint: entry.role_of.endpoint(),
                 access_key_id: &session.credentials.access_key_id,
                 lifetime: session.credentials.validity,
             };

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard};
-use rolegate_authorizer::assigned::AssignedRoles;
 use rolegate_authorizer::ledger::{Issued, Ledger};
+use rolegate_authorizer::pod::AssignedRoles;
 use rolegate_authorizer::pod::{Authorization, DecisionRecord, PodEntry, RoleOf};
 use rolegate_authorizer::recorder::{OutcomeRecorder, RequestOutcome};
 use rolegate_core::session::{SessionKey, Validity};
@@ -314,6 +314,7 @@ impl Subscription {
                 let handed = Issued {
                     pod: &entry.workload,
                     allowed,
+                    endpoint: entry.role_of.endpoint(),
                     access_key_id,
                     lifetime: *lifetime,
                 };

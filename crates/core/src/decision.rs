@@ -12,19 +12,16 @@ use jiff::Timestamp;
 
 use crate::arn::{ArnError, BaseArn, RoleArn, listed_name, resolve};
 use crate::attribution::{self, Attribution};
-use crate::grant::GrantSession;
+use crate::grant::{Associations, GrantSession};
 use crate::layer::{AccessRequest, ActiveLayer, LayerId, LayerResult, Mode, Verdict};
 use crate::namespace::NamespaceRules;
 use crate::needs::Needs;
-use crate::service_account::Associations;
+pub use crate::session::is_external_id;
 use crate::session::{SessionKey, SessionLimits};
 use crate::session_name::{SessionScope, session_name};
 use crate::workload::Workload;
 
 pub use denial::{Denial, DenialSource, RequestField};
-
-/// Maximum length of an `ExternalId` in STS, in characters.
-const MAX_EXTERNAL_ID: usize = 1224;
 
 /// A role of rolegate or of a node, which is denied to every pod regardless of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -490,14 +487,6 @@ fn missing_rules(role: impl ToString, missing: &str) -> Denial {
         "rules are missing",
         missing,
     )
-}
-
-/// Returns true if STS accepts the text as an `ExternalId`.
-pub fn is_external_id(text: &str) -> bool {
-    (2..=MAX_EXTERNAL_ID).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! nothing: a subject without criteria is a mistake and never means every workload.
 
 mod association;
+mod associations;
 mod subject;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,11 @@ use crate::pattern::{MAX_COMPILED, Pattern, PatternError, PatternFormat};
 use crate::selector::Selector;
 use crate::session::SessionLimits;
 use crate::workload::Workload;
-pub use association::{Association, AssociationName, CompiledAssociation, Precision};
+pub use association::{
+    Association, AssociationName, CONTAINER_CREDENTIALS_AUDIENCE, CompiledAssociation,
+    MAX_AUDIENCE, Precision, WEB_IDENTITY_AUDIENCE,
+};
+pub use associations::{Ambiguous, Associations};
 pub use subject::CompiledSubject;
 
 /// Maximum number of role patterns, of subjects, and of values in one list of a grant.

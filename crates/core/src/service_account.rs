@@ -3,22 +3,17 @@
 //! A service account has a role by an annotation, or by an association in a grant. As with a pod's
 //! annotation, the role is a request: [`RuleSet::decide`] decides whether a pod may have it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::annotation::{self, given};
 use crate::arn::{ArnError, RoleArn, resolve, shorten};
 use crate::decision::{Decision, Denial, DenialSource, RuleSet};
-use crate::grant::{AssociationName, CompiledAssociation, CompiledGrant};
+use crate::grant::{Ambiguous, AssociationName};
+pub use crate::grant::{CONTAINER_CREDENTIALS_AUDIENCE, MAX_AUDIENCE, WEB_IDENTITY_AUDIENCE};
 use crate::session::{SessionKey, TargetRole};
 use crate::workload::{RoleRequest, Workload};
 
-/// Default audience of the tokens for container credentials, as on EKS.
-pub const CONTAINER_CREDENTIALS_AUDIENCE: &str = "pods.eks.amazonaws.com";
-/// Default audience of the tokens for web identity, as on EKS.
-pub const WEB_IDENTITY_AUDIENCE: &str = "sts.amazonaws.com";
-/// Maximum length of an association's audience, in characters.
-pub const MAX_AUDIENCE: usize = 253;
 /// Maximum number of audiences for which a service account has a role, including the default one.
 pub const MAX_ASSIGNED_AUDIENCES: usize = 16;
 /// Maximum session duration of a chained role in STS, in seconds.
@@ -238,94 +233,6 @@ fn chained(first: Decision, target: impl FnOnce() -> Decision) -> Decision {
     }
 }
 
-/// The associations of all valid grants, indexed by namespace. Immutable.
-#[derive(Debug, Default)]
-pub struct Associations {
-    all: Vec<CompiledAssociation>,
-    by_namespace: HashMap<Box<str>, Vec<usize>>,
-    anywhere: Vec<usize>,
-    audiences: BTreeSet<Arc<str>>,
-}
-
-impl Associations {
-    /// Creates the index of the associations of `grants`.
-    pub fn new<'a>(grants: impl IntoIterator<Item = &'a CompiledGrant>) -> Self {
-        let mut index = Self::default();
-        let grants = grants.into_iter();
-        for association in grants.flat_map(|grant| &grant.associations) {
-            let place = index.all.len();
-            match association.exact_namespace() {
-                Some(namespace) => {
-                    let places = index.by_namespace.entry(namespace.into()).or_default();
-                    places.push(place);
-                }
-                None => index.anywhere.push(place),
-            }
-            index.audiences.extend(association.audience.clone());
-            index.all.push(association.clone());
-        }
-        index
-    }
-
-    /// Returns the audiences that associations name, of all service accounts. An endpoint accepts
-    /// tokens for these in addition to its default audience.
-    pub fn audiences(&self) -> &BTreeSet<Arc<str>> {
-        &self.audiences
-    }
-
-    /// Returns true if there is no association.
-    pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
-    }
-
-    /// Returns the associations of a service account, for any audience.
-    fn of(&self, namespace: &str, service_account: &str) -> Vec<&CompiledAssociation> {
-        let exact = self.by_namespace.get(namespace).into_iter().flatten();
-        exact
-            .chain(&self.anywhere)
-            .filter_map(|place| self.all.get(*place))
-            .filter(|association| association.matches(namespace, service_account))
-            .collect()
-    }
-
-    /// Returns the most precise association of a service account for an audience.
-    ///
-    /// # Errors
-    /// [`AssignmentError::AmbiguousAssociation`] if two are equally precise and differ.
-    pub fn find(
-        &self,
-        namespace: &str,
-        service_account: &str,
-        audience: Option<&str>,
-    ) -> Result<Option<&CompiledAssociation>, AssignmentError> {
-        let mut best: Option<&CompiledAssociation> = None;
-        let mut rival = None;
-        let all = self.of(namespace, service_account);
-        let all = all.into_iter();
-        for association in all.filter(|it| it.audience.as_deref() == audience) {
-            match best {
-                Some(known) if association.precision < known.precision => {}
-                Some(known) if association.precision == known.precision => {
-                    if !association.is_equivalent(known) {
-                        rival = Some(association);
-                    }
-                }
-                _ => {
-                    best = Some(association);
-                    rival = None;
-                }
-            }
-        }
-        match (best, rival) {
-            (Some(best), Some(rival)) => Err(AssignmentError::AmbiguousAssociation {
-                first: best.name.clone(),
-                second: rival.name.clone(),
-            }),
-            (best, _) => Ok(best),
-        }
-    }
-}
-
 impl RuleSet {
     /// Returns the role of a service account for tokens of an audience; `None` for the endpoint's
     /// default audience. Annotations apply to the default audience only.
@@ -357,7 +264,13 @@ impl RuleSet {
         }
         let association = self
             .associations
-            .find(namespace, service_account, audience)?;
+            .find(namespace, service_account, audience)
+            .map_err(
+                |Ambiguous { first, second }| AssignmentError::AmbiguousAssociation {
+                    first,
+                    second,
+                },
+            )?;
         Ok(association.map(|association| RoleAssignment {
             role: association.role.clone(),
             source: AssignmentSource::Association(association.name.clone()),
@@ -401,26 +314,6 @@ impl RuleSet {
         let all: BTreeSet<_> = audiences.chain([None]).collect();
         all.into_iter().take(MAX_ASSIGNED_AUDIENCES).collect()
     }
-}
-
-/// Checks the audience of an association.
-///
-/// # Errors
-/// Returns the fault, without a full stop.
-pub(crate) fn check_audience(audience: &str) -> Result<(), &'static str> {
-    if audience.is_empty() || audience.len() > MAX_AUDIENCE {
-        return Err("it must have 1 to 253 characters");
-    }
-    if !audience.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("it must consist of visible ASCII characters");
-    }
-    if audience == CONTAINER_CREDENTIALS_AUDIENCE {
-        return Err("this is the default audience: leave the field out");
-    }
-    if audience == WEB_IDENTITY_AUDIENCE {
-        return Err("tokens for this audience are valid at STS itself: choose another one");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

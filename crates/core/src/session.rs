@@ -9,6 +9,9 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 use crate::arn::RoleArn;
 use crate::labels::Labels;
 
+/// Maximum length of an `ExternalId` in STS, in characters.
+const MAX_EXTERNAL_ID: usize = 1224;
+
 /// All parameters of a session, that is, of an AssumeRole request. The call to STS is built from
 /// the key alone, so requests that differ can never share credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -61,6 +64,14 @@ pub struct SessionLimits {
     pub policy_arns: Vec<Arc<str>>,
     /// A policy document (`Policy`), JSON.
     pub policy: Option<Arc<str>>,
+}
+
+/// Returns true if STS accepts the text as an `ExternalId`.
+pub fn is_external_id(text: &str) -> bool {
+    (2..=MAX_EXTERNAL_ID).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b))
 }
 
 /// The period in which a session is valid.

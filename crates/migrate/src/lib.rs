@@ -5,8 +5,11 @@
 //! `kiam` are the translations, and `output` collects the new values with a note for each value
 //! that changes its meaning, is dropped, or needs a decision. No note contains a secret.
 //!
+//! `associations` imports roles of service accounts from EKS Pod Identity and the EKS webhook.
+//!
 //! The crate is pure: the caller reads files and lists pods.
 
+mod associations;
 mod common;
 mod default_role;
 mod duration;
@@ -21,6 +24,7 @@ mod route_regexp;
 mod secrets;
 mod translation;
 
+pub use associations::{ImportedAssociations, import_associations};
 pub use note::{Note, NoteKind};
 pub use read::{Chart, MigrateError, ValuesFile};
 pub use translation::{Translation, translate};

@@ -55,6 +55,12 @@ pub enum MigrateError {
     /// The values may be those of either chart or of another one.
     #[error("cannot recognise the chart of these values: they have {0}")]
     UnknownChart(&'static str),
+    /// A file holds neither associations of EKS nor a file of the EKS webhook.
+    #[error(
+        "not associations: give the output of `aws eks describe-pod-identity-association`, the \
+         ConfigMap pod-identity-webhook, or the webhook's file of container credentials"
+    )]
+    UnknownAssociations,
     /// The values are those of rolegate's chart.
     #[error("these are values of rolegate's chart already")]
     AlreadyTranslated,

@@ -56,35 +56,23 @@ impl From<&SessionKey> for v1::SessionKey {
             limits,
             target,
         } = key;
+        // The last role comes first, since older agents know only one.
+        let first = target.as_ref().map(|_| v1::SourceRole {
+            role: role.to_string(),
+            external_id: external_id.as_deref().map(Into::into),
+        });
+        let (role, external_id) = match target.as_deref() {
+            Some(TargetRole { role, external_id }) => (role, external_id),
+            None => (role, external_id),
+        };
         Self {
             role: role.to_string(),
             name: name.to_string(),
             external_id: external_id.as_deref().map(Into::into),
             duration_seconds: *duration_seconds,
             limits: limits.as_deref().map(Into::into),
-            target: target.as_deref().map(Into::into),
+            source: first,
         }
-    }
-}
-
-impl From<&TargetRole> for v1::TargetRole {
-    fn from(target: &TargetRole) -> Self {
-        let TargetRole { role, external_id } = target;
-        Self {
-            role: role.to_string(),
-            external_id: external_id.as_deref().map(Into::into),
-        }
-    }
-}
-
-impl TryFrom<v1::TargetRole> for TargetRole {
-    type Error = Malformed;
-
-    fn try_from(target: v1::TargetRole) -> Result<Self, Malformed> {
-        Ok(Self {
-            role: RoleArn::parse(&target.role).map_err(|_| Malformed("a target role"))?,
-            external_id: target.external_id.map(Into::into),
-        })
     }
 }
 
@@ -115,16 +103,28 @@ impl TryFrom<v1::SessionKey> for SessionKey {
     type Error = Malformed;
 
     fn try_from(key: v1::SessionKey) -> Result<Self, Malformed> {
-        Ok(Self {
-            role: RoleArn::parse(&key.role).map_err(|_| Malformed("a session's role"))?,
-            name: name(&key.name, "a session's name")?.into(),
+        let role = |text: &str| RoleArn::parse(text).map_err(|_| Malformed("a session's role"));
+        let last = TargetRole {
+            role: role(&key.role)?,
             external_id: key.external_id.map(Into::into),
+        };
+        let (first, target) = match key.source {
+            None => (last, None),
+            Some(source) => {
+                let first = TargetRole {
+                    role: role(&source.role)?,
+                    external_id: source.external_id.map(Into::into),
+                };
+                (first, Some(std::sync::Arc::new(last)))
+            }
+        };
+        Ok(Self {
+            role: first.role,
+            name: name(&key.name, "a session's name")?.into(),
+            external_id: first.external_id,
             duration_seconds: key.duration_seconds,
             limits: key.limits.map(|limits| std::sync::Arc::new(limits.into())),
-            target: key
-                .target
-                .map(|target| TargetRole::try_from(target).map(std::sync::Arc::new))
-                .transpose()?,
+            target,
         })
     }
 }
@@ -393,7 +393,10 @@ mod tests {
                 limits,
                 target,
             };
-            assert_eq!(SessionKey::try_from(v1::SessionKey::from(&key)), Ok(key));
+            let message = v1::SessionKey::from(&key);
+            // An agent that knows one role must not take the session for one of the first role.
+            assert_eq!(message.role, key.last_role().as_str());
+            assert_eq!(SessionKey::try_from(message), Ok(key));
         }
     }
 

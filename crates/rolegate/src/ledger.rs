@@ -138,6 +138,7 @@ fn table(records: &[Record], is_wide: bool) -> String {
             "NODE",
             "SESSION",
             "ALLOWED BY",
+            "ENDPOINT",
         ]);
     }
     let row = |record: &Record| {
@@ -156,6 +157,7 @@ fn table(records: &[Record], is_wide: bool) -> String {
                 record.node.clone().unwrap_or_else(|| "-".to_owned()),
                 record.session_name.clone(),
                 record.rules.join(", "),
+                record.endpoint.as_str().to_owned(),
             ]);
         }
         row

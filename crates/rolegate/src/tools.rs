@@ -21,7 +21,7 @@ pub(crate) enum Tool {
     /// Examine the installation, a pod or a node, and name what is wrong
     #[command(long_about = crate::doctor::LONG_ABOUT)]
     Doctor(Box<DoctorArguments>),
-    /// Translate the configuration of kube2iam and kiam
+    /// Translate the configuration of kube2iam, kiam and EKS
     #[command(long_about = crate::migrate::LONG_ABOUT)]
     Migrate(MigrateArguments),
     /// Run the whole system on this machine, without AWS and without a cluster

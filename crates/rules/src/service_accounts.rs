@@ -1,6 +1,6 @@
 //! The service accounts of a cluster, for endpoints whose callers present a token of one.
 //!
-//! They are no part of the rules: tenants may change them at any rate, and a change affects only
+//! They do not belong to the rules: tenants may change them at any rate, and a change affects only
 //! the pods of one service account. One watch writes the store, and many readers look accounts up.
 
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 /// The service accounts of a cluster. Cloning is cheap; clones share state.
 ///
 /// An account without annotations costs 16 bytes: its name and UID are stored as hashes with a
-/// random key, so nobody can construct two of the same hash.
+/// random key, so a tenant cannot construct two of the same hash.
 #[derive(Debug, Clone)]
 pub struct ServiceAccountStore(Arc<Shared>);
 

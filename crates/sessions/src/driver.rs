@@ -164,7 +164,7 @@ impl<C: AssumeRole> Driver<C> {
             if cell.content().1.is_some() {
                 info!(role = %key.role, session = %key.name, "STS issues this session again");
             }
-            let session = Session::new(key.role.clone(), credentials);
+            let session = Session::new(key.last_role().clone(), credentials);
             cell.publish(CellContent {
                 session: Some(Arc::new(session)),
                 failure: None,

@@ -60,7 +60,7 @@ impl RemoteSessions {
         };
         let session = held
             .filter(expires_later)
-            .or(credentials.map(|new| Arc::new(Session::new(key.role.clone(), new))));
+            .or(credentials.map(|new| Arc::new(Session::new(key.last_role().clone(), new))));
         cell.publish(CellContent { session, failure });
     }
 }

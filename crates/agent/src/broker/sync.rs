@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rolegate_authorizer::assigned::AssignedRoles;
+use rolegate_authorizer::pod::AssignedRoles;
 use rolegate_authorizer::pod::{Allowed, Authorization, DecisionRecord, PodEntry, RoleOf};
 use rolegate_authorizer::recorder::{OutcomeReport, RequestOutcome};
 use rolegate_core::decision::Denial;

@@ -5,7 +5,7 @@ use rolegate_aws::identity::discover;
 use rolegate_aws::imds::Imds;
 use rolegate_aws::sts::{Sts, StsOptions};
 use rolegate_core::arn::RoleArn;
-use rolegate_core::session::{FailureKind, SessionKey, SessionLimits};
+use rolegate_core::session::{FailureKind, SessionKey, SessionLimits, TargetRole};
 use rolegate_devkit as devkit;
 
 use super::ANY;
@@ -154,4 +154,55 @@ async fn inherited_tags_are_distinguished() {
     let failure = sts.assume_role(&tags).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Final, "{failure}");
     assert!(failure.message.contains("EKS Pod Identity"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_target_role_is_assumed_by_the_first_role() {
+    const TARGET: &str = "arn:aws:iam::310987654321:role/target";
+    const POLICY: &str = r#"{"Version":"2012-10-17","Statement":[]}"#;
+    let service = service(NODE).await;
+    // Without the path, as above.
+    service.trust_only(TARGET, &["arn:aws:iam::123456789012:role/reader"]);
+    service.require_external_id(TARGET, Some("customer"));
+    let limits = SessionLimits {
+        tags: [("team", "shop")].into_iter().collect(),
+        source_identity: Some("shop.api".into()),
+        policy: Some(POLICY.into()),
+        ..SessionLimits::default()
+    };
+    let target = |external_id: Option<&str>| SessionKey {
+        limits: Some(limits.clone().into()),
+        target: Some(std::sync::Arc::new(TargetRole {
+            role: RoleArn::parse(TARGET).unwrap(),
+            external_id: external_id.map(Into::into),
+        })),
+        ..key()
+    };
+    let sts = Sts::new(options(&service.url()));
+    let before = usize::try_from(service.count()).unwrap();
+    let session = sts.assume_role(&target(Some("customer"))).await.unwrap();
+    let calls = service.calls().split_off(before);
+    let [first, last] = &*calls else {
+        panic!("{calls:?}")
+    };
+    assert_eq!((&*first.role_arn, &*last.role_arn), (ROLE, TARGET));
+    assert_eq!(first.session_name, last.session_name);
+    assert_eq!(
+        (first.external_id.as_deref(), last.external_id.as_deref()),
+        (Some("customer-a"), Some("customer"))
+    );
+    // The tags reach the target role, and the policy restricts its session alone.
+    assert_eq!(first.transitive_tag_keys, ["team"]);
+    assert_eq!((first.tags.len(), last.tags.len()), (1, 0));
+    assert_eq!(first.source_identity.as_deref(), Some("shop.api"));
+    assert_eq!(last.source_identity, None);
+    assert_eq!(
+        (&first.policy, last.policy.as_deref()),
+        (&None, Some(POLICY))
+    );
+    assert_ne!(last.access_key_id, first.access_key_id);
+    assert_ne!(last.access_key_id.as_deref(), Some(&*session.access_key_id));
+    // The error names the target role.
+    let failure = sts.assume_role(&target(None)).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Final, "{failure}");
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use rolegate_authorizer::assigned::AssignedRoles;
+use rolegate_authorizer::pod::AssignedRoles;
 use rolegate_authorizer::pod::{Allowed, Authorization, PodEntry, RoleOf};
 use rolegate_proto::{v1, wire};
 

@@ -8,11 +8,16 @@ use std::sync::Arc;
 
 use super::{GrantError, RolePattern, Specificity, role_pattern};
 use crate::arn::{BaseArn, RoleArn, resolve};
-use crate::decision::is_external_id;
 use crate::pattern::Pattern;
-use crate::service_account::check_audience;
+use crate::session::is_external_id;
 use crate::workload::Workload;
 
+/// Default audience of the tokens for container credentials, as on EKS.
+pub const CONTAINER_CREDENTIALS_AUDIENCE: &str = "pods.eks.amazonaws.com";
+/// Default audience of the tokens for web identity, as on EKS.
+pub const WEB_IDENTITY_AUDIENCE: &str = "sts.amazonaws.com";
+/// Maximum length of an association's audience, in characters.
+pub const MAX_AUDIENCE: usize = 253;
 /// Maximum length of the name of a namespace or service account, in characters.
 const MAX_NAME: usize = 253;
 
@@ -211,4 +216,24 @@ impl CompiledAssociation {
         let any_name = self.namespace.as_str().bytes().all(|byte| byte == b'*');
         !any_name && self.namespace.matches(namespace)
     }
+}
+
+/// Checks the audience of an association.
+///
+/// # Errors
+/// Returns the fault, without a full stop.
+fn check_audience(audience: &str) -> Result<(), &'static str> {
+    if audience.is_empty() || audience.len() > MAX_AUDIENCE {
+        return Err("it must have 1 to 253 characters");
+    }
+    if !audience.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("it must consist of visible ASCII characters");
+    }
+    if audience == CONTAINER_CREDENTIALS_AUDIENCE {
+        return Err("this is the default audience: leave the field out");
+    }
+    if audience == WEB_IDENTITY_AUDIENCE {
+        return Err("tokens for this audience are valid at STS itself: choose another one");
+    }
+    Ok(())
 }

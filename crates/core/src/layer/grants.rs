@@ -14,10 +14,9 @@ use std::sync::Arc;
 
 use crate::arn::BaseArn;
 use crate::attribution::WorkloadTags;
-use crate::grant::{CompiledGrant, Grant, GrantError, Specificity};
+use crate::grant::{Associations, CompiledGrant, Grant, GrantError, Specificity};
 use crate::layer::{AccessRequest, Layer, LayerId, Verdict, WorkloadFields};
 use crate::needs::Needs;
-use crate::service_account::Associations;
 use index::Index;
 
 /// Maximum number of allowed role patterns that a denial lists.

@@ -1,12 +1,14 @@
 //! Tests of service accounts' roles: which source applies, and the decision about them.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
 use crate::arn::BaseArn;
 use crate::decision::ReservedRole;
-use crate::grant::{Association, Grant, SessionRules};
+use crate::grant::{Association, CompiledGrant, Grant, SessionRules};
 use crate::layer::grants::GrantsLayer;
 use crate::layer::{ActiveLayer, Mode};
 use crate::namespace::NamespaceRules;

@@ -247,6 +247,7 @@ pub struct Session {
 /// credentials survive a change of brokers.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionKey {
+    /// The role whose credentials the session has. The external ID is that of its call.
     #[prost(string, tag = "1")]
     pub role: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
@@ -258,13 +259,13 @@ pub struct SessionKey {
     /// Restrictions and attribution of the session, if any.
     #[prost(message, optional, tag = "5")]
     pub limits: ::core::option::Option<SessionLimits>,
-    /// The role that is assumed with the credentials of the first role, if any. The credentials of the
-    /// session are then those of this role.
+    /// The role with whose credentials `role` is assumed, if any. An agent that ignores it still has the
+    /// right role for the session's credentials.
     #[prost(message, optional, tag = "6")]
-    pub target: ::core::option::Option<TargetRole>,
+    pub source: ::core::option::Option<SourceRole>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct TargetRole {
+pub struct SourceRole {
     #[prost(string, tag = "1")]
     pub role: ::prost::alloc::string::String,
     #[prost(string, optional, tag = "2")]

@@ -125,7 +125,7 @@ pub(super) async fn run(arguments: ValuesArguments) -> anyhow::Result<ExitCode> 
 }
 
 /// Reads the values files, with their names.
-fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let one = |path: &PathBuf| {
         let name = match path.to_str() {
             Some("-") => "standard input".to_owned(),
@@ -159,7 +159,7 @@ async fn pods(arguments: &ValuesArguments) -> anyhow::Result<Option<Vec<Value>>>
 }
 
 /// Adds the flag that corrects an error.
-fn described(error: MigrateError) -> anyhow::Error {
+pub(super) fn described(error: MigrateError) -> anyhow::Error {
     match error {
         MigrateError::UnknownChart(_) => {
             invalid(format!("{error}: set --from to kube2iam or kiam"))

@@ -1,6 +1,6 @@
 //! Tests of the roles of service accounts: when their sessions are leased and dropped.
 
-use rolegate_authorizer::assigned::AssignedLookup;
+use rolegate_authorizer::pod::AssignedLookup;
 use rolegate_core::service_account::{ServiceAccount, ServiceAccountAnnotations};
 use rolegate_rules::service_accounts::ServiceAccountStore;
 use rolegate_rules::store::Report;

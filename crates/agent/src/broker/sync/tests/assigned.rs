@@ -1,7 +1,7 @@
 //! Tests of the roles of service accounts that a broker sends.
 
 use super::*;
-use rolegate_authorizer::assigned::AssignedLookup;
+use rolegate_authorizer::pod::AssignedLookup;
 
 fn role(audience: Option<&str>, session: u64) -> v1::AssignedRole {
     let allowed = v1::Allowed {
@@ -24,7 +24,7 @@ fn with_roles(n: u8, roles: Vec<v1::AssignedRole>) -> v1::Pod {
 }
 
 impl Fixture {
-    /// Returns the access key of a role, or the reason that there is none.
+    /// Returns the access key of a role, or the reason that the pod does not get one.
     fn assigned(&self, uid: &str, audience: Option<&str>) -> String {
         let entry = self.pod_table.pod(uid).unwrap();
         let roles = entry.assigned.load_full().unwrap();

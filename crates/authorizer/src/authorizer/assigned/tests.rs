@@ -18,7 +18,7 @@ use rolegate_runtime::clock::Clock;
 use rolegate_sessions::Sessions;
 
 use super::*;
-use crate::pod::Authorization;
+use crate::pod::{AssignedLookup, Authorization, RoleOf};
 
 struct Fixture {
     writer: RuleStoreWriter,
