@@ -138,12 +138,9 @@ impl Service for AdmissionService {
         };
         let source = options.rule_source;
         let (rules, watches) = rules(source, follower, &connection, &mut metrics, supervisor);
-        let mutating = match options.injection {
-            None => None,
-            Some(injection) => {
-                Some(injection.start(&connection, &rules, &watches, &mut metrics, supervisor))
-            }
-        };
+        let mutating = options.injection.map(|injection| {
+            injection.start(&connection, &rules, &watches, &mut metrics, supervisor)
+        });
 
         let listener = listen(options.listen)?;
         let admin = listen(options.admin_listen)?;

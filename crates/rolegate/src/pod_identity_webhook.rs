@@ -24,7 +24,7 @@ use rolegate_runtime::tls::TlsFiles;
 
 use crate::flags::injection::MAX_WAIT;
 use crate::flags::log::LogFlags;
-use crate::flags::{base_arn, duration, invalid};
+use crate::flags::{base_arn, duration, invalid, path};
 use crate::run::{Process, log_starting};
 
 /// Names of the program in manifests of the EKS webhook.
@@ -56,7 +56,7 @@ pub(crate) struct PodIdentityWebhookFlags {
     #[arg(long, value_name = "PORT", default_value = "9999")]
     metrics_port: u16,
     /// Kubeconfig to use instead of the pod's service account
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path)]
     kubeconfig: Option<PathBuf>,
     /// URL of the API server
     #[arg(long, value_name = "URL")]

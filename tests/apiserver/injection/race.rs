@@ -36,7 +36,7 @@ struct Raced {
 async fn race(driver: Requests, number: u32) -> anyhow::Result<Raced> {
     let name = format!("racer-{number}");
     let lead = Duration::from_millis(u64::from(number * 37 % 501));
-    let is_late = number % 4 == 0;
+    let is_late = number.is_multiple_of(4);
     let accounts = "/api/v1/namespaces/shop/serviceaccounts";
     let role = (!is_late).then_some(ROLE);
     let begin = Instant::now();

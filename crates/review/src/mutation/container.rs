@@ -205,7 +205,7 @@ impl ContainerPlan<'_> {
             Some(None) => true,
             None => false,
         };
-        if presence.has_any(&PROXIES) && !NO_PROXIES.iter().any(|name| excludes(&name)) {
+        if presence.has_any(&PROXIES) && !NO_PROXIES.iter().any(excludes) {
             additions.warnings.push(format!(
                 "some SDKs send requests for credentials to the proxy; add {host} to NO_PROXY"
             ));
