@@ -63,7 +63,7 @@ pub enum HandoverError {
 #[derive(Debug)]
 pub enum Offer {
     /// The sockets and keys.
-    Sockets(Inherited),
+    Sockets(Box<Inherited>),
     /// A message of another version, which this agent cannot read. After
     /// [`Ack::confirm`] the old agent stops listening.
     OtherVersion {
@@ -168,13 +168,13 @@ impl HandoverSocket {
                 within(stream.async_io(Interest::READABLE, others)).await??
             }
         };
-        Ok(Some(Offer::Sockets(Inherited {
+        Ok(Some(Offer::Sockets(Box::new(Inherited {
             pods,
             admin,
             endpoints,
             keys: message.keys,
             receipt,
-        })))
+        }))))
     }
 
     /// Waits for the next agent, and returns when it has taken the sockets.
@@ -290,7 +290,7 @@ fn send_parts(
 /// The content of an old agent's message.
 enum Received {
     /// A message in this agent's version.
-    This(Message),
+    This(Box<Message>),
     /// The version of a message in another one.
     Other(u8),
 }
@@ -331,11 +331,11 @@ fn receive(stream: BorrowedFd<'_>) -> io::Result<Result<Received, HandoverError>
     };
     let [others] = others;
     match keys {
-        Some(keys) if sockets.len() == SOCKETS => Ok(Ok(Received::This(Message {
+        Some(keys) if sockets.len() == SOCKETS => Ok(Ok(Received::This(Box::new(Message {
             keys,
             sockets,
             others,
-        }))),
+        })))),
         _ => Ok(Err(HandoverError::Malformed)),
     }
 }

@@ -129,7 +129,7 @@ enum Previous {
     /// No agent, or one that does not hand over.
     None,
     /// It handed over its sockets and keys.
-    Inherited(Inherited),
+    Inherited(Box<Inherited>),
     /// It received the request to stop listening.
     Released,
 }

@@ -222,14 +222,15 @@ fn an_audience_has_its_own_role() {
 
 #[test]
 fn malformed_associations_name_the_field() {
-    let fault = |change: fn(&mut Association)| {
+    type Change = fn(&mut Association);
+    let fault = |change: Change| {
         let mut association = association("default", "api", "reader");
         change(&mut association);
         let base = BaseArn::parse(ROLES).unwrap();
         let compiled = CompiledGrant::compile(&grant("a", &[association]), Some(&base));
         compiled.map(|_| ()).unwrap_err().to_string()
     };
-    let cases: &[(fn(&mut Association), &str)] = &[
+    let cases: &[(Change, &str)] = &[
         (
             |it| it.namespace = String::new(),
             "spec.associations[0].namespace: it is empty",

@@ -4,6 +4,8 @@
 //! by an implementation that shares no code with the generated types, and read by today's code, and
 //! the reverse. Add a copy of the protocol with each release; never change an existing one.
 
+#![cfg(test)]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
