@@ -9,6 +9,7 @@ pub mod accounts;
 mod missed;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,16 +23,14 @@ use rolegate_review::mutation::{
 };
 use rolegate_rules::rules::RuleStore;
 use rolegate_rules::service_accounts::AccountLookup;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use crate::metrics::injection::{InjectionMetrics, Missed};
 use accounts::Accounts;
 use missed::RecentPods;
-
-/// Maximum number of pods that wait at a time. Others are answered at once.
-const MAX_WAITING: usize = 256;
+use waiting::WaitingPods;
 
 /// The inputs of [`Injection`].
 pub struct InjectionInputs {
@@ -72,7 +71,7 @@ pub struct Report {
 /// Decides about the injection.
 pub struct Injection {
     inputs: InjectionInputs,
-    waiting: Semaphore,
+    waiting: WaitingPods,
     recent: RecentPods,
 }
 
@@ -110,7 +109,7 @@ impl Injection {
     pub fn new(inputs: InjectionInputs) -> Arc<Self> {
         Arc::new(Self {
             inputs,
-            waiting: Semaphore::new(MAX_WAITING),
+            waiting: WaitingPods::default(),
             recent: RecentPods::default(),
         })
     }
@@ -163,7 +162,7 @@ impl Injection {
         let mut rules = inputs.rules.changes();
         let mut config_map = inputs.config_map.clone();
         let mut identities = inputs.identities.clone();
-        let mut permit = None;
+        let mut place = None;
         loop {
             accounts.mark_unchanged();
             rules.mark_unchanged();
@@ -179,11 +178,11 @@ impl Injection {
                 LookUp::Pending(deadline, missed) => (deadline.min(bound), Some(missed)),
                 LookUp::NotSynced => (bound, None),
             };
-            if permit.is_none() {
-                let Ok(acquired) = self.waiting.try_acquire() else {
+            if place.is_none() {
+                let Some(entered) = self.waiting.enter(pod.namespace) else {
                     return self.given_up(pod, missed.map(|_| Missed::TooManyWaiting));
                 };
-                permit = Some((acquired, inputs.metrics.waiting()));
+                place = Some((entered, inputs.metrics.waiting()));
             }
             let change = async {
                 tokio::select! {

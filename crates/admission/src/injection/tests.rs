@@ -188,7 +188,9 @@ async fn a_role_that_comes_too_late_is_reported() {
 #[tokio::test(start_paused = true)]
 async fn only_so_many_pods_wait() {
     let fixture = Fixture::new();
-    let waiting: Vec<_> = (0..MAX_WAITING).map(|_| fixture.request("new")).collect();
+    let waiting: Vec<_> = (0..waiting::MAX_WAITING_OF_NAMESPACE)
+        .map(|_| fixture.request("new"))
+        .collect();
     settle().await;
     let begin = Instant::now();
     let mutation = fixture.request("new").await.unwrap().unwrap();
