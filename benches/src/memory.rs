@@ -36,7 +36,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<Vec<Row>> {
     load::closed(&mut harness.clients(0, HERE)?, load)?;
     Ok(vec![memory_row(
         "memory, cluster of 50,000 pods, 110 on this node, under load",
-        "peak ≤ 20 MiB",
+        "peak ≤ 16 MiB",
         proc::memory(harness.agent.pid())?,
     )])
 }
