@@ -10,6 +10,7 @@ mod sockets;
 mod source;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rolegate_aws::imds::{Imds, ImdsError};
@@ -141,22 +142,16 @@ impl Service for AgentService {
             .redirect
             .and_then(|redirect| background.keep_redirect(redirect));
 
-        let port = options.listen.port();
-        let folder = options.runtime_dir.and_then(|path| sockets::folder(&path));
-        let place = folder.as_ref().map(|it| HandoverSocket::new(it, port));
-        let readiness = supervisor.readiness().clone();
         let endpoint = options.container_credentials.as_ref();
         let endpoint = endpoint.map(|endpoint| endpoint.listen.as_slice());
-        let opened = Sockets::open(wanted, endpoint, place.as_ref(), &readiness).await;
-        let (sockets, inherited) = opened?;
-        let kept = KeptKeys::new(folder, port, &readiness);
-        let tokens = Arc::new(TokenKeys::new(kept.ring(inherited, clock.now())?));
-        supervisor.spawn(kept.keep(tokens.clone(), clock.clone()));
-        let handed_over = CancellationToken::new();
-        if let Some(place) = place {
-            supervisor.spawn(sockets.offer(place, tokens.clone(), handed_over.clone())?);
-        }
+        let opened = open_sockets(wanted, endpoint, options.runtime_dir, &clock, supervisor);
+        let Opened {
+            sockets,
+            tokens,
+            handed_over,
+        } = opened.await?;
 
+        let readiness = supervisor.readiness().clone();
         let debugged = options.debug.then_some((&pod_table, &backend.decisions));
         let admin = with_debug(Admin::new(Arc::new(metrics), readiness), debugged);
         let credentials = CredentialSource {
@@ -170,9 +165,8 @@ impl Service for AgentService {
             wait: options.wait,
         };
         let by_token = options.container_credentials.zip(backend.token_keys);
-        let by_token = by_token.map(|(options, keys)| {
-            ContainerCredentialsServer::new(options, credentials.clone(), keys)
-        });
+        let by_token = by_token
+            .map(|(it, keys)| ContainerCredentialsServer::new(it, credentials.clone(), keys));
         let parts = MetadataParts {
             credentials,
             tokens,
@@ -209,6 +203,43 @@ impl Service for AgentService {
             }
         }
     }
+}
+
+/// The sockets of an agent and the keys of metadata tokens.
+struct Opened {
+    sockets: Sockets,
+    tokens: Arc<TokenKeys>,
+    /// Cancelled once the next agent has the sockets.
+    handed_over: CancellationToken,
+}
+
+/// Opens the sockets or takes them over, and offers them to the next agent. `endpoint` are the
+/// addresses of the container credentials endpoint, if it is enabled.
+async fn open_sockets(
+    wanted: Addresses,
+    endpoint: Option<&[SocketAddr]>,
+    runtime_dir: Option<PathBuf>,
+    clock: &Clock,
+    supervisor: &mut Supervisor,
+) -> Result<Opened, StartError> {
+    let port = wanted.pods.port();
+    let folder = runtime_dir.and_then(|path| sockets::folder(&path));
+    let place = folder.as_ref().map(|it| HandoverSocket::new(it, port));
+    let readiness = supervisor.readiness().clone();
+    let opened = Sockets::open(wanted, endpoint, place.as_ref(), &readiness).await;
+    let (sockets, inherited) = opened?;
+    let kept = KeptKeys::new(folder, port, &readiness);
+    let tokens = Arc::new(TokenKeys::new(kept.ring(inherited, clock.now())?));
+    supervisor.spawn(kept.keep(tokens.clone(), clock.clone()));
+    let handed_over = CancellationToken::new();
+    if let Some(place) = place {
+        supervisor.spawn(sockets.offer(place, tokens.clone(), handed_over.clone())?);
+    }
+    Ok(Opened {
+        sockets,
+        tokens,
+        handed_over,
+    })
 }
 
 /// Registers the metrics of the agent and of its sessions.
