@@ -22,6 +22,7 @@ use rolegate_runtime::test_util::Exposition;
 use rolegate_sessions::{RemoteSessions, Sessions};
 
 mod activate;
+mod assigned;
 
 use super::*;
 use crate::identity::AgentAccount;
