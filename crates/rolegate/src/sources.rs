@@ -44,12 +44,14 @@ pub(crate) enum Rule {
 }
 
 /// The rule of each flag that takes several values and has an environment variable.
-const RULES: [(&str, Rule); 8] = [
+const RULES: [(&str, Rule); 9] = [
     ("layer", Rule::Layers),
     ("reserved-role", Rule::AddUp),
     ("policy-namespaces", Rule::AddUp),
     ("replicate", Rule::AddUp),
     ("metadata-allow", Rule::OneSource),
+    // Like other addresses to listen on.
+    ("container-credentials-address", Rule::Highest),
     // A chain has an order, and its external IDs follow that order.
     ("assume-role", Rule::Highest),
     ("assume-role-external-id", Rule::Highest),
