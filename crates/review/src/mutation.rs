@@ -89,53 +89,61 @@ impl Mutation {
     }
 }
 
+/// A pod as submitted, parsed once.
+#[derive(Debug)]
+pub struct Pod<'a>(Node<'a>);
+
+impl<'a> Pod<'a> {
+    /// Parses a pod.
+    ///
+    /// # Errors
+    /// Returns a sentence if the text is not JSON, or has a duplicate key.
+    pub fn parse(pod: &'a RawValue) -> Result<Self, String> {
+        json::parse(pod).map(Self)
+    }
+
+    /// Returns the service account. The API server replaces an absent name with `default` before it
+    /// calls webhooks.
+    ///
+    /// # Errors
+    /// Returns a sentence if the pod cannot be read.
+    pub fn service_account(&self) -> Result<&str, String> {
+        let spec = FieldRef::root(&self.0).field("spec");
+        let account = spec.and_then(|spec| match spec {
+            Some(spec) => spec.text("serviceAccountName"),
+            None => Ok(None),
+        });
+        let account = account.map_err(|malformed| sentence(&malformed))?;
+        Ok(account.unwrap_or("default"))
+    }
+
+    /// Returns true if the pod opts out of the injection by its label, or is the mirror of a static
+    /// pod, which the API server stores but the kubelet does not read back.
+    pub fn is_skipped(&self) -> bool {
+        let has = |map: &str, key: &str| {
+            let Node::Map(fields) = &self.0 else {
+                return false;
+            };
+            let Some(Node::Map(metadata)) = fields.get("metadata") else {
+                return false;
+            };
+            matches!(metadata.get(map), Some(Node::Map(map)) if map.get(key).is_some())
+        };
+        has("labels", SKIP_LABEL) || has("annotations", MIRROR)
+    }
+}
+
 /// The change of a pod that is being admitted.
 #[derive(Debug, Clone, Copy)]
 pub struct PodChange<'a> {
     /// The submitted pod.
-    pub pod: &'a RawValue,
+    pub pod: &'a Pod<'a>,
     /// The existing pod, if ephemeral containers are added to it.
-    pub old: Option<&'a RawValue>,
+    pub old: Option<&'a Pod<'a>>,
     /// The namespace of the request. A pod's own `metadata.namespace` may be empty.
     pub namespace: &'a str,
     /// A number that spreads the expiration of tokens. Any value is valid.
     pub jitter: u32,
-}
-
-/// Reads the service account of a pod. The API server replaces an absent name with `default` before
-/// it calls webhooks.
-///
-/// # Errors
-/// Returns a sentence if the pod cannot be read.
-pub fn service_account(pod: &RawValue) -> Result<String, String> {
-    let node = json::parse(pod)?;
-    let account = FieldRef::root(&node)
-        .field("spec")
-        .and_then(|spec| match spec {
-            Some(spec) => Ok(spec.text("serviceAccountName")?.map(str::to_owned)),
-            None => Ok(None),
-        })
-        .map_err(|malformed| sentence(&malformed))?;
-    Ok(account.unwrap_or_else(|| "default".to_owned()))
-}
-
-/// Returns true if a pod opts out of the injection by its label, or is the mirror of a static pod,
-/// which the API server stores but the kubelet does not read back.
-pub fn is_skipped(pod: &RawValue) -> bool {
-    let Ok(node) = json::parse(pod) else {
-        return false;
-    };
-    let has = |map: &str, key: &str| {
-        let root = FieldRef::root(&node);
-        let metadata = root.field("metadata").ok().flatten();
-        metadata.is_some_and(|metadata| {
-            let Node::Map(fields) = metadata.value else {
-                return false;
-            };
-            matches!(fields.get(map), Some(Node::Map(map)) if map.get(key).is_some())
-        })
-    };
-    has("labels", SKIP_LABEL) || has("annotations", MIRROR)
 }
 
 /// Returns the additions that give a pod the identity.
@@ -147,11 +155,9 @@ pub fn inject(
     identity: &Identity,
     settings: &InjectionSettings,
 ) -> Result<Mutation, String> {
-    let node = json::parse(change.pod)?;
-    let old = change.old.map(json::parse).transpose()?;
-    let root = FieldRef::root(&node);
+    let root = FieldRef::root(&change.pod.0);
     Injector::new(change, &root, identity, settings)
-        .and_then(|injector| injector.run(old.as_ref()))
+        .and_then(|injector| injector.run(change.old.map(|old| &old.0)))
         .map_err(|malformed| sentence(&malformed))
 }
 

@@ -6,7 +6,7 @@ use rolegate_core::rule_set_builder::RuleUpdate;
 use rolegate_core::service_account::{ServiceAccount, ServiceAccountAnnotations};
 use rolegate_core::session_name::SessionScope;
 use rolegate_core::workload::Change;
-use rolegate_review::mutation::Method;
+use rolegate_review::mutation::{Method, Pod};
 use rolegate_rules::store::{Report as RuleReport, RuleStoreWriter};
 use rolegate_runtime::test_util::Exposition;
 use serde_json::json;
@@ -79,6 +79,7 @@ impl Fixture {
             let pod =
                 json!({"metadata": {"name": "api-0"}, "spec": {"containers": [{"name": "api"}]}});
             let pod = to_raw_value(&pod).unwrap();
+            let pod = Pod::parse(&pod).unwrap();
             let requested = RequestedPod {
                 namespace: "shop",
                 account: &account,

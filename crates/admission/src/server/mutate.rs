@@ -8,8 +8,9 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use rolegate_review::Violation;
 use rolegate_review::admission_review::{Operation, Review};
-use rolegate_review::mutation::{self, Mutation, PodChange, is_skipped, service_account};
+use rolegate_review::mutation::{self, Mutation, Pod, PodChange};
 use rolegate_review::outcome::refusal;
+use serde_json::value::RawValue;
 use tracing::warn;
 
 use super::{json, text};
@@ -40,25 +41,10 @@ pub(super) async fn respond(
         (Operation::Update, EPHEMERAL) => review.old_object(),
         _ => return unchanged(),
     };
-    if is_skipped(object) {
-        return unchanged();
-    }
-    let mutation = match service_account(object) {
-        Ok(account) => {
-            let pod = RequestedPod {
-                namespace: review.namespace(),
-                account: &account,
-                name: review.name(),
-            };
-            let change = PodChange {
-                pod: object,
-                old,
-                namespace: review.namespace(),
-                jitter: jitter(review.uid()),
-            };
-            injection.mutate(pod, &change).await
-        }
-        Err(sentence) => Ok(Err(sentence)),
+    let mutation = match mutate(injection, review, object, old).await {
+        Ok(Some(mutation)) => Ok(mutation),
+        Ok(None) => return unchanged(),
+        Err(not_synced) => Err(not_synced),
     };
     match mutation {
         Ok(Ok(mutation)) => {
@@ -83,6 +69,39 @@ pub(super) async fn respond(
     }
 }
 
+/// Returns the additions, or a sentence if the pod cannot be read. `None`: the pod opts out.
+async fn mutate(
+    injection: &Injection,
+    review: &Review<'_>,
+    object: &RawValue,
+    old: Option<&RawValue>,
+) -> Result<Option<Result<Mutation, String>>, NotSynced> {
+    let pods = Pod::parse(object).and_then(|pod| Ok((pod, old.map(Pod::parse).transpose()?)));
+    let (pod, old) = match pods {
+        Ok(pods) => pods,
+        Err(sentence) => return Ok(Some(Err(sentence))),
+    };
+    if pod.is_skipped() {
+        return Ok(None);
+    }
+    let account = match pod.service_account() {
+        Ok(account) => account,
+        Err(sentence) => return Ok(Some(Err(sentence))),
+    };
+    let requested = RequestedPod {
+        namespace: review.namespace(),
+        account,
+        name: review.name(),
+    };
+    let change = PodChange {
+        pod: &pod,
+        old: old.as_ref(),
+        namespace: review.namespace(),
+        jitter: jitter(review.uid()),
+    };
+    injection.mutate(requested, &change).await.map(Some)
+}
+
 /// Returns the violation of a new pod that lacks the credentials of its service account.
 pub(super) fn missing(injection: &Injection, review: &Review<'_>) -> Option<Violation> {
     let object = review.object()?;
@@ -91,13 +110,14 @@ pub(super) fn missing(injection: &Injection, review: &Review<'_>) -> Option<Viol
         && kind.kind == "Pod"
         && review.operation() == Operation::Create
         && review.subresource().is_empty();
-    if !is_new_pod || is_skipped(object) {
+    if !is_new_pod {
         return None;
     }
-    let account = service_account(object).ok()?;
-    let identity = injection.identity(review.namespace(), &account)?;
+    let pod = Pod::parse(object).ok().filter(|pod| !pod.is_skipped())?;
+    let account = pod.service_account().ok()?;
+    let identity = injection.identity(review.namespace(), account)?;
     let change = PodChange {
-        pod: object,
+        pod: &pod,
         old: None,
         namespace: review.namespace(),
         jitter: 0,

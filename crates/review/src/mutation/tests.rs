@@ -35,7 +35,7 @@ fn all_settings() -> InjectionSettings {
 fn mutation(pod: &Value, identity: &Identity, settings: &InjectionSettings) -> Mutation {
     let pod = to_raw_value(pod).unwrap();
     let change = PodChange {
-        pod: &pod,
+        pod: &Pod::parse(&pod).unwrap(),
         old: None,
         namespace: "shop",
         jitter: 7,
@@ -211,9 +211,10 @@ proptest! {
     #[test]
     fn no_object_makes_it_panic(pod in any_json()) {
         let pod = to_raw_value(&pod).unwrap();
+        let pod = Pod::parse(&pod).unwrap();
         let change = PodChange { pod: &pod, old: None, namespace: "shop", jitter: 0 };
         drop(inject(&change, &web_identity(), &InjectionSettings::default()));
-        drop((service_account(&pod), is_skipped(&pod)));
+        drop((pod.service_account(), pod.is_skipped()));
     }
 }
 
@@ -244,7 +245,7 @@ fn session_names_are_those_of_pods() {
         let pod = json!({"metadata": metadata, "spec": {"containers": [{"name": "api"}]}});
         let raw = to_raw_value(&pod).unwrap();
         let change = PodChange {
-            pod: &raw,
+            pod: &Pod::parse(&raw).unwrap(),
             old: None,
             namespace,
             jitter: 0,
@@ -288,8 +289,8 @@ fn ephemeral_containers_use_the_token_that_the_pod_has() {
             .push(json!({"name": "debug"}));
         let (new_raw, old_raw) = (to_raw_value(&new).unwrap(), to_raw_value(old).unwrap());
         let change = PodChange {
-            pod: &new_raw,
-            old: Some(&old_raw),
+            pod: &Pod::parse(&new_raw).unwrap(),
+            old: Some(&Pod::parse(&old_raw).unwrap()),
             namespace: "shop",
             jitter: 0,
         };
@@ -341,8 +342,10 @@ fn expirations_are_bounded() {
 
 #[test]
 fn pods_opt_out_by_label_and_mirror_pods_are_left_alone() {
-    let skipped =
-        |metadata: Value| is_skipped(&to_raw_value(&json!({"metadata": metadata})).unwrap());
+    let skipped = |metadata: Value| {
+        let pod = to_raw_value(&json!({"metadata": metadata})).unwrap();
+        Pod::parse(&pod).unwrap().is_skipped()
+    };
     assert!(skipped(json!({"labels": {SKIP_LABEL: "false"}})));
     assert!(skipped(json!({"annotations": {MIRROR: "x"}})));
     assert!(!skipped(

@@ -10,9 +10,7 @@ use rolegate_core::decision::RuleSet;
 use rolegate_core::service_account::ServiceAccountAnnotations;
 use rolegate_review::mutation::config_map::PodIdentityConfig;
 use rolegate_review::mutation::source::ContainerIdentities;
-use rolegate_review::mutation::{
-    InjectionSettings, InvalidArn, PodChange, Sources, inject, is_skipped,
-};
+use rolegate_review::mutation::{InjectionSettings, InvalidArn, Pod, PodChange, Sources, inject};
 use rolegate_testkit::repository;
 use serde::{Deserialize, Serialize};
 use serde_json::value::to_raw_value;
@@ -78,7 +76,8 @@ fn settings(case: &Case) -> InjectionSettings {
 /// Returns the resulting pod and the warnings.
 fn result(case: &Case) -> (Value, Vec<String>) {
     let pod = to_raw_value(&case.pod).unwrap();
-    if is_skipped(&pod) {
+    let pod = Pod::parse(&pod).unwrap();
+    if pod.is_skipped() {
         return (case.pod.clone(), Vec::new());
     }
     let settings = settings(case);
