@@ -1,6 +1,7 @@
 //! Requests of the stand-ins to HTTPS servers, each on a connection of its own.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -58,18 +59,17 @@ pub(crate) async fn send(
         .await
         .map_err(RequestError::Handshake)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
-    let response = async {
+    let response = async move {
         let (parts, body) = sender.send_request(request).await?.into_parts();
         let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await;
         let body = body.map_err(|error| RequestError::Response(error.to_string()))?;
         Ok(Response::from_parts(parts, body.to_bytes()))
     };
+    let mut response = pin!(response);
     tokio::select! {
-        response = response => response,
-        ended = connection => Err(match ended {
-            Ok(()) => RequestError::Response("the connection ended early".into()),
-            Err(error) => error.into(),
-        }),
+        response = &mut response => response,
+        // The server may close the connection before the end of the response is read from memory.
+        _ended = connection => response.await,
     }
 }
 
