@@ -20,6 +20,7 @@ mod many_pods;
 mod peers;
 mod reboot;
 mod replace;
+mod sdks;
 mod services;
 mod stolen;
 mod takeover;

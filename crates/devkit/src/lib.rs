@@ -8,6 +8,7 @@
 //! for production: they store nothing and have no TLS.
 
 mod http;
+mod https;
 mod ids;
 mod imds;
 mod kube_api;
@@ -21,4 +22,7 @@ pub use imds::{
 };
 pub use kube_api::{ApiRequest, KubeApi, KubeApiOptions};
 pub use objects::{Namespace, Node, Pod};
-pub use sts::{AccessKey, Sts, StsCall, StsFailure, StsOptions};
+pub use sts::{
+    AccessKey, IdentityToken, InvalidOidcProvider, InvalidTrustPolicy, OidcProvider, Sts, StsCall,
+    StsFailure, StsOptions,
+};

@@ -1,11 +1,13 @@
-//! A stand-in for AWS STS: `AssumeRole` and `GetCallerIdentity` of the query protocol, with AWS's
-//! parameter rules, signatures and errors.
+//! A stand-in for AWS STS: `AssumeRole`, `AssumeRoleWithWebIdentity` and `GetCallerIdentity` of the
+//! query protocol, with AWS's parameter rules, signatures and errors.
 
 mod access_key;
 mod keys;
 mod request;
 mod role;
 mod signature;
+mod trust_policy;
+mod web_identity;
 mod xml;
 
 use std::collections::HashMap;
@@ -25,8 +27,12 @@ use crate::ids;
 use crate::recent::{Recent, lock};
 pub use access_key::AccessKey;
 use keys::{Caller, Keys};
-pub use request::StsCall;
+pub use request::{IdentityToken, StsCall};
 use role::Role;
+pub use trust_policy::InvalidTrustPolicy;
+use trust_policy::TrustPolicy;
+pub use web_identity::{InvalidOidcProvider, OidcProvider};
+use web_identity::{WebIdentities, WebIdentity};
 use xml::Element;
 
 const MAX_BODY: usize = 256 * 1024;
@@ -34,6 +40,7 @@ const MAX_BODY: usize = 256 * 1024;
 const MAX_DURATION: u32 = 43_200;
 const MAX_CHAINED_DURATION: u32 = 3_600;
 const DEFAULT_DURATION: u32 = 3_600;
+const WEB_IDENTITY: &str = "AssumeRoleWithWebIdentity";
 
 /// The initial behavior of the service.
 #[derive(Clone, Debug)]
@@ -110,6 +117,7 @@ struct Inner {
     /// The current second, and the number of accepted calls in it.
     second: (i64, u32),
     roles: HashMap<String, Role>,
+    web_identities: WebIdentities,
     calls: Recent<StsCall>,
     count: u64,
     in_flight: usize,
@@ -131,6 +139,7 @@ impl Sts {
                 quota: None,
                 second: (0, 0),
                 roles: HashMap::new(),
+                web_identities: WebIdentities::default(),
                 calls: Recent::default(),
                 count: 0,
                 in_flight: 0,
@@ -224,6 +233,32 @@ impl Sts {
     /// Sets the role's `MaxSessionDuration` in seconds (default: 12 hours).
     pub fn set_max_session_duration(&self, role_arn: &str, seconds: u32) {
         self.role(role_arn, |role| role.max_duration = Some(seconds));
+    }
+
+    /// Sets the role's trust policy, a JSON document. Roles without one can be assumed by all callers
+    /// of `AssumeRole`, and by no web identity.
+    ///
+    /// # Errors
+    /// Returns an error if the policy contains anything that is not evaluated here.
+    pub fn set_trust_policy(&self, role_arn: &str, policy: &str) -> Result<(), InvalidTrustPolicy> {
+        let policy = TrustPolicy::parse(policy)?;
+        self.role(role_arn, |role| role.policy = Some(policy));
+        Ok(())
+    }
+
+    /// Creates or replaces an OIDC provider, whose tokens `AssumeRoleWithWebIdentity` accepts.
+    ///
+    /// # Errors
+    /// Returns an error if IAM does not accept such a provider.
+    pub fn create_oidc_provider(&self, provider: OidcProvider) -> Result<(), InvalidOidcProvider> {
+        let identities = &mut lock(&self.state.inner).web_identities;
+        identities.create_provider(provider)
+    }
+
+    /// Sets the clock skew that is accepted in identity tokens (default: 5 minutes, as in AWS).
+    pub fn set_token_leeway(&self, leeway: Duration) {
+        let leeway = SignedDuration::try_from(leeway).unwrap_or(SignedDuration::MAX);
+        lock(&self.state.inner).web_identities.leeway = leeway;
     }
 
     /// Returns the last 10,000 calls in order of arrival, including failed ones.
@@ -344,12 +379,14 @@ impl State {
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }
-        let mut inner = lock(&self.inner);
-        if let Some(failure) = take(&mut inner.failure) {
-            return Err(failure.into());
-        }
         let now = Timestamp::now();
-        inner.throttle(now)?;
+        self.admit(now)?;
+        // The only action without a signature: the token identifies the caller.
+        if (call.action.as_str(), call.version.as_str()) == (WEB_IDENTITY, request::VERSION) {
+            let result = self.assume_role_with_web_identity(call, now).await?;
+            return Ok((WEB_IDENTITY, result));
+        }
+        let mut inner = lock(&self.inner);
         let caller = inner.keys.authenticate(parts, body, now)?;
         match (call.action.as_str(), call.version.as_str()) {
             ("AssumeRole", request::VERSION) => {
@@ -371,6 +408,35 @@ impl State {
                 Err(Refusal::new(400, "InvalidAction", message))
             }
         }
+    }
+
+    /// Fails if calls are set to fail, or are too many.
+    fn admit(&self, now: Timestamp) -> Result<(), Refusal> {
+        let mut inner = lock(&self.inner);
+        if let Some(failure) = take(&mut inner.failure) {
+            return Err(failure.into());
+        }
+        inner.throttle(now)
+    }
+
+    async fn assume_role_with_web_identity(
+        &self,
+        call: StsCall,
+        now: Timestamp,
+    ) -> Result<Vec<Element>, Refusal> {
+        let call = call.without_role_parameters();
+        call.validate()?;
+        let token = call.web_identity_token.as_ref().ok_or_else(|| {
+            let message = "1 validation error detected: Value null at 'webIdentityToken' failed to \
+                           satisfy constraint: Member must not be null";
+            Refusal::new(400, "ValidationError", message)
+        })?;
+        let account_id = call.role_arn.split(':').nth(4).unwrap_or_default();
+        let examined = lock(&self.inner)
+            .web_identities
+            .examine(token, account_id, now);
+        let identity = examined?.verify().await?;
+        lock(&self.inner).assume_role_with_web_identity(&call, &identity, now)
     }
 
     fn begin(&self, call: StsCall) -> (InFlight<'_>, Duration) {
@@ -410,11 +476,37 @@ impl Inner {
         if let Some(role) = self.roles.get_mut(&call.role_arn) {
             role.check(call, caller, duration)?;
         }
+        Ok(self
+            .keys
+            .issue(call, caller, self.expiration(duration, now)))
+    }
+
+    fn assume_role_with_web_identity(
+        &mut self,
+        call: &StsCall,
+        identity: &WebIdentity,
+        now: Timestamp,
+    ) -> Result<Vec<Element>, Refusal> {
+        let duration = call.duration_seconds.unwrap_or(DEFAULT_DURATION);
+        let role = self.roles.entry(call.role_arn.clone()).or_default();
+        role.check_web_identity(&identity.provider_arn, identity.context(), duration)?;
+        let caller = Caller::named(identity.provider_arn.clone());
+        let expiration = self.expiration(duration, now);
+        let mut result = self.keys.issue(call, &caller, expiration);
+        result.extend([
+            Element::text("SubjectFromWebIdentityToken", &identity.subject),
+            Element::text("Audience", &identity.audience),
+            Element::text("Provider", &identity.provider_arn),
+        ]);
+        Ok(result)
+    }
+
+    /// Returns the end of a session that begins now.
+    fn expiration(&self, duration: u32, now: Timestamp) -> Timestamp {
         let lifetime = match self.lifetime {
             Some(lifetime) => SignedDuration::try_from(lifetime).unwrap_or(SignedDuration::MAX),
             None => SignedDuration::from_secs(duration.into()),
         };
-        let expiration = now.saturating_add(lifetime).unwrap_or(Timestamp::MAX);
-        Ok(self.keys.issue(call, caller, expiration))
+        now.saturating_add(lifetime).unwrap_or(Timestamp::MAX)
     }
 }

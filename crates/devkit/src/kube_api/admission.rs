@@ -10,22 +10,14 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
 use http::{Request, Uri};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use http_body_util::Full;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use super::Failure;
+use crate::https::{self, trusting};
 
 /// Timeout of a webhook.
 const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum size of a webhook's response, in bytes.
-const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
 /// The label by which webhooks exempt namespaces.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
@@ -148,56 +140,20 @@ async fn call(webhook: &Value, asked: &Asked<'_>) -> Result<Value, String> {
             "options": {"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"},
         },
     });
-    let tcp = TcpStream::connect((host.as_str(), url.port_u16().unwrap_or(443)))
-        .await
-        .map_err(|error| error.to_string())?;
-    let server = ServerName::try_from(host.clone()).map_err(|error| error.to_string())?;
-    let tls = TlsConnector::from(Arc::new(trusting(&bundle)?))
-        .connect(server, tcp)
-        .await
-        .map_err(|error| error.to_string())?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(tls))
-        .await
-        .map_err(|error| error.to_string())?;
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let request = Request::post(path)
-        .header(HOST, host)
+        .header(HOST, &host)
         .header(CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(review.to_string())))
         .map_err(|error| error.to_string())?;
-    let answer = async {
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| error.to_string())?;
-        let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES)
-            .collect()
-            .await
-            .map_err(|error| error.to_string())?
-            .to_bytes();
-        let answer: Value = serde_json::from_slice(&body)
-            .map_err(|_| format!("it answered {}", String::from_utf8_lossy(&body)))?;
-        let response = answer.get("response").cloned();
-        response.ok_or_else(|| "its answer has no response".to_owned())
-    };
-    tokio::select! {
-        answer = answer => answer,
-        ended = connection => Err(match ended {
-            Ok(()) => "the connection ended early".into(),
-            Err(error) => error.to_string(),
-        }),
-    }
-}
-
-fn trusting(bundle: &[u8]) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(bundle) {
-        let certificate = certificate.map_err(|error| error.to_string())?;
-        roots.add(certificate).map_err(|error| error.to_string())?;
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+    let tls = trusting(&bundle)?;
+    let port = url.port_u16().unwrap_or(443);
+    let response = https::send(tls, &host, (host.as_str(), port), request)
+        .await
         .map_err(|error| error.to_string())?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
+    let body = response.body();
+    let answer: Value = serde_json::from_slice(body)
+        .map_err(|_| format!("it answered {}", String::from_utf8_lossy(body)))?;
+    let response = answer.get("response").cloned();
+    response.ok_or_else(|| "its answer has no response".to_owned())
 }

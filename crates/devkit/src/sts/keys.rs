@@ -30,7 +30,7 @@ impl Caller {
         self.arn.contains(":assumed-role/")
     }
 
-    fn named(arn: String) -> Self {
+    pub(super) fn named(arn: String) -> Self {
         Self {
             arn,
             transitive_tags: Vec::new(),

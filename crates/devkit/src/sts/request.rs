@@ -1,6 +1,7 @@
 //! A call's parameters, and AWS's rules for them.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
@@ -17,13 +18,17 @@ const MAX_POLICY: usize = 2048;
 /// Maximum size of policy, policy ARNs and tags together.
 const MAX_PACKED: usize = 4096;
 const MIN_DURATION: u32 = 900;
+const MIN_TOKEN_CHARS: usize = 4;
+const MAX_TOKEN_CHARS: usize = 20_000;
+/// Shown in an error in place of a token.
+const HIDDEN: &str = "***";
 /// Maximum number of list members to read, above the limit of any rule.
 const MAX_MEMBERS: usize = 100;
 
 /// A received call. Missing parameters are empty or `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StsCall {
-    /// `AssumeRole`, `GetCallerIdentity` or any other action.
+    /// `AssumeRole`, `AssumeRoleWithWebIdentity`, `GetCallerIdentity` or any other action.
     pub action: String,
     /// Version of the API.
     pub version: String,
@@ -45,10 +50,29 @@ pub struct StsCall {
     pub policy: Option<String>,
     /// ARNs of managed session policies.
     pub policy_arns: Vec<String>,
+    /// The token of `AssumeRoleWithWebIdentity`.
+    pub web_identity_token: Option<IdentityToken>,
     /// The access key that signed the call.
     pub access_key_id: Option<String>,
     /// The Region that the call is signed for.
     pub region: Option<String>,
+}
+
+/// A token, which is not shown, since it is a credential.
+#[derive(Clone, PartialEq, Eq)]
+pub struct IdentityToken(String);
+
+impl IdentityToken {
+    /// Returns the token.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for IdentityToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IdentityToken({} bytes)", self.0.len())
+    }
 }
 
 impl StsCall {
@@ -75,12 +99,24 @@ impl StsCall {
                 .map(|seconds| seconds.parse().unwrap_or_default()),
             source_identity: form.remove("SourceIdentity"),
             policy: form.remove("Policy"),
+            web_identity_token: form.remove("WebIdentityToken").map(IdentityToken),
             access_key_id: authorization.as_ref().map(|it| it.access_key_id.into()),
             region: authorization.as_ref().map(|it| it.region.into()),
         }
     }
 
-    /// Validates the parameters of `AssumeRole`. All violations are reported together.
+    /// Returns the call without the parameters that only `AssumeRole` has, which STS ignores.
+    pub(super) fn without_role_parameters(self) -> Self {
+        Self {
+            external_id: None,
+            tags: Vec::new(),
+            transitive_tag_keys: Vec::new(),
+            source_identity: None,
+            ..self
+        }
+    }
+
+    /// Validates the parameters. All violations are reported together.
     pub(super) fn validate(&self) -> Result<(), Refusal> {
         let mut wrong = Wrong::default();
         wrong.string("roleArn", Some(&self.role_arn), 20..=2048, None);
@@ -103,6 +139,16 @@ impl StsCall {
             Some(NAME),
         );
         wrong.string("policy", self.policy.as_ref(), 1..=MAX_POLICY, None);
+        if let Some(token) = &self.web_identity_token {
+            let count = token.0.chars().count();
+            if count < MIN_TOKEN_CHARS {
+                let rule = format!("have length greater than or equal to {MIN_TOKEN_CHARS}");
+                wrong.member("webIdentityToken", HIDDEN, &rule);
+            } else if count > MAX_TOKEN_CHARS {
+                let rule = format!("have length less than or equal to {MAX_TOKEN_CHARS}");
+                wrong.member("webIdentityToken", HIDDEN, &rule);
+            }
+        }
         if let Some(seconds) = self.duration_seconds {
             if seconds < MIN_DURATION {
                 let rule = format!("have value greater than or equal to {MIN_DURATION}");

@@ -1,6 +1,9 @@
 //! A role's trust policy and settings.
 
+use std::collections::HashMap;
+
 use super::keys::Caller;
+use super::trust_policy::{Principal, Request, TrustPolicy};
 use super::{MAX_CHAINED_DURATION, MAX_DURATION, Refusal, StsCall, StsFailure, take};
 
 /// A role. By default every caller may assume it.
@@ -17,6 +20,8 @@ pub(super) struct Role {
     pub(super) external_id: Option<String>,
     pub(super) max_duration: Option<u32>,
     pub(super) failure: Option<StsFailure>,
+    /// The trust policy. `None`: every caller may assume the role, and no web identity.
+    pub(super) policy: Option<TrustPolicy>,
 }
 
 impl Role {
@@ -42,6 +47,60 @@ impl Role {
         if self.source_identity_denied && call.source_identity.is_some() {
             return denied("SetSourceIdentity");
         }
+        if let Some(action) = self.denied_by_policy(call, caller) {
+            return denied(action);
+        }
+        self.check_duration(duration)
+    }
+
+    /// Returns the first action of the call that the trust policy does not allow.
+    fn denied_by_policy(&self, call: &StsCall, caller: &Caller) -> Option<&'static str> {
+        let policy = self.policy.as_ref()?;
+        let tags = call.tags.iter().map(|(key, value)| {
+            let key = format!("aws:requesttag/{}", key.to_ascii_lowercase());
+            (key, value.clone())
+        });
+        let external_id = call.external_id.iter();
+        let external_id = external_id.map(|id| ("sts:externalid".to_owned(), id.clone()));
+        let request = Request {
+            principal: Principal::Aws(&caller.principal()),
+            context: tags.chain(external_id).collect(),
+        };
+        let tagged = !(call.tags.is_empty() && caller.transitive_tags.is_empty());
+        let actions = [
+            ("AssumeRole", true),
+            ("TagSession", tagged),
+            ("SetSourceIdentity", call.source_identity.is_some()),
+        ];
+        actions.into_iter().find_map(|(action, needed)| {
+            (needed && !policy.allows(&format!("sts:{action}"), &request)).then_some(action)
+        })
+    }
+
+    /// Checks a call of `AssumeRoleWithWebIdentity` with a valid token.
+    pub(super) fn check_web_identity(
+        &mut self,
+        provider_arn: &str,
+        context: HashMap<String, String>,
+        duration: u32,
+    ) -> Result<(), Refusal> {
+        if let Some(failure) = take(&mut self.failure) {
+            return Err(failure.into());
+        }
+        let request = Request {
+            principal: Principal::Federated(provider_arn),
+            context,
+        };
+        let action = "sts:AssumeRoleWithWebIdentity";
+        let allowed = self.policy.as_ref();
+        if self.denied || !allowed.is_some_and(|policy| policy.allows(action, &request)) {
+            let message = format!("Not authorized to perform {action}");
+            return Err(Refusal::new(403, "AccessDenied", message));
+        }
+        self.check_duration(duration)
+    }
+
+    fn check_duration(&self, duration: u32) -> Result<(), Refusal> {
         if duration > self.max_duration.unwrap_or(MAX_DURATION) {
             let message = "The requested DurationSeconds exceeds the MaxSessionDuration set for \
                            this role.";

@@ -14,6 +14,7 @@ mod kube_api;
 mod kube_client;
 mod sts;
 mod sts_chain;
+mod web_identity;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;

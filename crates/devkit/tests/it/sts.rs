@@ -47,7 +47,7 @@ pub(crate) async fn checked() -> Sts {
     .unwrap()
 }
 
-fn form(parameters: &[(&str, &str)]) -> String {
+pub(crate) fn form(parameters: &[(&str, &str)]) -> String {
     let mut form = form_urlencoded::Serializer::new(String::new());
     if !parameters.iter().any(|(name, _)| *name == "Version") {
         form.append_pair("Version", "2011-06-15");

@@ -182,7 +182,7 @@ fn messages_of_earlier_versions_are_read_completely() {
         for name in ["FromAgent", "ToAgent"] {
             let message = message(&schema, name);
             let all = samples(&message);
-            assert!(all.len() > 5, "{version} {name}: {}", all.len());
+            assert!(all.len() > 3, "{version} {name}: {}", all.len());
             for sample in all {
                 let back = by_today(name, &sample.encode_to_vec());
                 let back = DynamicMessage::decode(message.clone(), &*back).unwrap();
@@ -217,8 +217,9 @@ fn the_protocol_keeps_all_fields_and_values_of_earlier_versions() {
             let fields = fields.map(|field| {
                 let oneof = field.containing_oneof();
                 let oneof = oneof.map(|oneof| oneof.name().to_owned());
+                let (name, number) = (field.full_name(), field.number());
                 let (cardinality, kind) = (field.cardinality(), field.kind());
-                format!("{field:?} {cardinality:?} {kind:?} in {oneof:?}")
+                format!("{cardinality:?} {kind:?} {name} = {number} in {oneof:?}")
             });
             let values = values.map(|value| format!("{} = {}", value.full_name(), value.number()));
             fields.chain(values).collect()

@@ -108,7 +108,8 @@ fn rolegate(folder: &Path) -> anyhow::Result<ImageBuilder> {
     Ok(image)
 }
 
-fn client(folder: &Path) -> anyhow::Result<ImageBuilder> {
+/// Builds the image of clients.
+pub(super) fn client(folder: &Path) -> anyhow::Result<ImageBuilder> {
     let mut image = ImageBuilder::new(folder)?;
     for program in [
         "sh", "bash", "curl", "sleep", "cat", "date", "env", "head", "grep", "sed", "id", "ls",
