@@ -82,7 +82,7 @@ lint: ## Check format, lints, spelling, licences, banned dependencies, shell scr
 
 fmt: ## Format all code
 	cargo fmt --all
-	gofmt -w tests/cluster/*.go tests/promlint/*.go tests/promtool/promql/*.go tests/sdks/go/*.go crates/rego/tests/conformance/opa/*.go
+	gofmt -w tests/cluster/*.go tests/promlint/*.go tests/promtool/promql/*.go crates/rego/tests/conformance/opa/*.go
 
 bench: ## Measure against the numbers promised in docs/benchmarks.md; JSON in ROLEGATE_CACHE/bench.json
 	@hack/setup build

@@ -20,7 +20,6 @@ mod many_pods;
 mod peers;
 mod reboot;
 mod replace;
-mod sdks;
 mod services;
 mod stolen;
 mod takeover;

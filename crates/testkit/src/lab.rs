@@ -22,7 +22,6 @@ use anyhow::{Context, ensure};
 use parking_lot::Mutex;
 
 pub use cni::{PodName, write_record};
-pub(crate) use netns::enter_netns;
 pub use netns::{Namespace, in_netns};
 
 /// The node's IPv4 address.

@@ -17,8 +17,6 @@ mod images;
 mod kubectl;
 pub mod machine;
 mod node;
-mod oidc;
-mod sdks;
 mod spec;
 mod user;
 
@@ -42,8 +40,6 @@ pub use image::ImageBuilder;
 pub use images::CLIENT;
 pub use kubectl::ClientPod;
 pub use node::TestNode;
-pub use oidc::ISSUER;
-pub use sdks::{ProjectedToken, Sdk, SdkPod};
 use spec::NodeSpec;
 pub use user::{Ran, Shell};
 

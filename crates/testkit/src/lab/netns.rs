@@ -163,7 +163,8 @@ fn remove(name: &str) {
 pub fn in_netns<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
     thread::scope(|scope| {
         let entered = scope.spawn(|| {
-            enter_netns(path)?;
+            let file = File::open(path)?;
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
             std::io::Result::Ok(work())
         });
         match entered.join() {
@@ -173,18 +174,6 @@ pub fn in_netns<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> anyhow
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
-}
-
-/// Moves the current thread, and threads that it creates later, into the network namespace at `path`.
-///
-/// # Errors
-/// Returns an error if the namespace cannot be entered.
-pub(crate) fn enter_netns(path: &Path) -> std::io::Result<()> {
-    let file = File::open(path)?;
-    Ok(move_into_link_name_space(
-        file.as_fd(),
-        Some(LinkNameSpaceType::Network),
-    )?)
 }
 
 /// Removes the namespaces of test processes that have exited.

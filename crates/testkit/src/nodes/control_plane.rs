@@ -10,7 +10,6 @@ use rcgen::{KeyPair, PKCS_RSA_SHA256, RsaKeySize};
 
 use super::DEADLINE;
 use super::environment::{CONTROL_PLANE_ADDRESS, Environment};
-use super::oidc::{ISSUER, ISSUER_HOST};
 use super::user::Shell;
 use crate::ca::{Authority, Pair};
 use crate::cluster::flag;
@@ -18,7 +17,7 @@ use crate::kubeconfig::{Identity, kubeconfig};
 use crate::process::Process;
 
 /// The API server's port.
-pub(super) const API_PORT: u16 = 6443;
+const API_PORT: u16 = 6443;
 /// The address of the Service `kubernetes`.
 const KUBERNETES_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
@@ -107,7 +106,6 @@ impl ControlPlane {
             "kubernetes",
             "kubernetes.default",
             "kubernetes.default.svc",
-            ISSUER_HOST,
             &KUBERNETES_SERVICE.to_string(),
             &CONTROL_PLANE_ADDRESS.to_string(),
         ];
@@ -129,11 +127,7 @@ impl ControlPlane {
             // Webhooks are called at their pods, since the environment has no kube-proxy.
             .arg("--enable-aggregator-routing=true")
             .arg("--service-cluster-ip-range=10.96.0.0/16")
-            .arg(flag("service-account-issuer", ISSUER))
-            .arg(flag(
-                "service-account-jwks-uri",
-                format!("{ISSUER}/openid/v1/jwks"),
-            ))
+            .arg("--service-account-issuer=https://kubernetes.default.svc.cluster.local")
             .arg(flag("service-account-key-file", key))
             .arg(flag("service-account-signing-key-file", key))
             .arg(flag("tls-cert-file", serving.certificate))

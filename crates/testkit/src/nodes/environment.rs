@@ -13,7 +13,7 @@ use rolegate_devkit::{Imds, ImdsOptions, Sts, StsOptions};
 use tokio::runtime::{Builder, Runtime};
 
 use super::spec::NodeSpec;
-use crate::lab::{Namespace, enter_netns};
+use crate::lab::Namespace;
 use crate::repository;
 
 /// The control plane's address and the nodes' gateway.
@@ -169,11 +169,8 @@ impl StandIns {
     /// Starts both in the environment's namespace. STS knows the node's credentials and checks
     /// signatures.
     pub(super) fn start(environment: &Namespace) -> anyhow::Result<Self> {
-        let netns = environment.path();
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
-            // STS fetches the documents of OIDC providers. If a thread can't enter, that fails.
-            .on_thread_start(move || drop(enter_netns(&netns)))
             .enable_all()
             .build()?;
         let (imds, sts) = environment.run(|| {

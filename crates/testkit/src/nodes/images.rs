@@ -108,8 +108,7 @@ fn rolegate(folder: &Path) -> anyhow::Result<ImageBuilder> {
     Ok(image)
 }
 
-/// Builds the image of clients.
-pub(super) fn client(folder: &Path) -> anyhow::Result<ImageBuilder> {
+fn client(folder: &Path) -> anyhow::Result<ImageBuilder> {
     let mut image = ImageBuilder::new(folder)?;
     for program in [
         "sh", "bash", "curl", "sleep", "cat", "date", "env", "head", "grep", "sed", "id", "ls",
