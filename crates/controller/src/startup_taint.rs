@@ -25,7 +25,7 @@ use prometheus_client::registry::Registry;
 use rolegate_kube::chain;
 use rolegate_runtime::readiness::Condition;
 use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::leader_task::LeaderTask;
@@ -83,8 +83,10 @@ enum TaintError {
         node: String,
         source: Box<kube::Error>,
     },
-    #[error("no response from the API server within {REQUEST_TIMEOUT:?}")]
-    TimedOut,
+    #[error(
+        "cannot remove the taint of node {node}: no response from the API server within {REQUEST_TIMEOUT:?}"
+    )]
+    TimedOut { node: String },
 }
 
 /// The leader task that removes startup taints.
@@ -159,11 +161,13 @@ impl StartupTaint {
         let mut changes = pin!(stream::select(nodes, pods));
         let mut known = NodesAndAgents::new(&self.options.key);
         let mut failed = BTreeSet::new();
+        let mut retry_at = Instant::now();
         let mut log = FailureLog::default();
         loop {
             let change = tokio::select! {
                 change = changes.next() => change,
-                () = sleep(RETRY_INTERVAL), if !failed.is_empty() => None,
+                // A fixed time, which changes of other nodes don't postpone.
+                () = sleep_until(retry_at), if !failed.is_empty() => None,
             };
             match change {
                 Some(Change::Node(event)) => known.update_nodes(*event),
@@ -179,6 +183,9 @@ impl StartupTaint {
             // request for each node that fails.
             for node in known.ready_nodes() {
                 if !failed.contains(&node) && !self.remove_logged(&node, &mut log).await {
+                    if failed.is_empty() {
+                        retry_at = Instant::now() + RETRY_INTERVAL;
+                    }
                     failed.insert(node);
                 }
             }
@@ -194,7 +201,10 @@ impl StartupTaint {
     /// Removes the taint of a node. Returns `false` if the request failed.
     async fn remove_logged(&self, node: &str, log: &mut FailureLog) -> bool {
         let removed = timeout(REQUEST_TIMEOUT, self.remove(node)).await;
-        match removed.unwrap_or(Err(TaintError::TimedOut)) {
+        let timed_out = || TaintError::TimedOut {
+            node: node.to_owned(),
+        };
+        match removed.unwrap_or_else(|_| Err(timed_out())) {
             Ok(true) => {
                 self.metrics.removed.inc();
                 tracing::info!(node, taint = self.options.key, "removed the startup taint");

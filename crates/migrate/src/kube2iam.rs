@@ -25,7 +25,7 @@ const KEYS_SECRET: &str = "rolegate-aws";
 
 /// Translates the values. Returns whether the pods of the default role matter.
 pub(crate) fn translate(old: &mut OldValues, out: &mut Output, pods: Option<&[Value]>) -> bool {
-    // The flags use the port of the door for metrics unless there is another.
+    // Without a port for metrics, kube2iam serves them on the port for pods.
     let metrics = Metrics::take(old, out);
     let uses_pods = flags::translate(old, out, metrics.is_scraped, pods);
     aws(old, out);
@@ -201,7 +201,7 @@ fn dropped(old: &mut OldValues, out: &mut Output) {
     for name in probes {
         if old
             .take(name)
-            .is_some_and(|value| value != json!(true) && !is_default_probe(&value))
+            .is_some_and(|value| value != json!(true) && !is_default_probe(name, &value))
         {
             out.dropped(
                 name,
@@ -219,14 +219,11 @@ fn dropped(old: &mut OldValues, out: &mut Output) {
 }
 
 /// Returns whether a probe is that of the chart's defaults.
-fn is_default_probe(value: &Value) -> bool {
-    [(30, "livenessProbe"), (0, "readinessProbe")]
-        .iter()
-        .any(|(delay, _)| {
-            *value
-                == json!({"enabled": true, "initialDelaySeconds": delay, "periodSeconds": 5,
-                "successThreshold": 1, "failureThreshold": 3, "timeoutSeconds": 1})
-        })
+fn is_default_probe(name: &str, value: &Value) -> bool {
+    let delay = if name == "readinessProbe" { 0 } else { 30 };
+    *value
+        == json!({"enabled": true, "initialDelaySeconds": delay, "periodSeconds": 5,
+            "successThreshold": 1, "failureThreshold": 3, "timeoutSeconds": 1})
 }
 
 fn image(old: &mut OldValues, out: &mut Output) {

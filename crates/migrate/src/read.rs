@@ -50,7 +50,9 @@ pub enum MigrateError {
     #[error("{0}: not UTF-8 text")]
     NotText(String),
     /// A file does not hold one map.
-    #[error("{0}: not a values file: it must hold one map")]
+    #[error(
+        "{0}: not a values file: it must contain one YAML mapping, as `helm get values -o yaml` prints"
+    )]
     NotValues(String),
     /// The values may be those of either chart or of another one.
     #[error("cannot recognise the chart of these values: they have {0}")]

@@ -37,7 +37,7 @@ Examples:
   Why does a pod get no credentials?
     rolegate doctor --pod shop/api-0
   What is wrong on a node?
-    kubectl debug node/NODE -it --profile=sysadmin --image=REGISTRY/rolegate:0.1.0-tools -- rolegate doctor node
+    sudo rolegate doctor node
 
 Exit codes: 0 no problem, 1 failed, such as an API server that does not respond, 3 a problem, 64 invalid usage."
 )]
@@ -58,7 +58,7 @@ pub(crate) struct DoctorArguments {
 
 #[derive(Debug, Subcommand)]
 enum Subject {
-    /// Examine the node that it runs on, as root or in the agent's container
+    /// Examine the node that it runs on, as root
     #[command(long_about = node::LONG_ABOUT)]
     Node(node::NodeArguments),
 }

@@ -148,7 +148,7 @@ async fn report(reader: &Reader, namespace: &str, pod: &Pod) -> Reading<ReadyRep
     if pod.spec.host_network {
         return Err(Unread::OutOfReach {
             why: format!("{name} serves /readyz on its node only"),
-            instead: format!("kubectl -n {namespace} exec {name} -- rolegate doctor node"),
+            instead: "`rolegate doctor node` on that node reads it".into(),
         });
     }
     if pod.status.pod_ip.is_empty() {

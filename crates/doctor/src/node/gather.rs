@@ -132,7 +132,9 @@ fn entries(dir: &Path) -> Result<usize, String> {
 fn unread(what: &str, error: &RedirectError) -> Unread {
     Unread::OutOfReach {
         why: format!("cannot read {what}: {error}"),
-        instead: "run it as root on the node, or in the agent: kubectl -n rolegate-system exec AGENT -- rolegate doctor node".into(),
+        instead:
+            "run it as root on the node: `rolegate doctor node --help` shows how with kubectl debug"
+                .into(),
     }
 }
 
@@ -193,7 +195,7 @@ async fn rules() -> Reading<Vec<(String, String)>> {
         return Err(Unread::OutOfReach {
             why: "neither nft nor iptables is installed here".into(),
             instead:
-                "run it in the agent: kubectl -n rolegate-system exec AGENT -- rolegate doctor node"
+                "use the image with tools: `rolegate doctor node --help` shows how with kubectl debug"
                     .into(),
         });
     }

@@ -13,17 +13,18 @@ use rolegate_redirect::check::NETNS_DIR;
 use super::ReportFlags;
 
 /// The introduction of the help text.
-pub(super) const LONG_ABOUT: &str = "Examine the node that it runs on, as root or in the agent's container.\n\n\
+pub(super) const LONG_ABOUT: &str = "Examine the node that it runs on, as root.\n\n\
 Examines the agent's conditions, the redirect and its routing rules, the interfaces of pods, where the metadata \
 address leads from inside each pod, rules of other programs such as kube2iam, the node's metadata service, and the \
-records of the container runtime. It needs the capabilities NET_ADMIN and SYS_ADMIN, which agents have; what it \
+records of the container runtime. It needs the capabilities NET_ADMIN and SYS_ADMIN; what it \
 cannot read is not checked.";
 
 /// Arguments of `rolegate doctor node`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  kubectl debug node/NODE -it --profile=sysadmin --image=REGISTRY/rolegate:0.1.0-tools -- rolegate doctor node
+  kubectl debug node/NODE -it --profile=sysadmin --image=REGISTRY/rolegate:0.1.0-tools -- rolegate doctor node \\
+    --netns-dir=/host/run/netns --cni-conf-dir=/host/etc/cni/net.d --cni-results-dir=/host/var/lib/cni/results
   sudo rolegate doctor node -o json
 
 Exit codes: 0 no problem, 1 failed, 3 a problem, 64 invalid usage.")]

@@ -37,7 +37,7 @@ pub(in crate::cluster) fn check(facts: &ClusterFacts) -> Result<Outcome, Unread>
         let (namespace, agent) = (&pod.metadata.namespace, &pod.metadata.name);
         let message = format!("node {name}: agent {agent} is not ready: {}", pod.trouble());
         findings.push(Finding::problem(message).advice(format!(
-            "kubectl -n {namespace} exec {agent} -- rolegate doctor node, or its log: kubectl -n {namespace} logs {agent}"
+            "kubectl -n {namespace} logs {agent}, or `rolegate doctor node` on that node"
         )));
     }
     let (all, failing) = (nodes.len(), findings.len());

@@ -22,7 +22,9 @@ pub(in crate::pod) fn check(facts: &PodFacts) -> Result<Outcome, Unread> {
                 "agent {name} on node {node} is not ready: {}",
                 agent.trouble()
             );
-            let exec = format!("kubectl -n {namespace} exec {name} -- rolegate doctor node");
+            let exec = format!(
+                "kubectl -n {namespace} logs {name}, or `rolegate doctor node` on that node"
+            );
             Finding::problem(message).advice(exec).into()
         }
         None => {
