@@ -71,6 +71,17 @@
 {{- if not (or $values.agent.enabled $values.broker.enabled $values.admission.enabled $controller $values.crds.install $values.namespace.create $values.rbac.view) }}
 {{- fail "nothing is installed: set agent.enabled, broker.enabled or admission.enabled to true" }}
 {{- end }}
+{{- if and (eq $config.layers.rego "enforce") (not $config.rego.namespaces) }}
+{{- fail "config.layers.rego=enforce requires config.rego.namespaces, the namespaces of the policies' ConfigMaps: without policies the layer would be off" }}
+{{- end }}
+{{- range $field := list "layers" "reservedRoles" "namespaceRestrictionsDefault" "baseRoleArn" }}
+{{- if hasKey $config.extraSpec $field }}
+{{- fail (printf "config.extraSpec.%s would override config.%s: set config.%s only" $field $field $field) }}
+{{- end }}
+{{- end }}
+{{- if and $values.broker.enabled $values.agent.enabled (eq (include "rolegate.serviceAccount" (list . "agent")) (include "rolegate.serviceAccount" (list . "broker"))) }}
+{{- fail "agents and brokers have the same service account, so every node would have the brokers' AWS rights: set broker.serviceAccount.name or create to differ from those of agent.serviceAccount" }}
+{{- end }}
 {{- if and $config.extraSpec (ne $config.source "object") }}
 {{- fail "config.extraSpec has no effect: flags cannot express it; set config.source=object once the CRDs are installed" }}
 {{- end }}

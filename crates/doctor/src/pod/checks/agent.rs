@@ -59,7 +59,7 @@ mod tests {
                 .advice
                 .as_ref()
                 .unwrap()
-                .contains("exec agent-a")
+                .contains("logs agent-a")
         );
         facts.agents = Ok(Vec::new());
         assert_eq!(check(&facts).unwrap().status(), Status::Problem);
