@@ -122,8 +122,8 @@ fuzz_target!(|body: &[u8]| {
                 text.len() < 4096 && !text.contains(['\r', '\n', '\u{1b}']),
                 "{text:?}"
             );
-            if let Some(uid) = error.uid() {
-                check(&refusal(uid, &text), uid);
+            if let Some(request) = error.uid() {
+                check(&refusal(request, &text), request.1);
             }
             return;
         }
