@@ -13,6 +13,7 @@ pub mod credentials;
 mod debug;
 pub mod decision_source;
 pub mod handover;
+mod host;
 pub mod limits;
 pub mod metadata;
 pub mod metrics;

@@ -5,7 +5,7 @@
 //! several SDKs retry every 5xx.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use rolegate_core::session::FailureKind;
@@ -92,7 +92,7 @@ impl Reply {
     /// Closes the connection after this response.
     pub(super) fn and_close(mut self) -> Self {
         let headers = self.response.headers_mut();
-        headers.insert("connection", HeaderValue::from_static("close"));
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
         self
     }
 }

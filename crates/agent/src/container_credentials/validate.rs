@@ -1,16 +1,16 @@
 //! Validation that rejects a request before its token is read.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use http::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN};
+use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use http::{Method, Request, StatusCode};
 
 use super::reply::{Code, Reply};
+use crate::host::{FORWARDED_FOR, host_address};
 use crate::metrics::Outcome;
 
 /// The one path of the endpoint.
 const PATH: &str = "/v1/credentials";
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Returns the token of a request. `own` is the local address of the connection.
 pub(super) fn token_of<B>(request: &Request<B>, own: SocketAddr) -> Result<&[u8], Reply> {
@@ -36,7 +36,7 @@ pub(super) fn token_of<B>(request: &Request<B>, own: SocketAddr) -> Result<&[u8]
     let host = hosts.next().filter(|_| hosts.next().is_none());
     let is_ours = host.is_some_and(|host| is_ours(host.as_bytes(), own));
     // A browser that DNS rebinding led here sends an Origin and a host name.
-    if !is_ours || headers.contains_key(ORIGIN) || headers.contains_key(FORWARDED_FOR) {
+    if !is_ours || headers.contains_key(ORIGIN) || headers.contains_key(&FORWARDED_FOR) {
         let sentence = "Access Denied. Called agent through invalid address: send this endpoint's \
                         address as Host, without a proxy (NO_PROXY=169.254.170.23,fd00:ec2::23), \
                         and no Origin header";
@@ -60,16 +60,8 @@ pub(super) fn token_of<B>(request: &Request<B>, own: SocketAddr) -> Result<&[u8]
 /// Returns whether a host is the local address of the connection, with its port or without. A name
 /// never is: an attacker who controls DNS could have pointed it here.
 fn is_ours(host: &[u8], own: SocketAddr) -> bool {
-    let Ok(host) = std::str::from_utf8(host) else {
-        return false;
-    };
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    let address = own.ip().to_canonical();
-    if let Ok(given) = bare.unwrap_or(host).parse::<IpAddr>() {
-        return given.to_canonical() == address;
-    }
-    host.parse::<SocketAddr>()
-        .is_ok_and(|given| given.ip().to_canonical() == address && given.port() == own.port())
+    host_address(host).is_some_and(|(address, port)| {
+        address.to_canonical() == own.ip().to_canonical()
+            && port.is_none_or(|port| port == own.port())
+    })
 }

@@ -20,6 +20,7 @@ use super::{ImdsV2, MetadataServer, forward};
 use crate::address_verifier::VerifiedAt;
 use crate::attachment::Verdict;
 use crate::credentials::{Attempt, CredentialSource, Refusal};
+use crate::host::FORWARDED_FOR;
 use crate::limits::Connection;
 use crate::metrics::{Handler, Outcome};
 use crate::pod_table::Owner;
@@ -28,7 +29,6 @@ use crate::token::{MAX_TTL_SECONDS, TokenKeys};
 // Names rather than text, so that no request parses them.
 static TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 static TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
-static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// A connection of a pod.
 #[derive(Debug)]

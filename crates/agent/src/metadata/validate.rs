@@ -1,12 +1,13 @@
 //! Validation that rejects a request before it is processed.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use http::header::{HOST, HeaderMap, ORIGIN};
 use http::{Method, Request, StatusCode, Version};
 use rolegate_core::metadata::{CanonicalPath, PathError};
 
 use super::reply::Reply;
+use crate::host::host_address;
 use crate::metrics::{Handler, Outcome};
 
 /// A request that passed validation.
@@ -91,15 +92,6 @@ fn is_ours(host: &[u8], own: IpAddr) -> bool {
     match host {
         b"169.254.169.254" | b"169.254.169.254:80" => true,
         b"[fd00:ec2::254]" | b"[fd00:ec2::254]:80" => true,
-        other => std::str::from_utf8(other)
-            .ok()
-            .and_then(|host| {
-                let bare = host
-                    .strip_prefix('[')
-                    .and_then(|host| host.strip_suffix(']'));
-                let socket = || host.parse().ok().map(|socket: SocketAddr| socket.ip());
-                bare.unwrap_or(host).parse().ok().or_else(socket)
-            })
-            .is_some_and(|host: IpAddr| host == own),
+        other => host_address(other).is_some_and(|(host, _)| host == own),
     }
 }
