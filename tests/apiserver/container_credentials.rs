@@ -16,7 +16,7 @@ use k8s_openapi::api::authentication::v1::BoundObjectReference;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use rolegate_agent::app::{Agent, AgentOptions, Mode, SourceOptions, StandaloneOptions};
-use rolegate_agent::container_credentials::{AUDIENCE, ContainerCredentialsOptions};
+use rolegate_agent::container_credentials::ContainerCredentialsOptions;
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::metadata::{ImdsV2, MetadataOptions};
 use rolegate_authorizer::options::DecisionOptions;
@@ -24,6 +24,7 @@ use rolegate_aws::sts::StsOptions;
 use rolegate_core::arn::BaseArn;
 use rolegate_core::config::RuleConfig;
 use rolegate_core::metadata::AllowList;
+use rolegate_core::service_account::CONTAINER_CREDENTIALS_AUDIENCE;
 use rolegate_devkit::{Imds, ImdsOptions, Sts};
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigMode;
@@ -126,7 +127,9 @@ impl Fixture {
     }
 
     async fn token(&self, pod: &Pod) -> anyhow::Result<String> {
-        self.cluster.pod_token(pod, AUDIENCE).await
+        self.cluster
+            .pod_token(pod, CONTAINER_CREDENTIALS_AUDIENCE)
+            .await
     }
 
     /// Presents a token, and returns the status and the body.
@@ -189,7 +192,7 @@ fn options(kubeconfig: PathBuf, imds: &Imds, sts: StsOptions) -> anyhow::Result<
         },
         container_credentials: Some(ContainerCredentialsOptions {
             listen: vec![LOOPBACK],
-            audience: AUDIENCE.into(),
+            audience: CONTAINER_CREDENTIALS_AUDIENCE.into(),
             node: NODE.into(),
             limits: LimitOptions::default(),
             header_time: Duration::from_secs(10),
@@ -318,7 +321,7 @@ async fn threat_08_tokens_of_other_places_are_refused() -> anyhow::Result<()> {
     let request = |bound| {
         fixture
             .cluster
-            .request_token(NAMESPACE, "default", AUDIENCE, bound)
+            .request_token(NAMESPACE, "default", CONTAINER_CREDENTIALS_AUDIENCE, bound)
     };
     ensure!(
         fixture

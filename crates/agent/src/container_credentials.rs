@@ -34,8 +34,6 @@ use verified::VerifiedTokens;
 pub const CONTAINER_CREDENTIALS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 170, 23);
 /// IPv6 address of the endpoint on EKS.
 pub const CONTAINER_CREDENTIALS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23);
-/// Audience of the tokens on EKS.
-pub const AUDIENCE: &str = "pods.eks.amazonaws.com";
 
 /// Maximum number of addresses.
 pub const MAX_ADDRESSES: usize = 4;

@@ -15,9 +15,14 @@ use rolegate_admission::app::{
 use rolegate_core::annotation::{AnnotationKeys, EKS_PREFIX};
 use rolegate_core::config::RuleConfig;
 use rolegate_core::layer::Mode;
+use rolegate_core::service_account::{CONTAINER_CREDENTIALS_AUDIENCE, WEB_IDENTITY_AUDIENCE};
 use rolegate_kube::client::ClientOptions;
 use rolegate_kube::cluster_config::ConfigMode;
 use rolegate_kube::tls_secret::CertificateSource;
+use rolegate_review::mutation::settings::{
+    CONTAINER_CREDENTIALS_MOUNT_PATH, CONTAINER_CREDENTIALS_VOLUME, DEFAULT_FULL_URI,
+    WEB_IDENTITY_MOUNT_PATH,
+};
 use rolegate_review::mutation::{AssignedMethod, InjectionSettings, InvalidArn, TokenSettings};
 use rolegate_runtime::clock::Clock;
 use rolegate_runtime::tls::TlsFiles;
@@ -97,13 +102,13 @@ pub(crate) struct PodIdentityWebhookFlags {
     #[arg(long, value_name = "PREFIX", default_value = EKS_PREFIX)]
     annotation_prefix: String,
     /// Audience of web identity tokens
-    #[arg(long, value_name = "AUDIENCE", default_value = "sts.amazonaws.com")]
+    #[arg(long, value_name = "AUDIENCE", default_value = WEB_IDENTITY_AUDIENCE)]
     token_audience: String,
     /// Path at which web identity tokens are mounted
     #[arg(
         long,
         value_name = "PATH",
-        default_value = "/var/run/secrets/eks.amazonaws.com/serviceaccount"
+        default_value = WEB_IDENTITY_MOUNT_PATH
     )]
     token_mount_path: String,
     /// Expiration of tokens in seconds. Raised to 600 and lowered to 86400
@@ -131,27 +136,27 @@ pub(crate) struct PodIdentityWebhookFlags {
     #[arg(
         long,
         value_name = "AUDIENCE",
-        default_value = "pods.eks.amazonaws.com"
+        default_value = CONTAINER_CREDENTIALS_AUDIENCE
     )]
     container_credentials_audience: String,
     /// Path at which tokens for container credentials are mounted
     #[arg(
         long,
         value_name = "PATH",
-        default_value = "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount"
+        default_value = CONTAINER_CREDENTIALS_MOUNT_PATH
     )]
     container_credentials_token_mount_path: String,
     /// Name of the volume of tokens for container credentials
-    #[arg(long, value_name = "NAME", default_value = "eks-pod-identity-token")]
+    #[arg(long, value_name = "NAME", default_value = CONTAINER_CREDENTIALS_VOLUME)]
     container_credentials_token_volume_name: String,
     /// Name of the file of tokens for container credentials
-    #[arg(long, value_name = "NAME", default_value = "eks-pod-identity-token")]
+    #[arg(long, value_name = "NAME", default_value = CONTAINER_CREDENTIALS_VOLUME)]
     container_credentials_token_path: String,
     /// URI of the container credentials endpoint
     #[arg(
         long,
         value_name = "URI",
-        default_value = "http://169.254.170.23/v1/credentials"
+        default_value = DEFAULT_FULL_URI
     )]
     container_credentials_full_uri: String,
     /// Time for which a pod waits for a new service account. At most 4s; unlike in the EKS webhook, 0 means the default of 2s

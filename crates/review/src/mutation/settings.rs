@@ -1,5 +1,18 @@
 //! The settings of the injection that hold for all pods.
 
+use rolegate_core::annotation::EKS_PREFIX;
+use rolegate_core::service_account::{CONTAINER_CREDENTIALS_AUDIENCE, WEB_IDENTITY_AUDIENCE};
+
+/// Default path of web identity tokens, as in the EKS webhook.
+pub const WEB_IDENTITY_MOUNT_PATH: &str = "/var/run/secrets/eks.amazonaws.com/serviceaccount";
+/// Default path of tokens for container credentials, as in the EKS webhook.
+pub const CONTAINER_CREDENTIALS_MOUNT_PATH: &str =
+    "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount";
+/// Default name of the volume and of the file of tokens for container credentials, as in the EKS
+/// webhook.
+pub const CONTAINER_CREDENTIALS_VOLUME: &str = "eks-pod-identity-token";
+/// Default URI of the container credentials endpoint, as on EKS.
+pub const DEFAULT_FULL_URI: &str = "http://169.254.170.23/v1/credentials";
 /// Minimum expiration of a token that the API server issues, in seconds.
 pub const MIN_EXPIRATION_SECONDS: u32 = 600;
 /// Maximum and default expiration, in seconds.
@@ -72,20 +85,20 @@ pub struct InjectionSettings {
 impl Default for InjectionSettings {
     fn default() -> Self {
         Self {
-            annotation_prefix: "eks.amazonaws.com".into(),
+            annotation_prefix: EKS_PREFIX.into(),
             web_identity: TokenSettings {
-                audience: "sts.amazonaws.com".into(),
-                mount_path: "/var/run/secrets/eks.amazonaws.com/serviceaccount".into(),
+                audience: WEB_IDENTITY_AUDIENCE.into(),
+                mount_path: WEB_IDENTITY_MOUNT_PATH.into(),
                 volume: "aws-iam-token".into(),
                 file: "token".into(),
             },
             container_credentials: TokenSettings {
-                audience: "pods.eks.amazonaws.com".into(),
-                mount_path: "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount".into(),
-                volume: "eks-pod-identity-token".into(),
-                file: "eks-pod-identity-token".into(),
+                audience: CONTAINER_CREDENTIALS_AUDIENCE.into(),
+                mount_path: CONTAINER_CREDENTIALS_MOUNT_PATH.into(),
+                volume: CONTAINER_CREDENTIALS_VOLUME.into(),
+                file: CONTAINER_CREDENTIALS_VOLUME.into(),
             },
-            full_uri: "http://169.254.170.23/v1/credentials".into(),
+            full_uri: DEFAULT_FULL_URI.into(),
             expiration_seconds: MAX_EXPIRATION_SECONDS,
             region: None,
             regional_sts: false,

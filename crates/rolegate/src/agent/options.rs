@@ -10,13 +10,15 @@ use rolegate_agent::app::{AgentOptions, Mode, RedirectOptions, SourceOptions, St
 use rolegate_agent::attachment::{AttachmentOptions, EVENT_BUFFER, Unrecorded};
 use rolegate_agent::broker::{BrokerOptions, ClientAuth};
 use rolegate_agent::container_credentials::{
-    AUDIENCE, CONTAINER_CREDENTIALS_V4, CONTAINER_CREDENTIALS_V6, ContainerCredentialsOptions,
-    MAX_ADDRESSES,
+    CONTAINER_CREDENTIALS_V4, CONTAINER_CREDENTIALS_V6, ContainerCredentialsOptions, MAX_ADDRESSES,
 };
 use rolegate_agent::limits::LimitOptions;
 use rolegate_agent::metadata::{self, MetadataOptions};
 use rolegate_core::engine::EngineOptions;
 use rolegate_core::metadata::AllowList;
+use rolegate_core::service_account::{
+    CONTAINER_CREDENTIALS_AUDIENCE, MAX_AUDIENCE, WEB_IDENTITY_AUDIENCE,
+};
 use rolegate_redirect::check::NETNS_DIR;
 use rolegate_redirect::rules::{Endpoint, METADATA_V4, METADATA_V6};
 use rolegate_redirect::{Backend, Choice};
@@ -35,10 +37,6 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 /// Maximum time to wait for a CNI configuration: less than the liveness probe of our manifests allows.
 const MAX_DETECT_TIME: Duration = Duration::from_secs(45);
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(300);
-/// Maximum length of an audience, in bytes.
-const MAX_AUDIENCE_BYTES: usize = 253;
-/// Audience of tokens for STS itself.
-const STS_AUDIENCE: &str = "sts.amazonaws.com";
 /// Maximum number of tokens of one client that are verified per second. A CSI driver requests one for
 /// each mount.
 const VERIFICATIONS_PER_POD: u32 = 100;
@@ -181,15 +179,15 @@ fn container_credentials(
         )));
     }
     let audience = flags.container_credentials_audience.as_deref();
-    let audience = audience.unwrap_or(AUDIENCE);
-    if !(1..=MAX_AUDIENCE_BYTES).contains(&audience.len())
+    let audience = audience.unwrap_or(CONTAINER_CREDENTIALS_AUDIENCE);
+    if !(1..=MAX_AUDIENCE).contains(&audience.len())
         || !audience.bytes().all(|byte| byte.is_ascii_graphic())
     {
         return Err(invalid(
             "--container-credentials-audience: must have 1 to 253 visible ASCII characters",
         ));
     }
-    if audience == STS_AUDIENCE {
+    if audience == WEB_IDENTITY_AUDIENCE {
         return Err(invalid(
             "--container-credentials-audience: tokens for sts.amazonaws.com are valid at STS itself: \
              use another audience",

@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use rolegate_admission::app::InjectionOptions;
 use rolegate_core::layer::Mode;
+use rolegate_core::service_account::WEB_IDENTITY_AUDIENCE;
+use rolegate_review::mutation::settings::DEFAULT_FULL_URI;
 use rolegate_review::mutation::{AssignedMethod, InjectionSettings, InvalidArn};
 
 use crate::flags::duration;
@@ -70,13 +72,13 @@ pub(crate) struct InjectionFlags {
     #[arg(long, env = "ROLEGATE_INJECT_REGIONAL_STS", help_heading = INJECTION)]
     inject_regional_sts: bool,
     /// Audience of web identity tokens
-    #[arg(long, value_name = "AUDIENCE", env = "ROLEGATE_INJECT_AUDIENCE", default_value = "sts.amazonaws.com", help_heading = INJECTION)]
+    #[arg(long, value_name = "AUDIENCE", env = "ROLEGATE_INJECT_AUDIENCE", default_value = WEB_IDENTITY_AUDIENCE, help_heading = INJECTION)]
     inject_audience: String,
     /// Expiration of tokens in seconds, from 600 to 86400
     #[arg(long, value_name = "SECONDS", env = "ROLEGATE_INJECT_EXPIRATION", default_value = "86400", value_parser = clap::value_parser!(u32).range(600..=86400), help_heading = INJECTION)]
     inject_expiration: u32,
     /// URI of the container credentials endpoint in AWS_CONTAINER_CREDENTIALS_FULL_URI
-    #[arg(long, value_name = "URI", env = "ROLEGATE_INJECT_FULL_URI", default_value = "http://169.254.170.23/v1/credentials", help_heading = INJECTION)]
+    #[arg(long, value_name = "URI", env = "ROLEGATE_INJECT_FULL_URI", default_value = DEFAULT_FULL_URI, help_heading = INJECTION)]
     inject_full_uri: String,
     /// Method for roles of the annotation rolegate.dev/role and of associations. The annotation eks.amazonaws.com/role-arn always means web identity
     #[arg(long, value_name = "METHOD", env = "ROLEGATE_INJECT_ASSIGNED", default_value = "container-credentials", help_heading = INJECTION)]
