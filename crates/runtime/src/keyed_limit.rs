@@ -33,6 +33,11 @@ impl<K: Eq + Hash + Clone> KeyedLimiter<K> {
         let limiter = self.clone();
         Some(Permit { key, limiter })
     }
+
+    /// Returns whether no permit is taken.
+    pub fn is_empty(&self) -> bool {
+        self.taken.lock().is_empty()
+    }
 }
 
 /// A permit.
@@ -74,7 +79,7 @@ mod tests {
         assert!(limiter.take("one").is_none());
         assert!(limiter.take("two").is_some());
         drop(held);
-        assert!(limiter.taken.lock().is_empty());
+        assert!(limiter.is_empty());
         assert!(limiter.take("one").is_some());
     }
 }

@@ -1,10 +1,9 @@
 //! The number of waiting pods, shared fairly among namespaces: a tenant that creates many pods of new
 //! service accounts must not take the wait from others.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use rolegate_runtime::keyed_limit::{KeyedLimiter, Permit};
 
 /// Maximum number of pods that wait at a time. Others are answered at once.
 pub(super) const MAX_WAITING: usize = 256;
@@ -12,50 +11,35 @@ pub(super) const MAX_WAITING: usize = 256;
 pub(super) const MAX_WAITING_OF_NAMESPACE: usize = 128;
 
 /// The waiting pods.
-#[derive(Debug, Default)]
-pub(super) struct WaitingPods(Mutex<Counts>);
-
-#[derive(Debug, Default)]
-struct Counts {
-    total: usize,
-    by_namespace: HashMap<Arc<str>, usize>,
+#[derive(Debug)]
+pub(super) struct WaitingPods {
+    all: KeyedLimiter<()>,
+    by_namespace: KeyedLimiter<Arc<str>>,
 }
 
 /// Counts one waiting pod until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
-    pods: &'a WaitingPods,
-    namespace: Arc<str>,
+pub(super) struct Place {
+    _in_all: Permit<()>,
+    _in_namespace: Permit<Arc<str>>,
+}
+
+impl Default for WaitingPods {
+    fn default() -> Self {
+        Self {
+            all: KeyedLimiter::new(MAX_WAITING),
+            by_namespace: KeyedLimiter::new(MAX_WAITING_OF_NAMESPACE),
+        }
+    }
 }
 
 impl WaitingPods {
     /// Takes a place for a pod. `None` if too many wait.
-    pub(super) fn enter(&self, namespace: &str) -> Option<Place<'_>> {
-        let mut counts = self.0.lock();
-        let own = counts.by_namespace.get(namespace).copied().unwrap_or(0);
-        if counts.total >= MAX_WAITING || own >= MAX_WAITING_OF_NAMESPACE {
-            return None;
-        }
-        let namespace: Arc<str> = namespace.into();
-        counts.total += 1;
-        counts.by_namespace.insert(namespace.clone(), own + 1);
+    pub(super) fn enter(&self, namespace: &str) -> Option<Place> {
         Some(Place {
-            pods: self,
-            namespace,
+            _in_namespace: self.by_namespace.take(namespace.into())?,
+            _in_all: self.all.take(())?,
         })
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut counts = self.pods.0.lock();
-        counts.total -= 1;
-        if let Some(own) = counts.by_namespace.get_mut(&self.namespace) {
-            *own -= 1;
-            if *own == 0 {
-                counts.by_namespace.remove(&self.namespace);
-            }
-        }
     }
 }
 
@@ -73,7 +57,6 @@ mod tests {
         }
         assert_eq!(held.len(), MAX_WAITING);
         drop(held);
-        let counts = pods.0.lock();
-        assert!(counts.total == 0 && counts.by_namespace.is_empty());
+        assert!(pods.all.is_empty() && pods.by_namespace.is_empty());
     }
 }
