@@ -145,15 +145,16 @@ impl Drop for Block {
 }
 
 impl Condition {
-    /// Sets the condition's health.
-    pub fn set(&self, health: Health) {
+    /// Sets the condition's health. Returns whether it changed, so that a lasting fault can be logged
+    /// once.
+    pub fn set(&self, health: Health) -> bool {
         self.readiness.0.send_if_modified(|state| {
             if state.conditions.get(self.name) == Some(&health) {
                 return false;
             }
             state.conditions.insert(self.name, health);
             true
-        });
+        })
     }
 
     /// Marks the condition as healthy.

@@ -19,7 +19,7 @@ use rolegate_review::mutation::config_map::{KEY, NAME, PodIdentityConfig};
 use rolegate_review::mutation::source::ContainerIdentities;
 use rolegate_rules::rules::RuleStore;
 use rolegate_runtime::metrics::Metrics;
-use rolegate_runtime::readiness::{Block, Condition};
+use rolegate_runtime::readiness::{Block, Condition, Health};
 use rolegate_runtime::supervisor::Supervisor;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
@@ -268,7 +268,6 @@ async fn follow_file(
     condition: &Condition,
 ) {
     condition.fail("the file of container credentials is not read yet");
-    let mut fault: Option<String> = None;
     loop {
         let read = match read(path).await {
             Ok(text) => ContainerIdentities::parse(&text),
@@ -277,7 +276,6 @@ async fn follow_file(
         };
         match read {
             Ok(parsed) => {
-                fault = None;
                 condition.ok();
                 identities.send_if_modified(|known| {
                     let is_new = known.as_deref() != Some(&parsed);
@@ -290,15 +288,14 @@ async fn follow_file(
             // The identities before it stay in force.
             Err(reason) => {
                 let reason = format!("{}: {reason}", path.display());
-                if fault.as_ref() != Some(&reason) {
+                let health = if identities.borrow().is_some() {
+                    Health::Noted(reason.clone())
+                } else {
+                    Health::Failing(reason.clone())
+                };
+                if condition.set(health) {
                     warn!(reason, "cannot read the file of container credentials");
                 }
-                if identities.borrow().is_some() {
-                    condition.note(reason.clone());
-                } else {
-                    condition.fail(reason.clone());
-                }
-                fault = Some(reason);
             }
         }
         tokio::time::sleep(FILE_INTERVAL).await;

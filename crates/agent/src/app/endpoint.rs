@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rolegate_redirect::ensure_link;
 use rolegate_runtime::drain::Drain;
-use rolegate_runtime::readiness::Condition;
+use rolegate_runtime::readiness::{Condition, Health};
 use rolegate_runtime::serve::listen;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -25,6 +25,8 @@ const INTERVAL: Duration = Duration::from_secs(5);
 struct Place {
     address: SocketAddr,
     listener: Option<TcpListener>,
+    /// True once a task serves the listener.
+    is_served: bool,
     /// The last reason why it is not bound.
     why: Option<String>,
 }
@@ -33,8 +35,6 @@ struct Place {
 pub(super) struct EndpointSockets {
     places: Vec<Place>,
     condition: Condition,
-    /// The last reported faults, which are logged once.
-    reported: String,
 }
 
 impl EndpointSockets {
@@ -51,7 +51,6 @@ impl EndpointSockets {
         let mut sockets = Self {
             places: Vec::new(),
             condition,
-            reported: String::new(),
         };
         for address in addresses {
             let is_it =
@@ -60,6 +59,7 @@ impl EndpointSockets {
             sockets.places.push(Place {
                 address: *address,
                 listener: found.map(|place| given.swap_remove(place)),
+                is_served: false,
                 why: None,
             });
         }
@@ -83,19 +83,14 @@ impl EndpointSockets {
 
     /// Serves all listeners, checks the link, and serves addresses that can be bound later.
     pub(super) async fn serve(mut self, server: Arc<ContainerCredentialsServer>, drain: Drain) {
-        let mut serving = vec![false; self.places.len()];
         let begun = drain.begun();
         tokio::pin!(begun);
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.tick().await;
         loop {
-            for (place, serving) in self.places.iter_mut().zip(&mut serving) {
-                if *serving {
-                    continue;
-                }
-                // Once it serves, the address counts as bound without a listener here.
+            for place in &mut self.places {
                 if let Some(listener) = place.listener.take() {
-                    *serving = true;
+                    place.is_served = true;
                     drain.spawn(server.clone().serve(listener, drain.clone()));
                 }
             }
@@ -103,22 +98,17 @@ impl EndpointSockets {
                 _ = ticks.tick() => {}
                 () = &mut begun => return,
             }
-            let mut missing = self.link().await;
-            for (place, serving) in self.places.iter_mut().zip(&serving) {
-                place.why = missing.take(place.address.ip());
-                if !serving {
-                    place.bind();
-                }
-            }
+            self.ensure().await;
             self.report();
         }
     }
 
+    /// Checks the link, and binds the addresses that are not bound.
     async fn ensure(&mut self) {
         let mut missing = self.link().await;
         for place in &mut self.places {
             place.why = missing.take(place.address.ip());
-            if place.listener.is_none() {
+            if place.listener.is_none() && !place.is_served {
                 place.bind();
             }
         }
@@ -150,26 +140,28 @@ impl EndpointSockets {
     }
 
     /// Reports which addresses are not served. One that is served is enough to be ready.
-    fn report(&mut self) {
+    fn report(&self) {
         let faults: Vec<_> = self
             .places
             .iter()
             .filter_map(|place| Some(format!("{}: {}", place.address, place.why.as_deref()?)))
             .collect();
         let text = faults.join("; ");
-        if text != self.reported && !text.is_empty() {
+        if faults.is_empty() {
+            self.condition.ok();
+            return;
+        }
+        let fault = format!("not served: {text}");
+        let health = if faults.len() < self.places.len() {
+            Health::Noted(fault)
+        } else {
+            Health::Failing(fault)
+        };
+        if self.condition.set(health) {
             warn!(
                 reason = text,
                 "cannot serve container credentials on an address, retrying"
             );
-        }
-        self.reported.clone_from(&text);
-        if faults.is_empty() {
-            self.condition.ok();
-        } else if faults.len() < self.places.len() {
-            self.condition.note(format!("not served: {text}"));
-        } else {
-            self.condition.fail(format!("not served: {text}"));
         }
     }
 }
