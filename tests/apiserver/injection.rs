@@ -58,7 +58,7 @@ async fn pods_get_credentials_in_both_versions_of_reviews() {
             .pointer("/projected/sources/0/serviceAccountToken");
         assert_eq!(token.unwrap()["audience"], "sts.amazonaws.com");
         let plain = pod(&format!("plain-{version}"), "plain");
-        let plain = fixture.create(&plain).await.unwrap().object().unwrap();
+        let plain = fixture.created(&plain).await.unwrap();
         assert_eq!(role_of(container(&plain, 0)), None);
     }
 }
@@ -93,7 +93,7 @@ async fn generated_names_complete_the_session_name() {
     fixture.until_called().await.unwrap();
     let mut submitted = pod("", "api");
     submitted["metadata"] = json!({"generateName": "api-"});
-    let stored = fixture.create(&submitted).await.unwrap().object().unwrap();
+    let stored = fixture.created(&submitted).await.unwrap();
     assert!(stored["metadata"]["name"].as_str().unwrap().len() > 4);
     let name = variable(container(&stored, 0), "AWS_ROLE_SESSION_NAME");
     assert_eq!(name, "shop.$(ROLEGATE_POD_NAME)");
@@ -136,12 +136,7 @@ async fn ephemeral_containers_get_variables() {
     fixture.account("api", Some(ROLE)).await.unwrap();
     fixture.register(|_| {});
     fixture.until_called().await.unwrap();
-    fixture
-        .create(&pod("api", "api"))
-        .await
-        .unwrap()
-        .object()
-        .unwrap();
+    fixture.created(&pod("api", "api")).await.unwrap();
     let debug = json!({"spec": {"ephemeralContainers": [{"name": "debug", "image": "i"}]}});
     let path = "/api/v1/namespaces/shop/pods/api/ephemeralcontainers";
     let answer = fixture
@@ -185,20 +180,10 @@ async fn pods_without_injection_can_be_refused() {
     assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.message());
     fixture.account("plain", None).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1)).await;
-    fixture
-        .create(&pod("plain", "plain"))
-        .await
-        .unwrap()
-        .object()
-        .unwrap();
+    fixture.created(&pod("plain", "plain")).await.unwrap();
     fixture.register(|_| {});
     fixture.until_called().await.unwrap();
-    let stored = fixture
-        .create(&pod("api", "api"))
-        .await
-        .unwrap()
-        .object()
-        .unwrap();
+    let stored = fixture.created(&pod("api", "api")).await.unwrap();
     assert_eq!(role_of(container(&stored, 0)), Some(ROLE));
 }
 
@@ -249,12 +234,7 @@ async fn container_credentials_need_a_grant_as_other_roles_do() {
     })
     .await
     .unwrap();
-    let stored = fixture
-        .create(&pod("api", "api"))
-        .await
-        .unwrap()
-        .object()
-        .unwrap();
+    let stored = fixture.created(&pod("api", "api")).await.unwrap();
     assert_eq!(
         stored["metadata"]["labels"]["eks.amazonaws.com/pod-identity"],
         "enabled"
@@ -290,12 +270,7 @@ async fn the_eks_webhooks_flags_rights_and_registration_work() {
         .await
         .unwrap();
     fixture.until_called().await.unwrap();
-    let stored = fixture
-        .create(&pod("api", "api"))
-        .await
-        .unwrap()
-        .object()
-        .unwrap();
+    let stored = fixture.created(&pod("api", "api")).await.unwrap();
     let container_of = container(&stored, 0);
     assert_eq!(role_of(container_of), Some(ROLE));
     assert_eq!(

@@ -2,6 +2,7 @@
 
 use crate::arn::RoleArn;
 use crate::labels::Labels;
+use crate::service_account::{ServiceAccount, ServiceAccountAnnotations};
 use crate::session::SessionKey;
 use crate::workload::{Phase, RoleRequest, Workload};
 
@@ -24,6 +25,20 @@ pub fn pod(role: Option<&str>) -> Workload {
         },
         labels: Labels::default(),
         annotations: Labels::default(),
+    }
+}
+
+/// Returns the service account `default/default` of [`pod`], with UID `account-1` and with `role` in
+/// its annotation.
+pub fn service_account(role: Option<&str>) -> ServiceAccount {
+    ServiceAccount {
+        namespace: "default".into(),
+        name: "default".into(),
+        uid: "account-1".into(),
+        annotations: ServiceAccountAnnotations {
+            role: role.map(Into::into),
+            ..ServiceAccountAnnotations::default()
+        },
     }
 }
 

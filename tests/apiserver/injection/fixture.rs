@@ -317,6 +317,11 @@ impl Fixture {
         self.driver.post("/api/v1/namespaces/shop/pods", pod).await
     }
 
+    /// Creates a pod, and returns it as the API server stored it.
+    pub(super) async fn created(&self, pod: &Value) -> anyhow::Result<Value> {
+        self.create(pod).await?.object()
+    }
+
     pub(super) async fn dry_run(&self, pod: &Value) -> anyhow::Result<Answer> {
         let path = "/api/v1/namespaces/shop/pods?dryRun=All";
         self.driver.post(path, pod).await

@@ -72,7 +72,7 @@ async fn the_exported_policy_injects_without_a_webhook() {
     })
     .await
     .unwrap();
-    let stored = fixture.create(&submitted).await.unwrap().object().unwrap();
+    let stored = fixture.created(&submitted).await.unwrap();
     let main = container(&stored, 0);
     for (name, value) in [
         ("A", "b"),
@@ -116,15 +116,10 @@ async fn the_exported_policy_injects_without_a_webhook() {
     assert_eq!(token["audience"], "sts.amazonaws.com");
     assert!(volumes.iter().any(|volume| volume["name"] == "data"));
     // Without a role, or with the label, nothing changes.
-    let plain = fixture
-        .create(&pod("plain", "plain"))
-        .await
-        .unwrap()
-        .object()
-        .unwrap();
+    let plain = fixture.created(&pod("plain", "plain")).await.unwrap();
     assert_eq!(role_of(container(&plain, 0)), None);
     let mut skipped = pod("skipped", "api");
     skipped["metadata"]["labels"] = json!({"eks.amazonaws.com/skip-pod-identity-webhook": "x"});
-    let skipped = fixture.create(&skipped).await.unwrap().object().unwrap();
+    let skipped = fixture.created(&skipped).await.unwrap();
     assert_eq!(role_of(container(&skipped, 0)), None);
 }

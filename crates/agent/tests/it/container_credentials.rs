@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rolegate_agent::container_credentials::{AUDIENCE, ContainerCredentialsOptions};
+use rolegate_agent::container_credentials::ContainerCredentialsOptions;
 use rolegate_agent::limits::LimitOptions;
+use rolegate_core::service_account::CONTAINER_CREDENTIALS_AUDIENCE;
 use rolegate_devkit::{Namespace, Pod};
 use rolegate_service_account_token::Algorithm;
 use rolegate_service_account_token::test_util::{Signer, claims};
@@ -34,7 +35,7 @@ impl Fixture {
         let harness = TestAgent::unready(|options| {
             options.container_credentials = Some(ContainerCredentialsOptions {
                 listen: vec![LOOPBACK],
-                audience: AUDIENCE.into(),
+                audience: CONTAINER_CREDENTIALS_AUDIENCE.into(),
                 node: NODE.into(),
                 limits,
                 header_time: Duration::from_secs(10),
@@ -96,6 +97,22 @@ impl Fixture {
         let mut stream = TcpStream::connect(self.endpoint()).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
         reply(&mut stream).await
+    }
+
+    /// Presents a token until it is refused with 404. Each response before that has credentials.
+    async fn until_refused(&self, token: &str) {
+        let refused = async {
+            loop {
+                let reply = self.present(token).await;
+                if reply.status == 404 {
+                    return;
+                }
+                assert_eq!(reply.status, 200, "{reply:?}");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), refused)
+            .await
+            .unwrap();
     }
 
     /// Presents a token.
@@ -304,18 +321,7 @@ async fn service_ends_with_the_service_account() {
     let token = fixture.signer.sign(&fixture.reader());
     assert_eq!(fixture.present(&token).await.status, 200);
     assert!(fixture.harness.kube.delete(ACCOUNTS, Some("shop"), "web-1"));
-    let ended = async {
-        loop {
-            let reply = fixture.present(&token).await;
-            if reply.status == 404 {
-                return;
-            }
-            assert_eq!(reply.status, 200, "{reply:?}");
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), ended)
-        .await
-        .unwrap();
+    fixture.until_refused(&token).await;
 }
 
 #[tokio::test]
@@ -325,18 +331,7 @@ async fn service_ends_with_the_pod() {
     let token = fixture.signer.sign(&reader);
     assert_eq!(fixture.present(&token).await.status, 200);
     assert!(fixture.harness.kube.delete_pod("shop", "web-1"));
-    let ended = async {
-        loop {
-            let reply = fixture.present(&token).await;
-            if reply.status == 404 {
-                return;
-            }
-            assert_eq!(reply.status, 200, "{reply:?}");
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), ended)
-        .await
-        .unwrap();
+    fixture.until_refused(&token).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Tests of the roles of service accounts: when their sessions are leased and dropped.
 
 use rolegate_authorizer::pod::AssignedLookup;
-use rolegate_core::service_account::{ServiceAccount, ServiceAccountAnnotations};
+use rolegate_core::service_account::ServiceAccount;
 use rolegate_rules::service_accounts::ServiceAccountStore;
 use rolegate_rules::store::Report;
 
@@ -10,18 +10,6 @@ use super::*;
 struct Accounts {
     fixture: Fixture,
     store: ServiceAccountStore,
-}
-
-fn account(role: Option<&str>) -> ServiceAccount {
-    ServiceAccount {
-        namespace: "default".into(),
-        name: "default".into(),
-        uid: "account-1".into(),
-        annotations: ServiceAccountAnnotations {
-            role: role.map(Into::into),
-            ..ServiceAccountAnnotations::default()
-        },
-    }
 }
 
 impl Accounts {
@@ -34,7 +22,7 @@ impl Accounts {
             .clone()
             .with_service_accounts(Some(store.clone()));
         let mut accounts = Self { fixture, store };
-        accounts.change(Change::Snapshot(vec![account(None)]));
+        accounts.change(Change::Snapshot(vec![test_util::service_account(None)]));
         accounts
     }
 
@@ -46,7 +34,7 @@ impl Accounts {
     }
 
     fn annotate(&mut self, role: Option<&str>) {
-        self.change(Change::Apply(account(role)));
+        self.change(Change::Apply(test_util::service_account(role)));
     }
 
     /// Returns the role that the reconciler has already leased a session of, without deciding.
@@ -112,7 +100,7 @@ fn a_deleted_account_or_pod_drops_the_session() {
     let weak = Arc::downgrade(&roles.entries()[0]);
     drop((entry, roles));
     assert!(weak.upgrade().is_some());
-    accounts.change(Change::Delete(account(Some("reader"))));
+    accounts.change(Change::Delete(test_util::service_account(Some("reader"))));
     assert_eq!(accounts.leased("a"), None);
     assert!(weak.upgrade().is_none(), "something still holds the lease");
     accounts.annotate(Some("reader"));
@@ -133,7 +121,7 @@ fn other_accounts_and_rules_change_nothing() {
         .generation;
     let other = ServiceAccount {
         name: "other".into(),
-        ..account(Some("reader"))
+        ..test_util::service_account(Some("reader"))
     };
     accounts.change(Change::Apply(other));
     let after = generation

@@ -9,9 +9,9 @@ use rolegate_core::grant::{Association, Grant, Subject};
 use rolegate_core::layer::{LayerId, Mode};
 use rolegate_core::namespace::Namespace;
 use rolegate_core::rule_set_builder::{AwsEnvironment, RuleUpdate};
-use rolegate_core::service_account::{ServiceAccount, ServiceAccountAnnotations};
+use rolegate_core::service_account::ServiceAccount;
 use rolegate_core::session_name::SessionScope;
-use rolegate_core::test_util::pod;
+use rolegate_core::test_util::{pod, service_account};
 use rolegate_core::workload::{Change, Phase};
 use rolegate_rules::store::{Report, RuleStoreWriter};
 use rolegate_runtime::clock::Clock;
@@ -95,13 +95,8 @@ impl Fixture {
 
 fn account(uid: &str, role: Option<&str>) -> ServiceAccount {
     ServiceAccount {
-        namespace: "default".into(),
-        name: "default".into(),
         uid: uid.into(),
-        annotations: ServiceAccountAnnotations {
-            role: role.map(Into::into),
-            ..ServiceAccountAnnotations::default()
-        },
+        ..service_account(role)
     }
 }
 

@@ -1,22 +1,10 @@
 //! The roles of service accounts: changes of accounts and rules reach the streams of their pods.
 
-use rolegate_core::service_account::{ServiceAccount, ServiceAccountAnnotations};
+use rolegate_core::service_account::ServiceAccount;
 use rolegate_proto::v1;
 use rolegate_rules::service_accounts::ServiceAccountStore;
 
 use super::*;
-
-fn account(role: Option<&str>) -> ServiceAccount {
-    ServiceAccount {
-        namespace: "default".into(),
-        name: "default".into(),
-        uid: "account-1".into(),
-        annotations: ServiceAccountAnnotations {
-            role: role.map(Into::into),
-            ..ServiceAccountAnnotations::default()
-        },
-    }
-}
 
 /// Returns what the next messages say about the role of the service account of `uid`.
 fn told(subscription: &Subscription, uid: &str) -> Option<String> {
@@ -61,15 +49,18 @@ fn changes_of_service_accounts_and_rules_are_sent() {
     assert_eq!(told().as_deref(), Some("unknown"));
     change(
         &mut fixture,
-        Change::Snapshot(vec![account(Some("reader"))]),
+        Change::Snapshot(vec![test_util::service_account(Some("reader"))]),
     );
     assert_eq!(told().as_deref(), Some("reader"));
     assert_eq!(fixture.leased(), 1);
     // The same again, and another account, are nothing to send.
-    change(&mut fixture, Change::Apply(account(Some("reader"))));
+    change(
+        &mut fixture,
+        Change::Apply(test_util::service_account(Some("reader"))),
+    );
     let other = ServiceAccount {
         name: "other".into(),
-        ..account(Some("reader"))
+        ..test_util::service_account(Some("reader"))
     };
     change(&mut fixture, Change::Apply(other));
     assert_eq!(told(), None);
@@ -78,11 +69,20 @@ fn changes_of_service_accounts_and_rules_are_sent() {
     assert_eq!(fixture.leased(), 0, "the session ends with the right to it");
     fixture.allow(r#"["reader"]"#);
     assert_eq!(told().as_deref(), Some("reader"));
-    change(&mut fixture, Change::Apply(account(None)));
+    change(
+        &mut fixture,
+        Change::Apply(test_util::service_account(None)),
+    );
     assert_eq!(told().as_deref(), Some("none"));
-    change(&mut fixture, Change::Apply(account(Some("reader"))));
+    change(
+        &mut fixture,
+        Change::Apply(test_util::service_account(Some("reader"))),
+    );
     assert_eq!(told().as_deref(), Some("reader"));
-    change(&mut fixture, Change::Delete(account(None)));
+    change(
+        &mut fixture,
+        Change::Delete(test_util::service_account(None)),
+    );
     assert_eq!(told().as_deref(), Some("unknown"));
     assert_eq!(fixture.leased(), 0);
 }
