@@ -223,7 +223,7 @@ impl ImportedAssociations {
 /// as a loop of the AWS CLI prints them, all are read.
 ///
 /// # Errors
-/// [`MigrateError`] if a file cannot be parsed, or is none of these.
+/// [`MigrateError`] if a file cannot be parsed, or has another format.
 pub fn import_associations(files: &[ValuesFile<'_>]) -> Result<ImportedAssociations, MigrateError> {
     let mut imported = ImportedAssociations::default();
     for file in files {
